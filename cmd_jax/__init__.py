@@ -1,0 +1,14 @@
+"""Self-supervised pre-training that tells look-alikes apart.
+
+Shape letters, used in every docstring of the package:
+
+  B  examples of a batch (of all devices under jit, of one under pmap)
+  V  views of an example; S, T the student's and the teacher's views
+  N  tokens (patches) of a view
+  P  parts
+  K  prototypes
+  D  features of an embedding
+  H, W  pixels; R the side of a canvas in pixels
+"""
+
+__version__ = '0.1.0'

@@ -1,0 +1,75 @@
+"""The device-resident route: batches as a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from cmd_jax import parallel
+from cmd_jax.data.canvas import Canvases
+from cmd_jax.errors import UserError
+from cmd_jax.train_step import Batch
+
+
+def batch_indices(
+  seed: int, step: jax.Array, *, num_examples: int, batch_size: int
+) -> jax.Array:
+  """The examples of a step: a slice of the epoch's permutation.
+
+  Every epoch is shuffled anew and drops its incomplete last batch, so an
+  example is seen at most once an epoch.
+
+  Args:
+    seed: seed of the run.
+    step: scalar.
+    num_examples: size of the set.
+    batch_size: B, at most `num_examples`.
+
+  Returns:
+    [B] int32.
+  """
+  steps_per_epoch = num_examples // batch_size
+  epoch_key = jax.random.fold_in(jax.random.key(seed), step // steps_per_epoch)
+  order = jax.random.permutation(epoch_key, num_examples)
+  start = step % steps_per_epoch * batch_size
+  return jax.lax.dynamic_slice(order, (start,), (batch_size,))
+
+
+def make_resident_batches(
+  canvases: Canvases, *, batch_size: int, seed: int, mesh: Mesh
+) -> Callable[[int], Batch]:
+  """Puts a set on the devices and returns what draws its batches there.
+
+  Args:
+    canvases: the set.
+    batch_size: B of all devices together.
+    seed: seed of the run.
+    mesh: every device of it gets the whole set.
+
+  Returns:
+    step -> global `Batch`, split over the devices; compiled once.
+
+  Raises:
+    UserError: the set is smaller than a batch.
+  """
+  num_examples = len(canvases.images)
+  if num_examples < batch_size:
+    raise UserError(
+      f'{canvases.name} has {num_examples} usable images, fewer than '
+      f'config.batch_size {batch_size}: set --config.batch_size to at most '
+      f'{num_examples}'
+    )
+  whole, split = parallel.replicated(mesh), parallel.split_over_data(mesh)
+  images, sizes = jax.device_put((canvases.images, canvases.sizes), whole)
+
+  def draw(images, sizes, step):
+    index = batch_indices(
+      seed, step, num_examples=num_examples, batch_size=batch_size
+    )
+    return Batch(images[index], sizes[index], index)
+
+  draw = jax.jit(draw, in_shardings=(whole, whole, whole), out_shardings=split)
+  return lambda step: draw(images, sizes, jnp.int32(step))

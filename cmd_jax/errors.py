@@ -1,0 +1,9 @@
+"""The one exception that a user of the program is meant to read."""
+
+
+class UserError(Exception):
+  """A mistake that the user can mend.
+
+  The message is one line: what is wrong, where, and what to do about it.
+  `main.py` prints it without a traceback and exits with code 2.
+  """

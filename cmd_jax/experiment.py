@@ -1,0 +1,258 @@
+"""Builds everything a run needs: the only reader of `config`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cmd_jax import optim, parallel, schedules
+from cmd_jax.checkpoint import Checkpoints
+from cmd_jax.data import augment
+from cmd_jax.data.canvas import Canvases, make_canvases
+from cmd_jax.data.resident import make_resident_batches
+from cmd_jax.data.source import Source
+from cmd_jax.errors import UserError
+from cmd_jax.methods import make_method
+from cmd_jax.methods.base import Method
+from cmd_jax.models import make_encoder
+from cmd_jax.train_state import TrainState, init_train_state
+from cmd_jax.train_step import make_train_step
+from cmd_jax.workdir import Workdir
+
+# Salts of the run's root key.
+_INIT, _STEPS = range(2)
+
+
+class Evaluation(NamedTuple):
+  """How an encoder is scored.
+
+  Attributes:
+    protocols: names of the evaluators.
+    view: (canvases, sizes) -> images as the encoder sees them.
+    batch_size: images encoded at a time.
+    network: 'teacher' or 'student'.
+  """
+
+  protocols: tuple[str, ...]
+  view: Callable
+  batch_size: int
+  network: str
+
+
+class Experiment(NamedTuple):
+  """A config made real.
+
+  Attributes:
+    name: name of the data set.
+    method_name: name of the method.
+    mesh: the devices.
+    pretrain: the images trained on.
+    test: the images evaluated on.
+    method: the objective for global batches, as evaluation needs it.
+    init_state: () -> `TrainState` on the mesh, a function of the seed.
+    state_like: shapes and shardings of that state.
+    make_batches: () -> (step -> `Batch`); puts the data on the devices.
+    step: the compiled train step.
+    rng: root key of the steps.
+    evaluation: how the encoder is scored.
+    batch_size: B of all devices together.
+    steps_per_epoch: steps of an epoch.
+    total_steps: steps of the run.
+    log_every_steps: steps from one log line to the next.
+    checkpoint_every_steps: steps from one checkpoint to the next.
+    checkpoints_kept: number of checkpoints kept.
+  """
+
+  name: str
+  method_name: str
+  mesh: Mesh
+  pretrain: Canvases
+  test: Canvases | None
+  method: Method
+  init_state: Callable[[], TrainState]
+  state_like: TrainState
+  make_batches: Callable
+  step: Callable
+  rng: jax.Array
+  evaluation: Evaluation
+  batch_size: int
+  steps_per_epoch: int
+  total_steps: int
+  log_every_steps: int
+  checkpoint_every_steps: int
+  checkpoints_kept: int
+
+  def open_checkpoints(self, workdir: Workdir) -> Checkpoints:
+    """The checkpoints of a work directory."""
+    return Checkpoints(workdir.checkpoints, keep=self.checkpoints_kept)
+
+
+def _load_source(dataset: dict, split: str) -> Source:
+  source, dataset = dataset['source'], dict(dataset)
+  for key in ('source', 'pretrain_split', 'test_split'):
+    dataset.pop(key)
+  if source == 'tfds':
+    from cmd_jax.data.tfds_source import tfds_source
+
+    return tfds_source(split=split, **dataset)
+  if source == 'folder':
+    from cmd_jax.data.folder import folder_source
+
+    return folder_source(split=split, **dataset)
+  raise UserError(
+    f'config.dataset.source is {source!r}: choose one of tfds, folder'
+  )
+
+
+def _make_schedules(config: ConfigDict, steps_per_epoch: int, total_steps: int):
+  optimizer, teacher = config.optim, config.teacher
+  return {
+    'learning_rate': schedules.cosine_schedule(
+      optimizer.base_learning_rate * config.batch_size / 256,
+      optimizer.final_learning_rate,
+      total_steps,
+      warmup_steps=round(optimizer.warmup_epochs * steps_per_epoch),
+    ),
+    'weight_decay': schedules.cosine_schedule(
+      optimizer.base_weight_decay, optimizer.final_weight_decay, total_steps
+    ),
+    'teacher_momentum': schedules.cosine_schedule(
+      teacher.base_momentum, teacher.final_momentum, total_steps
+    ),
+    'teacher_temperature': schedules.stepwise_schedule(
+      teacher.warmup_temperature,
+      teacher.temperature,
+      teacher.warmup_temperature_epochs,
+      steps_per_epoch,
+    ),
+  }
+
+
+def _check_choices(config: ConfigDict) -> None:
+  for field, value, choices in (
+    ('parallel.mode', config.parallel.mode, parallel.MODES),
+    ('eval.network', config.eval.network, ('teacher', 'student')),
+  ):
+    if value not in choices:
+      raise UserError(
+        f'config.{field} is {value!r}: choose one of {", ".join(choices)}'
+      )
+  for field, value in (
+    ('batch_size', config.batch_size),
+    ('total_epochs', config.total_epochs),
+    ('canvas_px', config.canvas_px),
+    ('eval.batch_size', config.eval.batch_size),
+    ('log.every_steps', config.log.every_steps),
+    ('checkpoint.every_steps', config.checkpoint.every_steps),
+    ('checkpoint.keep', config.checkpoint.keep),
+  ):
+    if value < 1:
+      raise UserError(f'config.{field} is {value}: it must be at least 1')
+
+
+def build(config: ConfigDict) -> Experiment:
+  """Builds an experiment.
+
+  Args:
+    config: as configs/common.py makes it.
+
+  Raises:
+    UserError: anything in the config that cannot be.
+  """
+  _check_choices(config)
+  mesh = parallel.make_mesh(config.parallel.num_devices)
+  parallel.check_batch_size(config.batch_size, mesh)
+  encoder = make_encoder(**config.model)
+
+  dataset = config.dataset.to_dict()
+  pretrain = make_canvases(
+    _load_source(dataset, dataset['pretrain_split']),
+    canvas_px=config.canvas_px,
+  )
+  test_source = _load_source(dataset, dataset['test_split'])
+  test = None
+  if test_source.file_names:
+    test = make_canvases(test_source, canvas_px=config.canvas_px)
+  steps_per_epoch = max(len(pretrain.images) // config.batch_size, 1)
+  total_steps = config.total_epochs * steps_per_epoch
+
+  named = _make_schedules(config, steps_per_epoch, total_steps)
+
+  def method_for(axis_name):
+    return make_method(
+      encoder=encoder,
+      image_px=config.augment.global_px,
+      head=config.head.to_dict(),
+      student_temperature=config.student_temperature,
+      teacher_temperature=named['teacher_temperature'],
+      centre_momentum=config.teacher.centre_momentum,
+      teacher_normalisation=config.teacher.normalisation,
+      axis_name=axis_name,
+      **config.method.to_dict(),
+    )
+
+  optimizer = optim.make_adamw(
+    learning_rate=named['learning_rate'],
+    weight_decay=named['weight_decay'],
+    clip_norm=config.optim.clip_norm,
+    freeze_last_layer_steps=round(
+      config.optim.freeze_last_layer_epochs * steps_per_epoch
+    ),
+  )
+  method = method_for(None)
+  root = jax.random.key(config.seed)
+  init = jax.jit(
+    lambda rng: init_train_state(method, optimizer, rng),
+    out_shardings=parallel.replicated(mesh),
+  )
+  init_rng = jax.random.fold_in(root, _INIT)
+
+  def make_step(axis_name):
+    return make_train_step(
+      method=method_for(axis_name),
+      augment=augment.make_augment(**config.augment),
+      optimizer=optimizer,
+      teacher_momentum=named['teacher_momentum'],
+      schedules=named,
+      axis_name=axis_name,
+    )
+
+  return Experiment(
+    name=pretrain.name,
+    method_name=config.method.name,
+    mesh=mesh,
+    pretrain=pretrain,
+    test=test,
+    method=method,
+    init_state=lambda: init(init_rng),
+    state_like=jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=parallel.replicated(mesh)
+      ),
+      jax.eval_shape(init, init_rng),
+    ),
+    make_batches=lambda: make_resident_batches(
+      pretrain, batch_size=config.batch_size, seed=config.seed, mesh=mesh
+    ),
+    step=parallel.compile_step(make_step, mode=config.parallel.mode, mesh=mesh),
+    rng=jax.random.fold_in(root, _STEPS),
+    evaluation=Evaluation(
+      protocols=tuple(config.eval.protocols),
+      view=augment.make_eval_view(
+        view_px=config.eval.view_px,
+        crop_fraction=config.eval.crop_fraction or None,
+      ),
+      batch_size=config.eval.batch_size,
+      network=config.eval.network,
+    ),
+    batch_size=config.batch_size,
+    steps_per_epoch=steps_per_epoch,
+    total_steps=total_steps,
+    log_every_steps=config.log.every_steps,
+    checkpoint_every_steps=config.checkpoint.every_steps,
+    checkpoints_kept=config.checkpoint.keep,
+  )

@@ -1,0 +1,1 @@
+"""Pure loss functions; the equations are in their docstrings."""

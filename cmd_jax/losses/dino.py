@@ -1,0 +1,118 @@
+"""Image-to-image distillation (DINO, Caron et al. 2021) and its centring.
+
+Views are ordered so that the teacher's T views are the first of the student's
+V views. A pair (u, v) with u = v compares a view with itself and is left out.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from cmd_jax import parallel
+
+
+def pair_mask(num_teacher: int, num_student: int) -> jax.Array:
+  """[T, V] bool: True for the pairs of different views."""
+  return ~jnp.eye(num_teacher, num_student, dtype=bool)
+
+
+def num_pairs(num_teacher: int, num_student: int) -> int:
+  """Number of pairs (u, v) with u != v."""
+  return num_teacher * num_student - min(num_teacher, num_student)
+
+
+def image_loss(teacher_probs: jax.Array, student_log_probs: jax.Array):
+  """Mean over the pairs u != v of H(P_t(u), P_s(v)).
+
+  L_I of CMD; DINO's loss (main_dino.py `DINOLoss.forward`), which the mean over
+  the batch follows.
+
+  Args:
+    teacher_probs: [B, T, K], without gradient.
+    student_log_probs: [B, V, K].
+
+  Returns:
+    [B] nats.
+  """
+  num_teacher, num_student = teacher_probs.shape[1], student_log_probs.shape[1]
+  mask = pair_mask(num_teacher, num_student)
+  cross_entropy = -jnp.einsum('buk,bvk->buv', teacher_probs, student_log_probs)
+  total = jnp.sum(cross_entropy * mask, axis=(1, 2))
+  return total / num_pairs(num_teacher, num_student)
+
+
+def centred_probs(
+  logits: jax.Array, centre: jax.Array, temperature: jax.Array
+) -> jax.Array:
+  """softmax((logits - centre) / temperature), without gradient.
+
+  Args:
+    logits: [..., K] of the teacher.
+    centre: [K].
+    temperature: scalar.
+  """
+  return jax.nn.softmax(jax.lax.stop_gradient(logits - centre) / temperature)
+
+
+def update_centre(
+  centre: jax.Array,
+  logits: jax.Array,
+  *,
+  momentum: float,
+  axis_name: str | None,
+) -> jax.Array:
+  """Exponential moving average of the teacher's mean logits.
+
+  c <- m c + (1 - m) mean(logits), the mean over the global batch (DINO,
+  Eq. 4).
+
+  Args:
+    centre: [K].
+    logits: [..., K] of the teacher.
+    momentum: m.
+    axis_name: axis over which the batch is spread, None if it is global.
+
+  Returns:
+    [K].
+  """
+  mean = logits.reshape(-1, logits.shape[-1]).mean(0)
+  mean = parallel.pmean(mean, axis_name)
+  return momentum * centre + (1 - momentum) * mean
+
+
+def sinkhorn_probs(
+  logits: jax.Array,
+  temperature: jax.Array,
+  *,
+  num_iterations: int = 3,
+  axis_name: str | None,
+) -> jax.Array:
+  """Teacher distributions that use all prototypes equally, without gradient.
+
+  Sinkhorn-Knopp normalisation over the global batch (SwAV, Caron et al. 2020,
+  Sec. 3.1; used for DINO in DINOv2): columns and rows of exp(logits / tau) are
+  scaled in turn; every row adds up to 1 at the end.
+
+  Args:
+    logits: [..., K] of the teacher.
+    temperature: scalar.
+    num_iterations: number of alternations.
+    axis_name: axis over which the batch is spread, None if it is global.
+
+  Returns:
+    Probabilities in the shape of `logits`.
+  """
+  scaled = jax.lax.stop_gradient(logits) / temperature
+  # One shift per row cancels in its normalisation and keeps exp finite.
+  rows = jnp.exp(scaled - scaled.max(-1, keepdims=True))
+  rows = rows.reshape(-1, logits.shape[-1])
+  for _ in range(num_iterations):
+    rows = rows / jnp.maximum(parallel.psum(rows.sum(0), axis_name), 1e-30)
+    rows = rows / rows.sum(1, keepdims=True)
+  return rows.reshape(logits.shape)
+
+
+def entropy(probs: jax.Array) -> jax.Array:
+  """Entropy over the last axis in nats; 0 log 0 = 0."""
+  return -jnp.sum(jax.scipy.special.xlogy(probs, probs), axis=-1)

@@ -1,0 +1,30 @@
+"""Self-supervised methods as data and pure functions."""
+
+from __future__ import annotations
+
+from cmd_jax.errors import UserError
+from cmd_jax.methods.base import Method
+
+
+def make_method(name: str, **kwargs) -> Method:
+  """Builds a method by name.
+
+  Args:
+    name: a key of the dictionary below.
+    **kwargs: arguments of that method's factory.
+
+  Raises:
+    UserError: unknown name.
+  """
+  from cmd_jax.methods import cmd, dino, esvit
+
+  methods = {
+    'cmd': cmd.make_cmd,
+    'esvit': esvit.make_esvit,
+    'dino': dino.make_dino,
+  }
+  if name not in methods:
+    raise UserError(
+      f'config.method.name is {name!r}: choose one of {", ".join(methods)}'
+    )
+  return methods[name](**kwargs)

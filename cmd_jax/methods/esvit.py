@@ -1,0 +1,52 @@
+"""EsViT (Li et al. 2022): DINO and region-to-region distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cmd_jax.losses import esvit as losses
+from cmd_jax.methods import base, dino, distillation
+
+
+def region_value(outputs: distillation.Outputs, _) -> jax.Array:
+  """L_R with uniform weights, [B]."""
+  return losses.region_loss(
+    outputs.teacher_region_probs,
+    outputs.teacher.features,
+    outputs.student_region_log_probs,
+    tuple(view.features for view in outputs.student),
+    tuple(
+      jnp.full(view.features.shape[:-1], 1 / view.features.shape[-2])
+      for view in outputs.student
+    ),
+  )
+
+
+VALUES = {**dino.VALUES, 'region': region_value}
+
+
+def make_esvit(
+  encoder: nn.Module,
+  *,
+  head: Mapping,
+  weights: Mapping[str, float],
+  **kwargs,
+) -> base.Method:
+  """Builds EsViT.
+
+  Args:
+    encoder: images -> `EncoderOutput`.
+    head: arguments of `PrototypeHead`, both for images and for regions.
+    weights: weights of the terms `image` and `region`.
+    **kwargs: arguments of `make_distillation`.
+  """
+  image_head, region_head = distillation.make_heads(2, encoder, head)
+  return distillation.make_distillation(
+    distillation.Networks(encoder, image_head, region_head),
+    base.weighted_terms(VALUES, weights),
+    **kwargs,
+  )

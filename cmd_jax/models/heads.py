@@ -1,0 +1,120 @@
+"""Heads on top of an encoder: prototypes and multi-instance attention."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+_INIT = nn.initializers.truncated_normal(0.02)
+
+
+def l2_normalise(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
+  """x / max(|x|, epsilon) along the last axis, as torch's F.normalize.
+
+  The gradient at 0 is defined: the maximum is taken under the root.
+  """
+  square = jnp.sum(x * x, axis=-1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.maximum(square, epsilon**2))
+
+
+def _direction_init(key, shape, dtype=jnp.float32):
+  # torch's default for a bias-free Linear, which DINO leaves in place here.
+  bound = shape[0] ** -0.5
+  return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class WeightNormDense(nn.Module):
+  """Weight-normalised linear layer without bias: w_k = g_k v_k / |v_k|.
+
+  Attributes:
+    num_prototypes: K, number of outputs.
+    trainable_scale: whether g is a parameter; otherwise it is 1.
+  """
+
+  num_prototypes: int
+  trainable_scale: bool
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., D] -> [..., K] float32."""
+    shape = (x.shape[-1], self.num_prototypes)
+    direction = self.param('weight_v', _direction_init, shape)
+    kernel = direction * jax.lax.rsqrt(
+      jnp.sum(direction * direction, axis=0, keepdims=True)
+    )
+    if self.trainable_scale:
+      scale = self.param('weight_g', nn.initializers.ones, (1, shape[1]))
+      kernel = kernel * scale
+    return jnp.dot(
+      x, kernel.astype(x.dtype), preferred_element_type=jnp.float32
+    )
+
+
+class PrototypeHead(nn.Module):
+  """MLP, l2 bottleneck, weight-normalised prototypes (DINO's DINOHead).
+
+  Attributes:
+    num_prototypes: K.
+    hidden_dim: hidden dimension of the MLP.
+    bottleneck_dim: dimension of the normalised bottleneck.
+    num_layers: linear layers of the MLP.
+    norm_last_layer: fixes the length of the prototypes to 1.
+    dtype: dtype of the computation; parameters and logits are float32.
+  """
+
+  num_prototypes: int
+  hidden_dim: int = 2048
+  bottleneck_dim: int = 256
+  num_layers: int = 3
+  norm_last_layer: bool = True
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., D] -> logits [..., K] float32."""
+    for index in range(self.num_layers):
+      is_last = index == self.num_layers - 1
+      x = nn.Dense(
+        self.bottleneck_dim if is_last else self.hidden_dim,
+        kernel_init=_INIT,
+        dtype=self.dtype,
+        name=f'mlp_{index}',
+      )(x)
+      if not is_last:
+        x = nn.gelu(x, approximate=False)
+    # The norm is taken in float32: bfloat16 squares lose half the digits.
+    x = l2_normalise(x.astype(jnp.float32)).astype(self.dtype)
+    return WeightNormDense(
+      self.num_prototypes, not self.norm_last_layer, name='last_layer'
+    )(x)
+
+
+class MilAttention(nn.Module):
+  """Multi-instance attention (Ilse, Tomczak & Welling 2018, Eq. 8 and 9).
+
+  a_i = softmax_i( w^T ( tanh(V h_i) * sigmoid(U h_i) ) ); without the gate the
+  second factor is 1.
+
+  Attributes:
+    hidden_dim: dimension of the hidden layer.
+    gated: Eq. 9 rather than Eq. 8.
+    dtype: dtype of the computation; the softmax is float32.
+  """
+
+  hidden_dim: int = 128
+  gated: bool = True
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    """Tokens [..., N, D] -> attention [..., N] float32 that adds up to 1."""
+
+    def dense(features, name):
+      return nn.Dense(features, kernel_init=_INIT, dtype=self.dtype, name=name)
+
+    hidden = nn.tanh(dense(self.hidden_dim, 'hidden')(tokens))
+    if self.gated:
+      hidden = hidden * nn.sigmoid(dense(self.hidden_dim, 'gate')(tokens))
+    scores = dense(1, 'score')(hidden)[..., 0]
+    return nn.softmax(scores.astype(jnp.float32))

@@ -1,0 +1,273 @@
+"""The training loop: resumable, interruptible, scored before and after."""
+
+from __future__ import annotations
+
+import collections
+import math
+import platform
+import signal
+import sys
+import time
+
+import jax
+import numpy as np
+
+import cmd_jax
+from cmd_jax.checkpoint import Checkpoints
+from cmd_jax.data.canvas import skip_report
+from cmd_jax.errors import UserError
+from cmd_jax.evaluate import results_table, score, why_not_scored
+from cmd_jax.experiment import Experiment
+from cmd_jax.metrics import MetricWriter, Progress
+from cmd_jax.train_state import TrainState
+from cmd_jax.workdir import Workdir, write_atomically
+
+# Steps the host may be ahead of the device. Their losses are looked at as they
+# arrive, so the device never waits for the host.
+_STEPS_AHEAD = 2
+
+
+class Interrupted(Exception):
+  """The run was asked to stop and has saved its state.
+
+  Attributes:
+    signal: number of the signal that asked.
+  """
+
+  def __init__(self, signal_number: int, step: int):
+    super().__init__(
+      f'stopped by {signal.Signals(signal_number).name} after step {step}; '
+      'the same command resumes there'
+    )
+    self.signal = signal_number
+
+
+class _StopSignals:
+  """Remembers SIGINT and SIGTERM instead of dying of them."""
+
+  def __init__(self):
+    self.received = None
+
+  def __enter__(self):
+    self._previous = {
+      number: signal.signal(number, self._remember)
+      for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    return self
+
+  def _remember(self, number, frame):
+    del frame
+    if self.received == number == signal.SIGINT:
+      raise KeyboardInterrupt  # A second Ctrl-C means it.
+    self.received = number
+
+  def __exit__(self, *_):
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+
+def describe_hardware() -> str:
+  """One line: devices and host, for results and logs."""
+  device = jax.devices()[0]
+  return f'{jax.device_count()} x {device.device_kind} on {platform.machine()}'
+
+
+def _check_finite(step: int, metrics: dict[str, float], workdir: Workdir):
+  if math.isfinite(metrics['loss']):
+    return
+  terms = [
+    name.removeprefix('loss/')
+    for name, value in metrics.items()
+    if name.startswith('loss/') and not math.isfinite(value)
+  ]
+  raise UserError(
+    f'the loss is not finite at step {step} '
+    f'(terms: {", ".join(terms) or "none by itself"}): the last checkpoint in '
+    f'{workdir.checkpoints} is from before; lower '
+    'config.optim.base_learning_rate or use config.model.dtype=float32 in a '
+    'new --workdir'
+  )
+
+
+class _Loop:
+  """The steps between a state and a later one."""
+
+  def __init__(
+    self,
+    experiment: Experiment,
+    workdir: Workdir,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    meta: dict,
+  ):
+    self._experiment, self._workdir = experiment, workdir
+    self._checkpoints = checkpoints
+    self._state, self._step = state, int(state.step)
+    self._seconds_before = meta.get('train_seconds', 0.0)
+    self._start = time.monotonic()
+    self._pending = collections.deque()
+    self._writer = MetricWriter(
+      workdir.metrics_file, workdir.tensorboard, step=self._step
+    )
+    self._progress = Progress(
+      step=self._step,
+      total_steps=experiment.total_steps,
+      batch_size=experiment.batch_size,
+    )
+
+  def train_seconds(self) -> float:
+    """Seconds spent in the loop, earlier sessions of the run included."""
+    return self._seconds_before + time.monotonic() - self._start
+
+  def images_per_second(self) -> float | None:
+    """Throughput of this session; None if it took fewer than two steps."""
+    return self._progress.images_per_second()
+
+  def _report(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    metrics = {name: float(value) for name, value in metrics.items()}
+    _check_finite(step, metrics, self._workdir)
+    self._progress.update(metrics['loss'])
+    experiment = self._experiment
+    if step % experiment.log_every_steps and step != experiment.total_steps:
+      return
+    metrics['epoch'] = step / experiment.steps_per_epoch
+    rate = self._progress.images_per_second()
+    if rate is not None:
+      metrics['images_per_second'] = rate
+    self._writer.write(step, metrics)
+    shown = '  '.join(
+      f'{name.removeprefix("loss/")} {value:.4g}'
+      for name, value in metrics.items()
+    )
+    self._progress.note(f'step {step}  {shown}')
+
+  def _report_down_to(self, ahead: int) -> None:
+    while len(self._pending) > ahead:
+      self._report(*self._pending.popleft())
+
+  def _save(self) -> None:
+    # Only after every loss has been seen to be finite.
+    self._report_down_to(0)
+    self._checkpoints.save(self._state, {'train_seconds': self.train_seconds()})
+
+  def run(self) -> TrainState:
+    """Trains to the end.
+
+    Raises:
+      Interrupted: a signal came; the state is saved.
+      UserError: the loss is not finite.
+    """
+    experiment = self._experiment
+    try:
+      batches = experiment.make_batches()
+      with _StopSignals() as signals:
+        while self._step < experiment.total_steps:
+          self._state, metrics = experiment.step(
+            self._state, batches(self._step), experiment.rng
+          )
+          self._step += 1
+          self._pending.append((self._step, metrics))
+          self._report_down_to(_STEPS_AHEAD)
+          if self._step % experiment.checkpoint_every_steps == 0:
+            self._save()
+          if signals.received:
+            self._save()
+            self._checkpoints.close()
+            raise Interrupted(signals.received, self._step)
+        self._save()
+    finally:
+      self._progress.close()
+      self._writer.close()
+    return self._state
+
+
+def _announce(experiment: Experiment, workdir: Workdir) -> None:
+  pretrain = experiment.pretrain
+  num_test = 0 if experiment.test is None else len(experiment.test.images)
+  print(
+    f'{experiment.method_name} on {pretrain.name}: {len(pretrain.images)} '
+    f'training and {num_test} test images of {len(pretrain.class_names)} '
+    f'classes, {pretrain.images.nbytes / 2**20:.0f} MB on '
+    f'{describe_hardware()}',
+    file=sys.stderr,
+  )
+  reports = [
+    (canvases, skip_report(canvases))
+    for canvases in (pretrain, experiment.test)
+    if canvases is not None and canvases.skipped
+  ]
+  if reports:
+    write_atomically(
+      workdir.skipped_file, '\n'.join(report for _, report in reports)
+    )
+    count = sum(len(canvases.skipped) for canvases, _ in reports)
+    print(
+      f'{count} unreadable image(s) skipped; {workdir.skipped_file} names them',
+      file=sys.stderr,
+    )
+
+
+def train(experiment: Experiment, workdir: Workdir) -> dict:
+  """Trains, or resumes, and scores the encoder before and after.
+
+  Args:
+    experiment: what to train.
+    workdir: opened for the experiment's config.
+
+  Returns:
+    The entries of results.json.
+
+  Raises:
+    Interrupted: a signal came; the state is saved.
+    UserError: the loss is not finite, or a checkpoint doesn't fit.
+  """
+  _announce(experiment, workdir)
+  checkpoints = experiment.open_checkpoints(workdir)
+  try:
+    state, meta = experiment.init_state(), {}
+    if 'init' not in workdir.results():
+      workdir.update_results(
+        dataset=experiment.name,
+        method=experiment.method_name,
+        protocols=list(experiment.evaluation.protocols),
+        init=score(experiment, state),
+      )
+    if checkpoints.latest_step() is not None:
+      state, meta = checkpoints.restore(experiment.state_like)
+      print(f'resumed after step {int(state.step)}', file=sys.stderr)
+    loop = _Loop(experiment, workdir, checkpoints, state, meta)
+    state = loop.run()
+  finally:
+    checkpoints.close()
+  entries = dict(
+    final=score(experiment, state),
+    steps=int(state.step),
+    seconds=round(loop.train_seconds(), 1),
+    hardware=describe_hardware(),
+    versions={
+      'cmd_jax': cmd_jax.__version__,
+      'jax': jax.__version__,
+      'numpy': np.__version__,
+    },
+  )
+  if loop.images_per_second() is not None:
+    entries['images_per_second'] = round(loop.images_per_second(), 1)
+  return workdir.update_results(**entries)
+
+
+def summary(experiment: Experiment, workdir: Workdir, results: dict) -> str:
+  """What a person reads at the end: the table and where to look."""
+  reason = why_not_scored(experiment)
+  table = reason or results_table(results['init'], results['final'])
+  speed = results.get('images_per_second')
+  return '\n'.join(
+    [
+      f'\n{table}\n',
+      f'{results["steps"]} steps in {results["seconds"]:.0f} s'
+      + (f', {speed:.0f} images/s' if speed else ''),
+      f'results      {workdir.results_file}',
+      f'metrics      {workdir.metrics_file}',
+      f'tensorboard  tensorboard --logdir {workdir.tensorboard}',
+      f'checkpoints  {workdir.checkpoints}',
+    ]
+  )

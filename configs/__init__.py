@@ -1,0 +1,1 @@
+"""Configs: one file an experiment; they import nothing from cmd_jax."""

@@ -1,0 +1,148 @@
+"""What all configs share: the fields, the methods and the quick test.
+
+Every sub-dict holds the keyword arguments of one factory, which is named beside
+it. Durations end in `_steps` or `_epochs`, sizes in `_px`.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+METHODS = ('cmd', 'esvit', 'dino')
+
+
+def parse_argument(argument: str | None) -> tuple[str, bool]:
+  """Reads what follows the colon of `--config=FILE:method=dino,quicktest`.
+
+  Returns:
+    The method and whether the quick test is wanted.
+
+  Raises:
+    ValueError: an unknown word or method; the message lists the valid ones.
+  """
+  method, quicktest = 'cmd', False
+  for word in (argument or '').split(','):
+    key, _, value = word.partition('=')
+    if word == 'quicktest':
+      quicktest = True
+    elif key == 'method' and value in METHODS:
+      method = value
+    elif word:
+      raise ValueError(
+        f'unknown config argument {word!r}: choose from quicktest, '
+        + ', '.join(f'method={name}' for name in METHODS)
+      )
+  return method, quicktest
+
+
+def method_fields(name: str) -> ConfigDict:
+  """cmd_jax.methods.make_method: the terms of the loss and their weights."""
+  if name == 'dino':
+    return ConfigDict(dict(name='dino', weights=dict(image=1.0)))
+  if name == 'esvit':
+    return ConfigDict(dict(name='esvit', weights=dict(image=0.5, region=0.5)))
+  return ConfigDict(
+    dict(
+      name='cmd',
+      variant='paper',
+      weights=dict(image=0.5, region=0.5, student_bag=1.0, teacher_bag=1.0),
+      mil=dict(hidden_dim=128),
+      pooling='gated_attention',
+      kl_direction='image_to_bag',
+      attend_regions=True,
+      shared_prototypes=False,
+    )
+  )
+
+
+def published(method: str) -> ConfigDict:
+  """The published settings, for ViT-S/16 at 224 px; not locked."""
+  config = ConfigDict()
+  config.seed = 0
+  config.batch_size = 64
+  config.total_epochs = 300
+  config.canvas_px = 256
+  # tfds_source or folder_source; `source` tells which.
+  config.dataset = dict(
+    source='tfds',
+    name='',
+    builder_config='',
+    data_dir='',
+    pretrain_split='train',
+    test_split='test',
+  )
+  # cmd_jax.data.augment.make_augment
+  config.augment = dict(
+    global_px=224,
+    local_px=96,
+    num_local=8,
+    global_scale=(0.4, 1.0),
+    local_scale=(0.05, 0.4),
+  )
+  # cmd_jax.models.make_encoder
+  config.model = dict(
+    name='vit',
+    variant='S',
+    image_px=224,
+    patch_px=16,
+    drop_path_rate=0.1,
+    pool='cls',
+    dtype='bfloat16',
+  )
+  # cmd_jax.models.heads.PrototypeHead
+  config.head = dict(
+    num_prototypes=65536,
+    hidden_dim=2048,
+    bottleneck_dim=256,
+    num_layers=3,
+    norm_last_layer=False,
+  )
+  config.method = method_fields(method)
+  config.student_temperature = 0.1
+  config.teacher = dict(
+    base_momentum=0.996,
+    final_momentum=1.0,
+    warmup_temperature=0.04,
+    temperature=0.07,
+    warmup_temperature_epochs=30,
+    normalisation='centring',
+    centre_momentum=0.9,
+  )
+  # The learning rate is for a batch of 256 and scales with the batch.
+  config.optim = dict(
+    base_learning_rate=5e-4,
+    final_learning_rate=1e-6,
+    warmup_epochs=10.0,
+    base_weight_decay=0.04,
+    final_weight_decay=0.4,
+    clip_norm=3.0,
+    freeze_last_layer_epochs=1.0,
+  )
+  config.parallel = dict(mode='jit', num_devices=0)
+  config.log = dict(every_steps=50)
+  config.checkpoint = dict(every_steps=500, keep=3)
+  config.eval = dict(
+    protocols=('knn/20', 'linear/logreg', 'retrieval/test-vs-train'),
+    network='teacher',
+    view_px=224,
+    crop_fraction=0.875,
+    batch_size=64,
+  )
+  return config
+
+
+def shrink_to_quicktest(config: ConfigDict) -> None:
+  """Makes a config end within two minutes on two cores, learning little."""
+  config.batch_size = 32
+  config.total_epochs = 2
+  config.canvas_px = 32
+  config.augment.update(global_px=24, local_px=16, num_local=2)
+  config.model.update(
+    variant='Mu', image_px=24, patch_px=8, dtype='float32', depth=2
+  )
+  config.head.update(num_prototypes=64, hidden_dim=64, bottleneck_dim=32)
+  config.optim.update(warmup_epochs=0.5, freeze_last_layer_epochs=0.5)
+  config.teacher.update(base_momentum=0.9, warmup_temperature_epochs=1)
+  config.eval.update(view_px=32, batch_size=128)
+  config.log.every_steps = 10
+  config.checkpoint.every_steps = 25

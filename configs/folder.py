@@ -1,0 +1,38 @@
+r"""Your own photographs: any folder, with or without classes.
+
+  python main.py --config=configs/folder.py --workdir=runs/mine \
+    --config.dataset.path=/my/photographs
+
+The folder may be flat (no scores then), have class subfolders at any depth, or
+a labels.csv with the columns file, class_name, label, split.
+"""
+
+from configs import common
+
+
+def get_config(argument=None):
+  """The config; `argument` is what follows the colon of --config."""
+  method, quicktest = common.parse_argument(argument)
+  config = common.published(method)
+  config.batch_size = 32
+  config.total_epochs = 30
+  config.canvas_px = 96
+  config.dataset = dict(
+    source='folder',
+    path='',
+    labels_file='labels.csv',
+    test_fraction=0.2,
+    pretrain_split='pretrain',
+    test_split='test',
+  )
+  config.augment.update(global_px=64, local_px=32, num_local=4)
+  config.model.update(
+    variant='Mu', image_px=64, patch_px=8, dtype='float32', drop_path_rate=0.0
+  )
+  config.head.update(num_prototypes=1024, hidden_dim=256, bottleneck_dim=64)
+  config.optim.update(base_learning_rate=4e-3, warmup_epochs=2.0)
+  config.teacher.update(base_momentum=0.98, warmup_temperature_epochs=5)
+  config.eval.update(view_px=96, crop_fraction=0.0, batch_size=128)
+  if quicktest:
+    common.shrink_to_quicktest(config)
+  return config.lock()
