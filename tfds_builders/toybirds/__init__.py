@@ -1,0 +1,1 @@
+"""Toybirds: drawn birds whose species differ only in small parts."""
