@@ -38,6 +38,17 @@ def batch_indices(
   return jax.lax.dynamic_slice(order, (start,), (batch_size,))
 
 
+def check_num_examples(canvases: Canvases, batch_size: int) -> None:
+  """Raises UserError for a set that is smaller than a batch."""
+  num_examples = len(canvases.images)
+  if num_examples < batch_size:
+    raise UserError(
+      f'{canvases.name} has {num_examples} usable images, fewer than '
+      f'config.batch_size {batch_size}: set --config.batch_size to at most '
+      f'{num_examples}'
+    )
+
+
 def make_resident_batches(
   canvases: Canvases, *, batch_size: int, seed: int, mesh: Mesh
 ) -> Callable[[int], Batch]:
@@ -55,13 +66,8 @@ def make_resident_batches(
   Raises:
     UserError: the set is smaller than a batch.
   """
+  check_num_examples(canvases, batch_size)
   num_examples = len(canvases.images)
-  if num_examples < batch_size:
-    raise UserError(
-      f'{canvases.name} has {num_examples} usable images, fewer than '
-      f'config.batch_size {batch_size}: set --config.batch_size to at most '
-      f'{num_examples}'
-    )
   whole, split = parallel.replicated(mesh), parallel.split_over_data(mesh)
   images, sizes = jax.device_put((canvases.images, canvases.sizes), whole)
 

@@ -1,0 +1,471 @@
+"""Folders of images: layouts, splits, labels files, and mistakes in them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cmd_jax import errors
+from cmd_jax.data import canvas, folder, source
+
+HEADER = 'file,class_name,label,split\n'
+
+
+def add(root, *names):
+  """Puts small images of different colours into a folder."""
+  for index, name in enumerate(names):
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colour = (50 * index, 100, 255 - 50 * index)
+    file_format = None if path.suffix else 'PNG'
+    Image.new('RGB', (3, 2), colour).save(path, file_format)
+
+
+def touch(root, *names):
+  """Lists need no images: empty files are quicker."""
+  for name in names:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def splits_of(root, **options):
+  """Every split as a dict from file name to class name ('' for none)."""
+  made = {}
+  for split in folder.SPLITS:
+    listed = folder.folder_source(str(root), split, **options)
+    assert listed.name == f'{root.name}/{split}'
+    assert listed.labels.dtype == np.int32
+    assert listed.labels.shape == (len(listed.file_names),)
+    assert list(listed.file_names) == sorted(set(listed.file_names))
+    made[split] = {
+      name: '' if label == source.UNLABELLED else listed.class_names[label]
+      for name, label in zip(listed.file_names, listed.labels)
+    }
+  return made
+
+
+def classes_of(root, **options):
+  """The class names, checked to be the same for all splits."""
+  classes = {
+    folder.folder_source(str(root), split, **options).class_names
+    for split in folder.SPLITS
+  }
+  assert len(classes) == 1
+  return classes.pop()
+
+
+def message_of(root, split='train', **options):
+  """The one line a user sees."""
+  with pytest.raises(errors.UserError) as caught:
+    folder.folder_source(str(root), split, **options)
+  message = str(caught.value)
+  assert message and '\n' not in message
+  return message
+
+
+def test_flat_folder_is_unlabelled(tmp_path):
+  touch(tmp_path, 'b.jpg', 'a.png', 'c.JPG')
+  every = {'a.png': '', 'b.jpg': '', 'c.JPG': ''}
+  assert splits_of(tmp_path) == {'train': every, 'pretrain': every, 'test': {}}
+  assert classes_of(tmp_path) == ()
+
+
+def test_extensions_and_hidden_files(tmp_path):
+  names = [f'a{ext}' for ext in folder.IMAGE_EXTENSIONS]
+  names += [f'b{ext.upper()}' for ext in folder.IMAGE_EXTENSIONS]
+  touch(tmp_path, *names, '.hidden.jpg', '.hidden/a.jpg', 'd/.hidden/a.jpg')
+  touch(tmp_path, 'notes.txt', 'jpg', 'a.jpg.part', 'model.npz')
+  (tmp_path / 'folder.jpg').mkdir()
+  assert set(splits_of(tmp_path)['pretrain']) == set(names)
+  for ext in 'jpg jpeg png webp bmp gif tif tiff ppm'.split():
+    assert f'a.{ext}' in names
+
+
+def test_classes_at_any_depth(tmp_path):
+  touch(tmp_path, *(f'gulls/herring/{i}.jpg' for i in range(4)))
+  touch(tmp_path, *(f'gulls/{i}.jpg' for i in range(3)))
+  touch(tmp_path, *(f'owls/{i}.jpg' for i in range(3)))
+  touch(tmp_path, 'stray.jpg')
+  made = splits_of(tmp_path)
+  assert classes_of(tmp_path) == ('gulls', 'gulls/herring', 'owls')
+  labelled = made['train'] | made['test']
+  assert not made['train'].keys() & made['test'].keys()
+  assert labelled == {
+    name: name.rpartition('/')[0]
+    for name in (
+      *(f'gulls/herring/{i}.jpg' for i in range(4)),
+      *(f'gulls/{i}.jpg' for i in range(3)),
+      *(f'owls/{i}.jpg' for i in range(3)),
+    )
+  }
+  # An image without a class is still good for pre-training.
+  assert made['pretrain'] == made['train'] | {'stray.jpg': ''}
+
+
+def test_given_split_folders(tmp_path):
+  touch(tmp_path, 'Train/a/1.jpg', 'Train/b/sub/2.jpg', 'TEST/a/3.jpg')
+  touch(tmp_path, 'val/c/4.jpg', 'unlabeled/x/5.jpg', 'unlabeled/6.jpg')
+  touch(tmp_path, 'Train/7.jpg', 'TEST/8.jpg', 'd/train/9.jpg')
+  assert classes_of(tmp_path) == ('a', 'b/sub', 'c', 'd/train')
+  train = {
+    'Train/a/1.jpg': 'a',
+    'Train/b/sub/2.jpg': 'b/sub',
+    'd/train/9.jpg': 'd/train',
+  }
+  unlabelled = {
+    'unlabeled/x/5.jpg': '',
+    'unlabeled/6.jpg': '',
+    'Train/7.jpg': '',
+  }
+  # val is not test if there is test; nor is a test image for pre-training.
+  assert splits_of(tmp_path) == {
+    'train': train,
+    'pretrain': train | unlabelled,
+    'test': {'TEST/a/3.jpg': 'a'},
+  }
+
+
+def test_images_in_no_split_are_logged(tmp_path, caplog):
+  touch(tmp_path, 'train/a/1.jpg', 'test/a/2.jpg', 'test/3.jpg', 'val/a/4.jpg')
+  with caplog.at_level(logging.INFO):
+    splits_of(tmp_path)
+  assert '2 images are in no split' in caplog.text
+
+
+def test_val_counts_as_test_without_test(tmp_path):
+  touch(tmp_path, 'train/a/1.jpg', 'val/a/2.jpg')
+  made = splits_of(tmp_path)
+  assert made['train'] == {'train/a/1.jpg': 'a'}
+  assert made['test'] == {'val/a/2.jpg': 'a'}
+
+
+def test_splits_without_classes(tmp_path):
+  touch(tmp_path, 'train/1.jpg', 'test/2.jpg', 'unlabelled/3.jpg')
+  assert classes_of(tmp_path) == ()
+  assert splits_of(tmp_path) == {
+    'train': {'train/1.jpg': ''},
+    'pretrain': {'train/1.jpg': '', 'unlabelled/3.jpg': ''},
+    'test': {'test/2.jpg': ''},
+  }
+
+
+def test_only_unlabelled_is_given(tmp_path):
+  touch(tmp_path, *(f'a/{i}.jpg' for i in range(20)), 'unlabeled/x.jpg')
+  made = splits_of(tmp_path)
+  assert made['test'] and len(made['train']) + len(made['test']) == 20
+  assert made['pretrain'] == made['train'] | {'unlabeled/x.jpg': ''}
+
+
+def test_held_out_part(tmp_path):
+  for name in 'abc':
+    touch(tmp_path, *(f'{name}/{i}.jpg' for i in range(200)))
+  made = splits_of(tmp_path)
+  assert made == splits_of(tmp_path)
+  assert not made['train'].keys() & made['test'].keys()
+  for name in 'abc':
+    train, test = (
+      list(made[split].values()).count(name) for split in ('train', 'test')
+    )
+    assert train + test == 200
+    # Five standard deviations of a binomial distribution.
+    assert abs(test - 40) < 5 * (200 * 0.2 * 0.8) ** 0.5
+  more = splits_of(tmp_path, test_fraction=0.5)['test']
+  assert made['test'].keys() < more.keys()
+  assert abs(len(more) - 300) < 5 * 150**0.5
+  other = splits_of(tmp_path, seed=1)['test']
+  assert other.keys() != made['test'].keys()
+  assert splits_of(tmp_path, test_fraction=0.0)['test'] == {}
+
+
+def test_added_files_do_not_move_the_others(tmp_path):
+  touch(tmp_path, *(f'a/{i}.jpg' for i in range(60)))
+  touch(tmp_path, *(f'b/{i}.jpg' for i in range(60)))
+  before = splits_of(tmp_path)
+  touch(tmp_path, *(f'a/{i}-new.jpg' for i in range(60)))
+  touch(tmp_path, *(f'0/{i}.jpg' for i in range(60)), 'stray.jpg')
+  after = splits_of(tmp_path)
+  for split in 'train', 'test':
+    assert before[split].items() <= after[split].items()
+    assert len(before[split]) < len(after[split])
+
+
+def test_held_out_part_does_not_depend_on_the_place(tmp_path):
+  for place in 'here', 'there':
+    touch(tmp_path / place, *(f'a/{i}.jpg' for i in range(30)))
+  assert splits_of(tmp_path / 'here') == splits_of(tmp_path / 'there')
+
+
+@pytest.mark.parametrize('test_fraction', [0.01, 0.5, 0.99])
+@pytest.mark.parametrize('seed', range(3))
+def test_small_classes_have_train_and_test(tmp_path, test_fraction, seed):
+  for count in range(1, 6):
+    touch(tmp_path, *(f'{count}/{i}.jpg' for i in range(count)))
+  made = splits_of(tmp_path, test_fraction=test_fraction, seed=seed)
+  assert set(made['train'].values()) == set('12345')
+  assert set(made['test'].values()) == set('2345')
+
+
+def test_links(tmp_path):
+  root = tmp_path / 'root'
+  touch(root, 'a/1.jpg', 'z/2.jpg')
+  touch(tmp_path / 'elsewhere', '3.jpg', 'deep/4.jpg')
+  (root / 'b').symlink_to(tmp_path / 'elsewhere')
+  (root / 'a' / 'up').symlink_to(root)
+  (root / 'self').symlink_to(root / 'self')
+  (tmp_path / 'elsewhere' / 'back').symlink_to(root / 'b')
+  # A folder keeps its own name, or the first of its links, in whatever order
+  # the file system lists them.
+  for index in range(9):
+    (root / f'0{index}').symlink_to(root / 'z')
+    (root / f'zz{index}').symlink_to(root / 'a')
+    (root / f'c{index}').symlink_to(tmp_path / 'elsewhere')
+  (root / 'a' / '5.jpg').symlink_to(tmp_path / 'elsewhere' / '3.jpg')
+  (root / 'a' / '6.jpg').symlink_to(tmp_path / 'nowhere.jpg')
+  made = splits_of(root)
+  assert made['train'] | made['test'] == {
+    'a/1.jpg': 'a',
+    'a/5.jpg': 'a',
+    'a/6.jpg': 'a',
+    'b/3.jpg': 'b',
+    'b/deep/4.jpg': 'b/deep',
+    'z/2.jpg': 'z',
+  }
+
+
+def test_strange_names(tmp_path):
+  names = ['ä ö/ü.jpg', 'new\nline/1.jpg', "it's, 100%/{0}.jpg"]
+  touch(tmp_path, *names)
+  raw = os.path.join(os.fsencode(tmp_path / 'new\nline'), b'\xff.jpg')
+  try:
+    open(raw, 'w').close()
+  except OSError:
+    raw = None  # This file system only takes UTF-8.
+  made = splits_of(tmp_path)
+  every = made['pretrain'].keys() | made['test'].keys()
+  assert set(names) <= every
+  assert len(every) == len(names) + (raw is not None)
+
+
+def test_images_are_loaded(tmp_path):
+  add(tmp_path, 'a/1.png', 'a/2.bmp', 'b/3.tiff', 'unlabeled/4.ppm')
+  listed = folder.folder_source(str(tmp_path), 'pretrain', test_fraction=0.0)
+  assert len(listed.file_names) == 4
+  for copy in listed, pickle.loads(pickle.dumps(listed)):
+    for index, name in enumerate(listed.file_names):
+      example = copy.load(index)
+      expected = np.asarray(Image.open(tmp_path / name))
+      np.testing.assert_array_equal(np.asarray(example.image), expected)
+      assert example.part_ids is None and example.box is None
+
+
+def test_scaled_decoding_keeps_the_true_size(tmp_path):
+  Image.new('RGB', (640, 480)).save(tmp_path / 'a.jpg')
+  whole = folder.folder_source(str(tmp_path), 'train').load(0).image
+  listed = folder.folder_source(str(tmp_path), 'train', decode_px=60)
+  assert whole.size == (640, 480)
+  assert listed.load(0).image.size == (80, 60)
+  made = canvas.make_canvases(listed, canvas_px=60)
+  np.testing.assert_array_equal(made.sizes, [[480, 640]])
+
+
+def test_unreadable_images_are_skipped(tmp_path):
+  add(tmp_path, 'a.png', 'c.png')
+  (tmp_path / 'b.png').write_bytes(b'no image')
+  whole = (tmp_path / 'c.png').read_bytes()
+  (tmp_path / 'd.png').write_bytes(whole[:50])
+  (tmp_path / 'e.png').symlink_to('nowhere.png')
+  listed = folder.folder_source(str(tmp_path), 'train')
+  made = canvas.make_canvases(listed, canvas_px=4)
+  assert made.file_names == ('a.png', 'c.png')
+  assert [skip.file_name for skip in made.skipped] == [
+    'b.png',
+    'd.png',
+    'e.png',
+  ]
+  assert str(tmp_path) not in canvas.skip_report(made)
+
+
+@pytest.mark.parametrize(
+  'path, words',
+  [
+    ('', ('--config.dataset.path=FOLDER',)),
+    ('{tmp}/none', ('{tmp}/none', 'does not exist')),
+    ('{tmp}/file.jpg', ('{tmp}/file.jpg', 'is not a folder')),
+    ('{tmp}/empty', ('{tmp}/empty', 'no images', '.jpg', '.webp', '.ppm')),
+  ],
+)
+def test_mistakes_in_the_path(tmp_path, path, words):
+  touch(tmp_path, 'file.jpg', 'empty/notes.txt', 'empty/.hidden.jpg')
+  message = message_of(path.format(tmp=tmp_path))
+  for word in words:
+    assert word.format(tmp=tmp_path) in message
+
+
+def test_mistakes_in_the_arguments(tmp_path):
+  touch(tmp_path, 'a/1.jpg')
+  assert 'train, pretrain, test' in message_of(tmp_path, 'training')
+  for fraction in (-0.1, 1.0, 20, float('nan')):
+    assert 'test_fraction' in message_of(tmp_path, test_fraction=fraction)
+  assert 'mine.csv' in message_of(tmp_path, labels_file='mine.csv')
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+  touch(tmp_path, 'birds/1.jpg')
+  monkeypatch.setenv('HOME', str(tmp_path))
+  listed = folder.folder_source('~/birds', 'train')
+  assert listed.name == 'birds/train' and listed.file_names == ('1.jpg',)
+
+
+def write_csv(root, text, name='labels.csv'):
+  root.mkdir(exist_ok=True)
+  data = text if isinstance(text, bytes) else text.encode()
+  (root / name).write_bytes(data)
+
+
+def test_labels_file(tmp_path):
+  touch(tmp_path, *(f'{name}.jpg' for name in 'abcde'), 'train/f.jpg', 'g.jpg')
+  write_csv(
+    tmp_path,
+    HEADER + 'c.jpg,wren,1,train\n'
+    'a.jpg,owl,2,train\n'
+    'b.jpg,wren,1,TEST\n'
+    'd.jpg,,,unlabeled\n'
+    'e.jpg,owl,2,unlabeled\n'
+    'train/f.jpg,"gull, herring",7,test\n'
+    'g.jpg,,-1,train\n',
+  )
+  assert classes_of(tmp_path) == ('wren', 'owl', 'gull, herring')
+  train = {'a.jpg': 'owl', 'c.jpg': 'wren'}
+  assert splits_of(tmp_path) == {
+    'train': train,
+    'pretrain': train | {'d.jpg': '', 'e.jpg': '', 'g.jpg': ''},
+    'test': {'b.jpg': 'wren', 'train/f.jpg': 'gull, herring'},
+  }
+
+
+def test_labels_file_as_spreadsheets_write_it(tmp_path):
+  touch(tmp_path, 'a.jpg', 'sub/b.jpg')
+  text = '\ufefffile, class_name ,notes\r\na.jpg, Möwe,x\r\n\r\n,,\r\n'
+  write_csv(tmp_path, text + './sub/b.jpg,Eule ,"two\r\nlines"\r\n')
+  assert classes_of(tmp_path) == ('Eule', 'Möwe')
+  assert splits_of(tmp_path)['train'] == {'a.jpg': 'Möwe', 'sub/b.jpg': 'Eule'}
+
+
+def test_labels_file_without_splits_holds_out_like_folders(tmp_path):
+  names = [f'{name}/{i}.jpg' for name in 'ab' for i in range(30)]
+  touch(tmp_path, *names)
+  by_folder = splits_of(tmp_path)
+  rows = [f'{name},{name[0]}\n' for name in reversed(names)]
+  write_csv(tmp_path, 'file,class_name\n' + ''.join(rows))
+  assert splits_of(tmp_path) == by_folder
+  assert splits_of(tmp_path, labels_file='') == by_folder
+
+
+def test_labels_file_with_val(tmp_path):
+  touch(tmp_path, 'a.jpg', 'b.jpg', 'c.jpg')
+  text = 'file,class_name,split\na.jpg,x,train\nb.jpg,x,val\nc.jpg,x,\n'
+  write_csv(tmp_path, text)
+  made = splits_of(tmp_path)
+  assert made['test'] == {'b.jpg': 'x'}
+  assert made['train'] == {'a.jpg': 'x', 'c.jpg': 'x'}
+
+
+def test_labels_file_of_another_name(tmp_path):
+  touch(tmp_path, 'a.jpg')
+  write_csv(tmp_path, 'file,class_name\na.jpg,x\n', 'mine.csv')
+  assert classes_of(tmp_path) == ()
+  assert classes_of(tmp_path, labels_file='mine.csv') == ('x',)
+
+
+def test_listed_file_needs_no_extension(tmp_path):
+  add(tmp_path, 'a')
+  write_csv(tmp_path, 'file,class_name\na,x\n')
+  listed = folder.folder_source(str(tmp_path), 'train')
+  assert listed.load(0).image.size == (3, 2)
+
+
+def test_unlisted_images_are_ignored_and_logged(tmp_path, caplog):
+  touch(tmp_path, 'a.jpg', 'b.jpg', 'sub/c.jpg')
+  write_csv(tmp_path, 'file,class_name\na.jpg,x\n')
+  with caplog.at_level(logging.INFO):
+    listed = folder.folder_source(str(tmp_path), 'pretrain')
+  assert listed.file_names == ('a.jpg',)
+  assert '2 images not in' in caplog.text
+
+
+def test_missing_files_are_skipped_and_reported(tmp_path):
+  add(tmp_path, 'b.png')
+  text = 'a.png,x,train\nb.png,x,train\nc.png,y,train\n'
+  write_csv(tmp_path, 'file,class_name,split\n' + text)
+  listed = folder.folder_source(str(tmp_path), 'train')
+  assert listed.file_names == ('a.png', 'b.png', 'c.png')
+  made = canvas.make_canvases(listed, canvas_px=4)
+  assert made.file_names == ('b.png',)
+  assert made.skipped == (
+    canvas.Skipped('a.png', 'No such file or directory'),
+    canvas.Skipped('c.png', 'No such file or directory'),
+  )
+  assert made.class_names == ('x', 'y')
+
+
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    ('', ('lacks the column file and class_name',)),
+    ('file,label\na.jpg,1\n', ('lacks the column class_name', "'file,label'")),
+    ('file;class_name\na.jpg;x\n', ('lacks the column',)),
+    (HEADER, ('lists no images',)),
+    (HEADER + 'n.jpg,x,1,\nm.jpg,x,1,\n', ('none of the 2 files', 'n.jpg')),
+    (HEADER + 'a.jpg,x,1,\nb.jpg,x,1,\n./a.jpg,x,1,\n', ('line 4', 'twice')),
+    (HEADER + 'a.jpg,x,1,dev\n', ('line 2', "'dev'", 'val')),
+    (HEADER + 'a.jpg,x,one,\n', ('line 2', "'one'", 'not an integer')),
+    (HEADER + 'a.jpg,x,1,\n\nb.jpg,x,2,\n', ('line 4', "'x'", '1', '2')),
+    (HEADER + 'a.jpg,x,1,\nb.jpg,y,1,\n', ('line 3', "'x'", "'y'", '1')),
+    (HEADER + 'a.jpg,x,1,\nb.jpg,y,,\n', ('1 classes have no label', "'y'")),
+    (HEADER + 'a.jpg,,3,\n', ('line 2', 'without a class name')),
+    (HEADER + ',x,1,\n', ('line 2', 'no file name')),
+    (HEADER + 'a.jpg,x\n', ('line 2', '2 values for 4 columns')),
+    (HEADER + 'a.jpg,x,1,train,,\n', ('line 2', '6 values for 4 columns')),
+    (HEADER + '../a.jpg,x,1,\n', ('line 2', '../a.jpg', 'outside')),
+    (HEADER + 'sub/../../a.jpg,x,1,\n', ('line 2', 'outside')),
+    (HEADER + '..,x,1,\n', ('line 2', 'outside')),
+    (HEADER + '/etc/a.jpg,x,1,\n', ('line 2', '/etc/a.jpg', 'outside')),
+    (HEADER + 'a.jpg,"x,1,\n', ('line 2', 'not valid CSV')),
+    ((HEADER + 'a.jpg,Möwe,1,\n').encode('latin-1'), ('not UTF-8',)),
+    ((HEADER + 'a.jpg,x,1,\n').encode('utf-16'), ('not UTF-8',)),
+  ],
+)
+def test_mistakes_in_the_labels_file(tmp_path, text, words):
+  root = tmp_path / 'root'
+  touch(tmp_path, 'a.jpg')
+  touch(root, 'a.jpg', 'b.jpg', 'sub/c.jpg')
+  write_csv(root, text)
+  for split in folder.SPLITS:
+    message = message_of(root, split)
+    assert str(root / 'labels.csv') in message
+    for word in words:
+      assert word in message
+
+
+def test_labels_file_that_is_a_folder(tmp_path):
+  touch(tmp_path, 'labels.csv/a.jpg')
+  assert 'labels.csv' in message_of(tmp_path)
+
+
+@pytest.mark.skipif(
+  not hasattr(os, 'geteuid') or os.geteuid() == 0,
+  reason='the superuser may read everything',
+)
+def test_forbidden_folder(tmp_path):
+  touch(tmp_path, 'a/1.jpg', 'b/2.jpg')
+  (tmp_path / 'b').chmod(0)
+  try:
+    assert str(tmp_path / 'b') in message_of(tmp_path)
+  finally:
+    (tmp_path / 'b').chmod(0o700)
