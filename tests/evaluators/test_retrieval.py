@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+
+from cmd_jax.evaluators import Features
+from cmd_jax.evaluators.retrieval import make_retrieval
+
+
+def _splits(train: int, test: int) -> list[Features]:
+  rng = np.random.default_rng(5)
+  centres = rng.normal(size=(6, 10))
+  splits = []
+  for count in (train, test):
+    labels = rng.integers(0, 6, count).astype(np.int32)
+    vectors = centres[labels] + 1.5 * rng.normal(size=(count, 10))
+    names = tuple(map(str, range(count)))
+    splits.append(
+      Features(vectors.astype(np.float32), labels, tuple('abcdef'), names)
+    )
+  return splits
+
+
+def _naive(train: Features, test: Features) -> dict[str, float]:
+  rank1 = rank5 = 0
+  precisions = []
+  for vector, label in zip(test.vectors, test.labels):
+    cosines = [
+      float(np.dot(vector, v) / np.linalg.norm(vector) / np.linalg.norm(v))
+      for v in train.vectors.astype(np.float64)
+    ]
+    hits = [train.labels[i] == label for i in np.argsort(cosines)[::-1]]
+    rank1 += any(hits[:1])
+    rank5 += any(hits[:5])
+    found, total = 0, 0.0
+    for place, hit in enumerate(hits, start=1):
+      if hit:
+        found += 1
+        total += found / place
+    if found:
+      precisions.append(total / found)
+  count = len(test.labels)
+  return {
+    'rank1': rank1 / count,
+    'rank5': rank5 / count,
+    'mAP': sum(precisions) / len(precisions),
+  }
+
+
+@pytest.mark.parametrize(('train', 'test'), [(120, 53), (3, 20), (41, 1)])
+def test_equals_a_plain_loop(train, test):
+  train, test = _splits(train, test)
+  got = make_retrieval()(train, test)
+  assert got == pytest.approx(_naive(train, test), rel=1e-5)
+
+
+@pytest.mark.parametrize('chunk', [1, 8, 52, 53])
+def test_chunks_change_nothing(chunk):
+  train, test = _splits(120, 53)
+  want = make_retrieval()(train, test)
+  got = make_retrieval(max_similarities=120 * chunk)(train, test)
+  assert got == pytest.approx(want, rel=1e-6)
+
+
+def test_queries_without_relevant_images(caplog):
+  train, test = _splits(120, 53)
+  kept = train.labels != 2
+  train = train._replace(vectors=train.vectors[kept], labels=train.labels[kept])
+  orphans = int((test.labels == 2).sum())
+  assert orphans > 0
+  with caplog.at_level(logging.WARNING):
+    got = make_retrieval()(train, test)
+  assert got == pytest.approx(_naive(train, test), rel=1e-5)
+  assert f'{orphans} of 53 queries' in caplog.text
+
+  only = test.labels == 2
+  test = test._replace(vectors=test.vectors[only], labels=test.labels[only])
+  assert make_retrieval()(train, test) == {'rank1': 0, 'rank5': 0, 'mAP': 0}
+
+
+def test_hand_computed_average_precision():
+  train = Features(
+    np.float32([[1, 0], [1, 1], [0, 1], [-1, 0]]),
+    np.int32([1, 0, 1, 0]),
+    ('x', 'y'),
+    tuple('abcd'),
+  )
+  test = Features(np.float32([[5, 0.1]]), np.int32([0]), ('x', 'y'), ('q',))
+  got = make_retrieval()(train, test)
+  want = {'rank1': 0.0, 'rank5': 1.0, 'mAP': (1 / 2 + 2 / 4) / 2}
+  assert got == pytest.approx(want, rel=1e-6)
