@@ -106,7 +106,7 @@ def make_train_step(
       'loss': loss,
       **{f'loss/{name}': value for name, value in values.items()},
       **method.monitors(outputs),
-      'grad_norm': optax.global_norm(grads),
+      'grad_norm': optax.tree.norm(grads),
       **{name: schedule(state.step) for name, schedule in schedules.items()},
     }
     new_state = TrainState(

@@ -38,6 +38,8 @@ class Method(NamedTuple):
     monitors: outputs -> named scalars worth watching, global over the batch.
     update: (method_state, outputs) -> method_state.
     embed: (params, images [B, H, W, 3]) -> image embeddings [B, D].
+    attend: (params, images) -> what each patch counts, [B, N]; adds up to 1
+      for multi-instance attention.
   """
 
   init: Callable[..., tuple[Params, MethodState]]
@@ -46,6 +48,7 @@ class Method(NamedTuple):
   monitors: Callable[[Any], Mapping[str, jax.Array]]
   update: Callable[[MethodState, Any], MethodState]
   embed: Callable[[Params, jax.Array], jax.Array]
+  attend: Callable[[Params, jax.Array], jax.Array]
 
 
 def weighted_terms(values: Mapping, weights: Mapping) -> dict[str, Term]:

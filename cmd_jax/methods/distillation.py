@@ -290,8 +290,17 @@ def make_distillation(
       for name, centre in method_state.items()
     }
 
+  def encode(params: Params, images: jax.Array):
+    return networks.encoder.apply({'params': params['encoder']}, images)
+
   def embed(params: Params, images: jax.Array) -> jax.Array:
-    return networks.encoder.apply({'params': params['encoder']}, images).image
+    return encode(params, images).image
+
+  def attend(params: Params, images: jax.Array) -> jax.Array:
+    encoded = encode(params, images)
+    if networks.mil is None:
+      return encoded.attention.mean(1)
+    return networks.mil.apply({'params': params['mil']}, encoded.tokens)
 
   return Method(
     init=init,
@@ -300,6 +309,7 @@ def make_distillation(
     monitors=lambda outputs: _monitors(outputs, axis_name),
     update=update,
     embed=embed,
+    attend=attend,
   )
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-_INIT = nn.initializers.truncated_normal(0.02)
+from cmd_jax.models.layers import Dense, gelu, torch_default_init
 
 
 def l2_normalise(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
@@ -16,12 +16,6 @@ def l2_normalise(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
   """
   square = jnp.sum(x * x, axis=-1, keepdims=True)
   return x * jax.lax.rsqrt(jnp.maximum(square, epsilon**2))
-
-
-def _direction_init(key, shape, dtype=jnp.float32):
-  # torch's default for a bias-free Linear, which DINO leaves in place here.
-  bound = shape[0] ** -0.5
-  return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class WeightNormDense(nn.Module):
@@ -39,16 +33,21 @@ class WeightNormDense(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., D] -> [..., K] float32."""
     shape = (x.shape[-1], self.num_prototypes)
-    direction = self.param('weight_v', _direction_init, shape)
+    # torch's default for a bias-free Linear, which DINO leaves in place here.
+    init = torch_default_init(x.shape[-1])
+    direction = self.param('weight_v', init, shape)
     kernel = direction * jax.lax.rsqrt(
       jnp.sum(direction * direction, axis=0, keepdims=True)
     )
     if self.trainable_scale:
       scale = self.param('weight_g', nn.initializers.ones, (1, shape[1]))
       kernel = kernel * scale
-    return jnp.dot(
-      x, kernel.astype(x.dtype), preferred_element_type=jnp.float32
+    logits = jnp.dot(
+      x.reshape(-1, x.shape[-1]),
+      kernel.astype(x.dtype),
+      preferred_element_type=jnp.float32,
     )
+    return logits.reshape(*x.shape[:-1], self.num_prototypes)
 
 
 class PrototypeHead(nn.Module):
@@ -75,14 +74,13 @@ class PrototypeHead(nn.Module):
     """[..., D] -> logits [..., K] float32."""
     for index in range(self.num_layers):
       is_last = index == self.num_layers - 1
-      x = nn.Dense(
+      x = Dense(
         self.bottleneck_dim if is_last else self.hidden_dim,
-        kernel_init=_INIT,
         dtype=self.dtype,
         name=f'mlp_{index}',
       )(x)
       if not is_last:
-        x = nn.gelu(x, approximate=False)
+        x = gelu(x)
     # The norm is taken in float32: bfloat16 squares lose half the digits.
     x = l2_normalise(x.astype(jnp.float32)).astype(self.dtype)
     return WeightNormDense(
@@ -111,7 +109,7 @@ class MilAttention(nn.Module):
     """Tokens [..., N, D] -> attention [..., N] float32 that adds up to 1."""
 
     def dense(features, name):
-      return nn.Dense(features, kernel_init=_INIT, dtype=self.dtype, name=name)
+      return Dense(features, dtype=self.dtype, name=name)
 
     hidden = nn.tanh(dense(self.hidden_dim, 'hidden')(tokens))
     if self.gated:

@@ -10,8 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from cmd_jax.errors import UserError
-
-_INIT = nn.initializers.truncated_normal(0.02)
+from cmd_jax.models.layers import Dense, gelu, linear_init, torch_default_init
 
 
 class EncoderOutput(NamedTuple):
@@ -27,12 +26,6 @@ class EncoderOutput(NamedTuple):
   image: jax.Array
   tokens: jax.Array
   attention: jax.Array
-
-
-def torch_conv_init(key, shape, dtype=jnp.float32):
-  """Uniform in +-1/sqrt(fan_in): torch's default for layers left alone."""
-  bound = 1 / np.sqrt(np.prod(shape[:-1]))
-  return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def _cubic(x: np.ndarray, a: float) -> np.ndarray:
@@ -111,14 +104,14 @@ class Attention(nn.Module):
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """[B, M, D] -> ([B, M, D], attention [B, heads, M] of token 0)."""
     batch, length, dim = x.shape
-    qkv = nn.Dense(3 * dim, kernel_init=_INIT, dtype=self.dtype, name='qkv')(x)
+    qkv = Dense(3 * dim, dtype=self.dtype, name='qkv')(x)
     qkv = qkv.reshape(batch, length, 3, self.num_heads, dim // self.num_heads)
     query, key, value = jnp.moveaxis(qkv, 2, 0)
     logits = jnp.einsum('bqhd,bkhd->bhqk', query, key) * query.shape[-1] ** -0.5
     weights = nn.softmax(logits.astype(jnp.float32))
     y = jnp.einsum('bhqk,bkhd->bqhd', weights.astype(self.dtype), value)
     y = y.reshape(batch, length, dim)
-    y = nn.Dense(dim, kernel_init=_INIT, dtype=self.dtype, name='proj')(y)
+    y = Dense(dim, dtype=self.dtype, name='proj')(y)
     return y, weights[:, :, 0]
 
 
@@ -132,11 +125,8 @@ class Mlp(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., D] -> [..., D]."""
     dim = x.shape[-1]
-    x = nn.Dense(
-      self.hidden_dim, kernel_init=_INIT, dtype=self.dtype, name='fc1'
-    )(x)
-    x = nn.gelu(x, approximate=False)
-    return nn.Dense(dim, kernel_init=_INIT, dtype=self.dtype, name='fc2')(x)
+    x = gelu(Dense(self.hidden_dim, dtype=self.dtype, name='fc1')(x))
+    return Dense(dim, dtype=self.dtype, name='fc2')(x)
 
 
 class Block(nn.Module):
@@ -209,23 +199,23 @@ class VisionTransformer(nn.Module):
     Returns:
       The embeddings.
     """
-    patch = (self.patch_px, self.patch_px)
-    x = nn.Conv(
+    batch, height, columns, _ = images.shape
+    rows, columns = height // self.patch_px, columns // self.patch_px
+    x = images.astype(self.dtype).reshape(
+      batch, rows, self.patch_px, columns, self.patch_px, 3
+    )
+    x = x.swapaxes(2, 3).reshape(batch, rows * columns, -1)
+    x = Dense(
       self.width,
-      patch,
-      strides=patch,
-      padding='VALID',
-      kernel_init=torch_conv_init,
-      bias_init=self._patch_bias_init,
+      kernel_init=torch_default_init(x.shape[-1]),
+      bias_init=torch_default_init(x.shape[-1]),
       dtype=self.dtype,
       name='patch_embed',
-    )(images.astype(self.dtype))
-    batch, rows, columns, _ = x.shape
-    x = x.reshape(batch, rows * columns, self.width)
+    )(x)
 
     count = (self.image_px // self.patch_px) ** 2
-    cls_token = self.param('cls_token', _INIT, (1, 1, self.width))
-    positions = self.param('pos_embed', _INIT, (1, count + 1, self.width))
+    cls_token = self.param('cls_token', linear_init, (1, 1, self.width))
+    positions = self.param('pos_embed', linear_init, (1, count + 1, self.width))
     cls_token = cls_token + positions[:, :1]
     x = x + interpolate_positions(positions[:, 1:], (rows, columns)).astype(
       self.dtype
@@ -249,10 +239,6 @@ class VisionTransformer(nn.Module):
     tokens = x[:, 1:]
     image = x[:, 0] if self.pool == 'cls' else tokens.mean(1)
     return EncoderOutput(image, tokens, attention[:, :, 1:])
-
-  def _patch_bias_init(self, key, shape, dtype=jnp.float32):
-    bound = 1 / np.sqrt(3 * self.patch_px**2)
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 # width, depth, heads (Touvron et al. 2021, Table 1; Dosovitskiy et al. 2021).
@@ -292,7 +278,7 @@ def make_vit(
 
   Raises:
     UserError: unknown variant, pool or dtype, a width that the heads cannot
-      share, or an image size that patches do not tile.
+      share, an image size that patches do not tile, or a rate out of range.
   """
   _check('variant', variant, VARIANTS)
   _check('pool', pool, POOLS)
@@ -310,6 +296,11 @@ def make_vit(
     raise UserError(
       f'config.model.image_px is {image_px}, not divisible by patch_px '
       f'{patch_px}'
+    )
+  if not 0 <= drop_path_rate < 1:
+    raise UserError(
+      f'config.model.drop_path_rate is {drop_path_rate}: it must be at least 0 '
+      'and below 1'
     )
   return VisionTransformer(
     image_px=image_px,

@@ -1,0 +1,117 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from cmd_jax.losses import dino
+
+
+def _distributions(rng, *shape):
+  return np.asarray(jax.nn.softmax(jnp.array(rng.normal(size=shape, scale=2))))
+
+
+def _naive(teacher, student_log):
+  batch, num_teacher, _ = teacher.shape
+  result = np.zeros(batch)
+  for b in range(batch):
+    pairs = [
+      -np.sum(teacher[b, u] * student_log[b, v])
+      for u in range(num_teacher)
+      for v in range(student_log.shape[1])
+      if u != v
+    ]
+    result[b] = np.mean(pairs)
+  return result
+
+
+@pytest.mark.parametrize('num_student', [2, 5])
+def test_image_loss_is_the_mean_over_pairs_of_different_views(num_student):
+  rng = np.random.default_rng(0)
+  teacher = _distributions(rng, 3, 2, 7)
+  student = np.log(_distributions(rng, 3, num_student, 7))
+  np.testing.assert_allclose(
+    dino.image_loss(teacher, student), _naive(teacher, student), rtol=1e-5
+  )
+
+
+def test_image_loss_gradient():
+  rng = np.random.default_rng(1)
+  teacher = _distributions(rng, 2, 2, 5)
+  logits = jnp.array(rng.normal(size=(2, 4, 5)))
+  check_grads(
+    lambda x: dino.image_loss(teacher, jax.nn.log_softmax(x)).sum(),
+    (logits,),
+    order=1,
+    modes=['rev'],
+    atol=1e-2,
+    rtol=1e-2,
+  )
+
+
+def test_image_loss_is_least_where_the_student_agrees():
+  rng = np.random.default_rng(2)
+  same = np.repeat(_distributions(rng, 2, 1, 6), 4, axis=1)
+  entropy = dino.entropy(same).mean(1)
+  np.testing.assert_allclose(
+    dino.image_loss(same[:, :2], np.log(same)), entropy, rtol=1e-5
+  )
+  other = np.log(_distributions(rng, 2, 4, 6))
+  assert np.all(dino.image_loss(same[:, :2], other) > entropy)
+
+
+def test_centred_probs_have_no_gradient():
+  logits = jnp.arange(6.0).reshape(2, 3)
+  gradient = jax.grad(lambda x: dino.centred_probs(x, jnp.ones(3), 0.1)[0, 0])(
+    logits
+  )
+  np.testing.assert_array_equal(gradient, np.zeros((2, 3)))
+
+
+def test_centring_cancels_a_constant_bias():
+  logits = np.random.default_rng(3).normal(size=(4, 3))
+  bias = np.array([5.0, 0.0, -2.0])
+  np.testing.assert_allclose(
+    dino.centred_probs(logits + bias, bias, 0.07),
+    dino.centred_probs(logits, np.zeros(3), 0.07),
+    rtol=1e-5,
+  )
+
+
+def test_centre_is_the_moving_average_of_the_global_mean():
+  rng = np.random.default_rng(4)
+  centre, logits = rng.normal(size=3), rng.normal(size=(8, 2, 3))
+  expected = 0.9 * centre + 0.1 * logits.reshape(-1, 3).mean(0)
+  ours = dino.update_centre(centre, logits, momentum=0.9, axis_name=None)
+  np.testing.assert_allclose(ours, expected, rtol=1e-5)
+  spread = jax.pmap(
+    lambda x: dino.update_centre(centre, x, momentum=0.9, axis_name='data'),
+    axis_name='data',
+  )(logits.reshape(4, 2, 2, 3))
+  np.testing.assert_allclose(spread, np.tile(expected, (4, 1)), rtol=1e-5)
+
+
+def test_sinkhorn_uses_all_prototypes_equally():
+  rng = np.random.default_rng(5)
+  # Without it nearly everything falls on prototype 0.
+  logits = rng.normal(size=(64, 8)) + np.array([3.0] + [0.0] * 7)
+  probs = dino.sinkhorn_probs(logits, 1.0, num_iterations=50, axis_name=None)
+  np.testing.assert_allclose(probs.sum(1), np.ones(64), rtol=1e-5)
+  np.testing.assert_allclose(probs.sum(0), np.full(8, 8.0), rtol=1e-3)
+
+
+def test_sinkhorn_over_devices_equals_the_whole_batch():
+  logits = np.random.default_rng(6).normal(size=(16, 5)).astype(np.float32)
+  whole = dino.sinkhorn_probs(logits, 0.1, axis_name=None)
+  spread = jax.pmap(
+    lambda x: dino.sinkhorn_probs(x, 0.1, axis_name='data'), axis_name='data'
+  )(logits.reshape(4, 4, 5))
+  np.testing.assert_allclose(spread.reshape(16, 5), whole, rtol=1e-4)
+
+
+def test_entropy_bounds():
+  np.testing.assert_allclose(
+    dino.entropy(jnp.array([[1.0, 0.0, 0.0], [1 / 3, 1 / 3, 1 / 3]])),
+    [0.0, np.log(3)],
+    rtol=1e-6,
+  )

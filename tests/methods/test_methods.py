@@ -1,0 +1,236 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmd_jax import errors
+from cmd_jax.losses import cmd as cmd_losses
+from cmd_jax.methods import make_method
+from tests import tiny
+
+
+def _views(batch=3, seed=0):
+  keys = jax.random.split(jax.random.key(seed))
+  return (
+    jax.random.normal(keys[0], (batch, 2, 16, 16, 3)),
+    jax.random.normal(keys[1], (batch, 2, 8, 8, 3)),
+  )
+
+
+def _keys(batch=3):
+  return jax.vmap(jax.random.fold_in, (None, 0))(
+    jax.random.key(7), jnp.arange(batch)
+  )
+
+
+def _init(method):
+  params, state = method.init(jax.random.key(0))
+  # Away from the official start, where attention is uniform and so hides the
+  # difference between poolings.
+  params = jax.tree.map(
+    lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape),
+    params,
+  )
+  teacher = jax.tree.map(lambda x: x * 1.1, params)
+  return params, teacher, state
+
+
+def _terms(method, params, teacher, state, views=None, keys=None):
+  """Every term's values, compiled as one program."""
+
+  @jax.jit
+  def values(params, teacher, state, views, keys):
+    outputs = method.forward(params, teacher, state, views, keys, jnp.int32(1))
+    return {
+      name: term.value(outputs, state) for name, term in method.terms.items()
+    }
+
+  views = _views() if views is None else views
+  keys = _keys() if keys is None else keys
+  return values(params, teacher, state, views, keys)
+
+
+@pytest.mark.parametrize('name', tiny.METHODS)
+def test_terms_are_finite_positive_and_one_per_example(name):
+  method = tiny.make_tiny_method(name)
+  params, teacher, state = _init(method)
+  for values in _terms(method, params, teacher, state).values():
+    assert values.shape == (3,)
+    assert np.all(np.isfinite(values)) and np.all(values > 0)
+
+
+@pytest.mark.parametrize('name', tiny.METHODS)
+def test_permuting_the_batch_permutes_every_term(name):
+  method = tiny.make_tiny_method(name)
+  params, teacher, state = _init(method)
+  views, keys, order = _views(), _keys(), np.array([2, 0, 1])
+  plain = _terms(method, params, teacher, state, views, keys)
+  shuffled = _terms(
+    method,
+    params,
+    teacher,
+    state,
+    tuple(x[order] for x in views),
+    keys[order],
+  )
+  for term, values in plain.items():
+    np.testing.assert_allclose(shuffled[term], values[order], rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', tiny.METHODS)
+def test_the_teacher_gets_no_gradient(name):
+  method = tiny.make_tiny_method(name)
+  params, teacher, state = _init(method)
+
+  def loss(teacher):
+    terms = _terms(method, params, teacher, state)
+    return sum(values.sum() for values in terms.values())
+
+  for gradient in jax.tree.leaves(jax.grad(loss)(teacher)):
+    np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
+
+
+def _moved_modules(method, term):
+  params, teacher, state = _init(method)
+  gradient = jax.grad(lambda p: _terms(method, p, teacher, state)[term].sum())(
+    params
+  )
+  return {
+    name
+    for name, tree in gradient.items()
+    if any(np.any(x != 0) for x in jax.tree.leaves(tree))
+  }
+
+
+@pytest.mark.parametrize(
+  'term, modules',
+  [
+    ('image', {'encoder', 'image_head'}),
+    ('region', {'encoder', 'region_head', 'mil'}),
+    ('student_bag', {'encoder', 'region_head', 'mil'}),
+    ('teacher_bag', {'mil'}),
+  ],
+)
+def test_each_term_of_cmd_trains_just_its_modules(term, modules):
+  assert _moved_modules(tiny.make_tiny_method('cmd'), term) == modules
+
+
+def test_esvit_is_cmd_without_attention_and_levels():
+  esvit = tiny.make_tiny_method('esvit')
+  cmd = tiny.make_tiny_method(
+    'cmd', attend_regions=False, weights=dict(image=0.5, region=0.5)
+  )
+  assert set(cmd.terms) == set(esvit.terms)
+  params, teacher, state = _init(cmd)
+  of_esvit = _terms(esvit, params, teacher, state)
+  of_cmd = _terms(cmd, params, teacher, state)
+  for term, values in of_esvit.items():
+    np.testing.assert_allclose(of_cmd[term], values, rtol=1e-6)
+
+
+@pytest.mark.parametrize('pooling', cmd_losses.POOLINGS)
+@pytest.mark.parametrize('direction', cmd_losses.KL_DIRECTIONS)
+def test_poolings_and_directions_give_different_finite_terms(
+  pooling, direction
+):
+  method = tiny.make_tiny_method(
+    'cmd', pooling=pooling, kl_direction=direction, attend_regions=False
+  )
+  params, teacher, state = _init(method)
+  assert ('mil' in params) == ('attention' in pooling)
+  values = _terms(method, params, teacher, state)
+  reference = tiny.make_tiny_method('cmd', attend_regions=False)
+  default = _terms(reference, *_init(reference))
+  for term in ('student_bag', 'teacher_bag'):
+    assert np.all(np.isfinite(values[term]))
+    same = (pooling, direction) == ('gated_attention', 'image_to_bag')
+    assert np.allclose(values[term], default[term], rtol=1e-5) == same
+
+
+def test_shared_prototypes_are_one_layer():
+  method = tiny.make_tiny_method('cmd', shared_prototypes=True)
+  params, teacher, state = _init(method)
+  assert 'last_layer' not in params['region_head']
+  gradient = jax.grad(
+    lambda p: _terms(method, p, teacher, state)['region'].sum()
+  )(params)
+  moved = gradient['image_head']['last_layer']['weight_v']
+  assert np.any(moved != 0)
+
+
+def test_sinkhorn_teacher_runs_and_ignores_the_centre():
+  method = tiny.make_tiny_method('esvit', teacher_normalisation='sinkhorn')
+  params, teacher, state = _init(method)
+  moved = jax.tree.map(lambda x: x + 3.0 * jnp.arange(x.size), state)
+  np.testing.assert_array_equal(
+    _terms(method, params, teacher, state)['region'],
+    _terms(method, params, teacher, moved)['region'],
+  )
+
+
+def test_stochastic_depth_depends_on_the_key_and_spares_the_teacher():
+  method = tiny.make_tiny_method('dino', drop_path=0.9)
+  params, teacher, state = _init(method)
+  one, other = (
+    method.forward(params, teacher, state, _views(), keys, jnp.int32(0))
+    for keys in (_keys(), _keys()[::-1])
+  )
+  assert np.any(one.student[0].embedding != other.student[0].embedding)
+  np.testing.assert_array_equal(one.teacher.embedding, other.teacher.embedding)
+
+
+def test_monitors_show_a_collapse():
+  method = tiny.make_tiny_method('dino')
+  params, teacher, state = _init(method)
+  outputs = method.forward(
+    params, teacher, state, _views(), _keys(), jnp.int32(0)
+  )
+  healthy = method.monitors(outputs)
+  same = jnp.broadcast_to(
+    outputs.teacher.embedding[:1, :1], outputs.teacher.embedding.shape
+  )
+  collapsed = method.monitors(
+    outputs._replace(
+      teacher=outputs.teacher._replace(embedding=same),
+      teacher_image_probs=jnp.full_like(outputs.teacher_image_probs, 1 / 12),
+    )
+  )
+  assert collapsed['feature_spread'] < 1e-3 < healthy['feature_spread']
+  np.testing.assert_allclose(
+    collapsed['teacher_entropy'], np.log(12), rtol=1e-5
+  )
+
+
+def test_embedding_is_what_the_teacher_sees():
+  method = tiny.make_tiny_method('dino')
+  params, teacher, state = _init(method)
+  views = _views()
+  outputs = method.forward(params, teacher, state, views, _keys(), jnp.int32(0))
+  np.testing.assert_allclose(
+    method.embed(teacher, views[0][:, 0]),
+    outputs.teacher.embedding[:, 0],
+    rtol=1e-4,
+    atol=1e-5,
+  )
+
+
+@pytest.mark.parametrize(
+  'name, changes, words',
+  [
+    ('cmd', dict(variant='best'), 'variant.*paper'),
+    ('cmd', dict(pooling='sum'), 'pooling.*gated_attention, attention'),
+    ('cmd', dict(kl_direction='up'), 'image_to_bag, bag_to_image'),
+    ('cmd', dict(pooling='mean'), 'attend_regions'),
+    ('cmd', dict(weights=dict(imag=1.0)), 'imag.*image, region'),
+    ('dino', dict(weights=dict(image=0.0)), 'all 0.*image'),
+    ('dino', dict(teacher_normalisation='none'), 'centring, sinkhorn'),
+  ],
+)
+def test_wrong_choices_are_explained(name, changes, words):
+  with pytest.raises(errors.UserError, match=words):
+    tiny.make_tiny_method(name, **changes)
+
+
+def test_unknown_method_lists_those_there_are():
+  with pytest.raises(errors.UserError, match='cmd, esvit, dino'):
+    make_method('simclr')

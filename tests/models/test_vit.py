@@ -1,0 +1,150 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmd_jax import errors
+from cmd_jax.models import make_encoder, vit
+
+
+def _tiny(**kwargs):
+  return vit.make_vit(
+    **dict(variant='Mu', depth=2, image_px=32, patch_px=8) | kwargs
+  )
+
+
+def _init(encoder, px=32, seed=0):
+  images = jax.random.normal(jax.random.key(seed), (3, px, px, 3))
+  return encoder.init(jax.random.key(1), images), images
+
+
+# timm's counts for the same models without a classifier.
+@pytest.mark.parametrize(
+  'variant, count',
+  [('Ti', 5_524_416), ('S', 21_665_664), ('B', 85_798_656)],
+)
+def test_presets_have_the_published_number_of_parameters(variant, count):
+  encoder = vit.make_vit(variant=variant)
+  shapes = jax.eval_shape(
+    encoder.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3))
+  )
+  assert sum(x.size for x in jax.tree.leaves(shapes)) == count
+
+
+@pytest.mark.parametrize('pool', vit.POOLS)
+@pytest.mark.parametrize('px', [32, 24, 40])
+def test_shapes_at_any_size(pool, px):
+  encoder = _tiny(pool=pool)
+  variables, _ = _init(encoder)
+  output = encoder.apply(variables, jnp.ones((3, px, px, 3)))
+  count = (px // 8) ** 2
+  assert output.image.shape == (3, 96)
+  assert output.tokens.shape == (3, count, 96)
+  assert output.attention.shape == (3, 3, count)
+  if pool == 'mean':
+    np.testing.assert_allclose(output.image, output.tokens.mean(1), rtol=1e-6)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
+  encoder = _tiny(dtype='bfloat16')
+  variables, images = _init(encoder)
+  assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+  low = encoder.apply(variables, images)
+  high = _tiny().apply(variables, images)
+  assert low.image.dtype == jnp.float32
+  difference = np.abs(low.image - high.image).max()
+  assert 0 < difference < 0.1
+
+
+def _naive_bicubic(square, out, scale):
+  """torch's formula, sample by sample: A = -0.75, clamped borders."""
+
+  def cubic(x):
+    x = abs(x)
+    if x <= 1:
+      return 1.25 * x**3 - 2.25 * x**2 + 1
+    if x < 2:
+      return -0.75 * x**3 + 3.75 * x**2 - 6 * x + 3
+    return 0.0
+
+  old = len(square)
+  result = np.zeros((out, out, square.shape[2]))
+  for y in range(out):
+    for x in range(out):
+      cy, cx = (y + 0.5) / scale - 0.5, (x + 0.5) / scale - 0.5
+      for j in range(int(np.floor(cy)) - 1, int(np.floor(cy)) + 3):
+        for i in range(int(np.floor(cx)) - 1, int(np.floor(cx)) + 3):
+          sample = square[np.clip(j, 0, old - 1), np.clip(i, 0, old - 1)]
+          result[y, x] += cubic(cy - j) * cubic(cx - i) * sample
+  return result
+
+
+@pytest.mark.parametrize('grid', [3, 5, 8])
+def test_positions_are_interpolated_as_in_torch(grid):
+  positions = np.random.default_rng(0).normal(size=(1, 25, 4))
+  ours = vit.interpolate_positions(jnp.array(positions), (grid, grid))
+  expected = _naive_bicubic(positions.reshape(5, 5, 4), grid, grid / 5)
+  np.testing.assert_allclose(
+    ours, expected.reshape(1, grid * grid, 4), rtol=1e-4, atol=1e-5
+  )
+
+
+def test_positions_of_the_same_grid_are_untouched():
+  positions = jnp.arange(32.0).reshape(1, 16, 2)
+  assert vit.interpolate_positions(positions, (4, 4)) is positions
+
+
+def test_drop_path_keeps_the_expectation():
+  x = jnp.ones((20_000, 1, 1))
+  uniforms = jax.random.uniform(jax.random.key(0), (20_000,))
+  dropped = vit.drop_path(x, 0.3, uniforms)
+  assert set(np.unique(dropped)) <= {0.0, np.float32(1 / 0.7)}
+  # The standard error of the mean is 0.0046.
+  assert abs(float(dropped.mean()) - 1) < 0.02
+
+
+def test_a_dropped_block_is_as_if_it_were_not_there():
+  encoder = _tiny(drop_path_rate=0.9)
+  variables, images = _init(encoder)
+  # The rate rises from 0 in the first block to 0.9 in the last.
+  dropped = encoder.apply(variables, images, jnp.zeros((3, 2, 2)))
+  shorter = _tiny(depth=1).apply(
+    {
+      'params': {
+        name: value
+        for name, value in variables['params'].items()
+        if name != 'block_1'
+      }
+    },
+    images,
+  )
+  np.testing.assert_allclose(dropped.image, shorter.image, rtol=1e-5, atol=1e-6)
+
+
+def test_without_uniforms_nothing_is_dropped():
+  variables, images = _init(_tiny())
+  with_rate = _tiny(drop_path_rate=0.5).apply(variables, images)
+  without = _tiny(drop_path_rate=0.0).apply(variables, images)
+  np.testing.assert_array_equal(with_rate.image, without.image)
+
+
+@pytest.mark.parametrize(
+  'kwargs, words',
+  [
+    (dict(variant='XL'), ['variant', 'Mu, Ti, S, B, L']),
+    (dict(pool='max'), ['pool', 'cls, mean']),
+    (dict(dtype='int8'), ['dtype', 'float32, bfloat16']),
+    (dict(width=100, num_heads=3), ['100', 'num_heads 3']),
+    (dict(drop_path_rate=1.0), ['drop_path_rate', '1.0']),
+    (dict(image_px=50, patch_px=16), ['50', 'patch_px 16']),
+  ],
+)
+def test_wrong_arguments_are_explained(kwargs, words):
+  with pytest.raises(errors.UserError) as caught:
+    vit.make_vit(**kwargs)
+  assert all(word in str(caught.value) for word in words)
+
+
+def test_unknown_encoder_lists_those_there_are():
+  with pytest.raises(errors.UserError, match='vit'):
+    make_encoder('resnet9000')

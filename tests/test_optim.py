@@ -1,0 +1,92 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cmd_jax import optim
+
+
+def _lr(step):
+  return 0.01 / (1 + step)
+
+
+def _wd(step):
+  return 0.1 + 0.05 * step
+
+
+def _numpy_adamw(params, all_grads, clip, frozen_steps):
+  """The published order: clip, drop frozen gradients, decay, Adam."""
+  params = {name: value.copy() for name, value in params.items()}
+  moments = {name: (0.0, 0.0, 0) for name in params}
+  for step, grads in enumerate(all_grads):
+    for name, grad in grads.items():
+      norm = np.linalg.norm(grad)
+      grad = grad * min(1.0, clip / (norm + 1e-6))
+      if name == 'last_layer' and step < frozen_steps:
+        continue
+      m, v, count = moments[name]
+      count += 1
+      m, v = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * grad**2
+      moments[name] = m, v, count
+      if params[name].ndim > 1:
+        params[name] -= _lr(step) * _wd(step) * params[name]
+      unbiased = np.sqrt(v / (1 - 0.999**count)) + 1e-8
+      params[name] -= _lr(step) * m / (1 - 0.9**count) / unbiased
+  return params
+
+
+@pytest.mark.parametrize('frozen_steps', [0, 3])
+def test_optimizer_is_the_published_one(frozen_steps):
+  rng = np.random.default_rng(0)
+  shapes = {'kernel': (4, 5), 'bias': (5,), 'last_layer': (3, 6)}
+  params = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+  grads = [
+    {
+      k: rng.normal(size=s, scale=2).astype(np.float32)
+      for k, s in shapes.items()
+    }
+    for _ in range(6)
+  ]
+  optimizer = optim.make_adamw(
+    learning_rate=_lr,
+    weight_decay=_wd,
+    clip_norm=3.0,
+    freeze_last_layer_steps=frozen_steps,
+  )
+
+  def tree(flat):
+    return {
+      'head': {'last_layer': {'weight_v': jnp.array(flat['last_layer'])}},
+      'dense': {'kernel': flat['kernel'], 'bias': flat['bias']},
+    }
+
+  ours = jax.tree.map(jnp.array, tree(params))
+  state = optimizer.init(ours)
+  for step, grad in enumerate(grads):
+    updates, state = optimizer.update(tree(grad), state, ours, step=step)
+    ours = optax.apply_updates(ours, updates)
+    if step < frozen_steps:
+      np.testing.assert_array_equal(
+        ours['head']['last_layer']['weight_v'], params['last_layer']
+      )
+  expected = tree(_numpy_adamw(params, grads, 3.0, frozen_steps))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6),
+    ours,
+    expected,
+  )
+
+
+def test_clipping_is_per_parameter():
+  clip = optim.clip_each_parameter(3.0)
+  grads = {'long': jnp.full(100, 2.0), 'short': jnp.array([1.0, -2.0])}
+  clipped, _ = clip.update(grads, clip.init(grads))
+  assert float(jnp.linalg.norm(clipped['long'])) == pytest.approx(3.0, 1e-5)
+  np.testing.assert_array_equal(clipped['short'], grads['short'])
+
+
+def test_clipping_a_zero_gradient_is_finite():
+  clip = optim.clip_each_parameter(3.0)
+  clipped, _ = clip.update({'w': jnp.zeros(4)}, optax.EmptyState())
+  np.testing.assert_array_equal(clipped['w'], np.zeros(4))

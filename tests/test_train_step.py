@@ -1,0 +1,134 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmd_jax import errors, parallel
+from tests import tiny
+
+
+def _assert_same_run(one, other):
+  (state, history), (other_state, other_history) = one, other
+  for metrics, other_metrics in zip(history, other_history, strict=True):
+    assert metrics.keys() == other_metrics.keys()
+    for name, value in metrics.items():
+      np.testing.assert_allclose(
+        other_metrics[name], value, rtol=1e-3, atol=1e-4, err_msg=name
+      )
+  # Adam divides a gradient at rounding level by its own size, so that single
+  # elements may differ by a whole step of the learning rate (1e-3).
+  deviations = jax.tree.map(
+    lambda a, b: np.abs(a - b).ravel(),
+    (state.params, state.teacher_params, state.method_state),
+    (other_state.params, other_state.teacher_params, other_state.method_state),
+  )
+  deviations = np.concatenate(jax.tree.leaves(deviations))
+  assert np.quantile(deviations, 0.98) < 2e-5
+  assert deviations.max() < 6e-3
+
+
+@pytest.mark.parametrize('name', tiny.METHODS)
+def test_jit_on_one_device_jit_on_eight_and_pmap_agree(name):
+  one = tiny.run_steps(*tiny.make_step(name))
+  _assert_same_run(one, tiny.run_steps(*tiny.make_step(name, num_devices=8)))
+  _assert_same_run(
+    one, tiny.run_steps(*tiny.make_step(name, mode='pmap', num_devices=8))
+  )
+
+
+def test_state_has_no_device_axis_under_pmap():
+  step, state = tiny.make_step('dino', mode='pmap', num_devices=4)
+  shapes = jax.tree.map(jnp.shape, state)
+  state, metrics = step(state, tiny.make_batch(), jax.random.key(1))
+  assert jax.tree.map(jnp.shape, state) == shapes
+  assert metrics['loss'].shape == ()
+
+
+@pytest.mark.parametrize('name', tiny.METHODS)
+def test_metrics_name_every_term_and_add_up(name):
+  step, state = tiny.make_step(name)
+  _, (metrics,) = tiny.run_steps(step, state, 1)
+  method = tiny.make_tiny_method(name)
+  terms = {k for k in metrics if k.startswith('loss/')}
+  assert terms == {f'loss/{term}' for term in method.terms}
+  total = sum(
+    float(term.weight(0)) * metrics[f'loss/{key}']
+    for key, term in method.terms.items()
+  )
+  np.testing.assert_allclose(metrics['loss'], total, rtol=1e-5)
+  assert 0 < metrics['teacher_entropy'] < np.log(12) + 1e-5
+  assert 0 < metrics['feature_spread'] <= 1
+  assert metrics['student_teacher_kl'] > 0
+
+
+def test_compiles_once():
+  step, state = tiny.make_step('cmd')
+  tiny.run_steps(step, state, 4)
+  assert step._cache_size() == 1
+
+
+def test_state_is_donated():
+  step, state = tiny.make_step('dino')
+  before = jax.tree.leaves(state.params)[0]
+  step(state, tiny.make_batch(), jax.random.key(1))
+  assert before.is_deleted()
+
+
+def test_teacher_is_the_moving_average_of_the_new_student():
+  step, state = tiny.make_step('dino')
+  teacher = jax.device_get(state.teacher_params)
+  new_state, _ = tiny.run_steps(step, state, 1)
+  jax.tree.map(
+    lambda old, student, new: np.testing.assert_allclose(
+      new, 0.9 * old + 0.1 * student, rtol=1e-5, atol=1e-7
+    ),
+    teacher,
+    new_state.params,
+    new_state.teacher_params,
+  )
+
+
+def test_last_layer_waits_for_its_first_step():
+  step, state = tiny.make_step('esvit')
+  start = jax.device_get(state.params)
+  (after_one, _) = tiny.run_steps(step, state, 1)
+  step, state = tiny.make_step('esvit')
+  (after_two, _) = tiny.run_steps(step, state, 2)
+  for head in ('image_head', 'region_head'):
+    before = start[head]['last_layer']['weight_v']
+    np.testing.assert_array_equal(
+      after_one.params[head]['last_layer']['weight_v'], before
+    )
+    assert np.any(after_two.params[head]['last_layer']['weight_v'] != before)
+
+
+def test_same_seed_same_bits_and_another_seed_another_run():
+  step, state = tiny.make_step('cmd')
+  first, _ = tiny.run_steps(step, state)
+  _, state = tiny.make_step('cmd')
+  second, _ = tiny.run_steps(step, state)
+  jax.tree.map(np.testing.assert_array_equal, first, second)
+  _, state = tiny.make_step('cmd')
+  _, metrics = step(state, tiny.make_batch(), jax.random.key(2))
+  _, state = tiny.make_step('cmd')
+  _, other = step(state, tiny.make_batch(), jax.random.key(1))
+  assert float(metrics['loss']) != float(other['loss'])
+
+
+def test_batch_that_the_devices_cannot_share_is_refused():
+  mesh = parallel.make_mesh(8)
+  with pytest.raises(errors.UserError, match='12.*8 devices.*8 or 16'):
+    parallel.check_batch_size(12, mesh)
+  parallel.check_batch_size(16, mesh)
+
+
+def test_more_devices_than_there_are_is_refused():
+  with pytest.raises(errors.UserError, match='num_devices is 99'):
+    parallel.make_mesh(99)
+
+
+def test_unknown_mode_lists_the_modes():
+  with pytest.raises(errors.UserError, match='jit, pmap'):
+    parallel.compile_step(
+      lambda axis_name: None, mode='xmap', mesh=parallel.make_mesh(1)
+    )

@@ -1,0 +1,96 @@
+"""The smallest run that has every part: shared by the tests."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmd_jax import optim, parallel, schedules
+from cmd_jax.data import augment
+from cmd_jax.methods import make_method
+from cmd_jax.models import vit
+from cmd_jax.train_state import init_train_state
+from cmd_jax.train_step import Batch, make_train_step
+from configs import common
+
+METHODS = common.METHODS
+BATCH = 8
+CANVAS_PX = 16
+
+
+def make_tiny_method(name='cmd', *, axis_name=None, drop_path=0.2, **changes):
+  encoder = vit.make_vit(
+    variant='Mu',
+    width=16,
+    depth=2,
+    num_heads=2,
+    image_px=16,
+    patch_px=4,
+    drop_path_rate=drop_path,
+  )
+  fields = common.method_fields(name).to_dict()
+  if name == 'cmd':
+    fields['mil'] = dict(hidden_dim=8)
+  fields.update(changes)
+  teacher_normalisation = fields.pop('teacher_normalisation', 'centring')
+  return make_method(
+    encoder=encoder,
+    image_px=16,
+    head=dict(num_prototypes=12, hidden_dim=16, bottleneck_dim=8),
+    student_temperature=0.1,
+    teacher_temperature=schedules.stepwise_schedule(0.04, 0.07, 2, 2),
+    centre_momentum=0.9,
+    teacher_normalisation=teacher_normalisation,
+    axis_name=axis_name,
+    **fields,
+  )
+
+
+def make_batch(seed=0, batch=BATCH):
+  rng = np.random.default_rng(seed)
+  coarse = rng.integers(0, 256, (batch, 4, 4, 3), np.uint8)
+  return Batch(
+    images=jnp.array(
+      coarse.repeat(CANVAS_PX // 4, 1).repeat(CANVAS_PX // 4, 2)
+    ),
+    sizes=jnp.full((batch, 2), CANVAS_PX, jnp.int32),
+    index=jnp.arange(batch, dtype=jnp.int32) + 10 * seed,
+  )
+
+
+def make_optimizer(learning_rate=1e-3):
+  return optim.make_adamw(
+    learning_rate=schedules.cosine_schedule(learning_rate, 1e-6, 20),
+    weight_decay=schedules.cosine_schedule(0.04, 0.4, 20),
+    freeze_last_layer_steps=1,
+  )
+
+
+def make_step(name='cmd', *, mode='jit', num_devices=1, **changes):
+  """The compiled step and the state it starts from."""
+  mesh = parallel.make_mesh(num_devices)
+  optimizer = make_optimizer()
+
+  def make(axis_name):
+    return make_train_step(
+      method=make_tiny_method(name, axis_name=axis_name, **changes),
+      augment=augment.make_augment(global_px=16, local_px=8, num_local=2),
+      optimizer=optimizer,
+      teacher_momentum=schedules.cosine_schedule(0.9, 1.0, 20),
+      schedules={},
+      axis_name=axis_name,
+    )
+
+  state = init_train_state(
+    make_tiny_method(name, **changes), optimizer, jax.random.key(0)
+  )
+  state = jax.device_put(state, parallel.replicated(mesh))
+  return parallel.compile_step(make, mode=mode, mesh=mesh), state
+
+
+def run_steps(step, state, count=3):
+  """Takes steps and returns the state and each step's metrics on the host."""
+  history = []
+  for number in range(count):
+    state, metrics = step(state, make_batch(number), jax.random.key(1))
+    history.append(jax.device_get(metrics))
+  return jax.device_get(state), history
