@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import os
 import pathlib
+import signal
 import sys
 
-from absl import flags
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from cmd_jax.errors import UserError
 
@@ -59,13 +61,12 @@ def _explain_unknown_field(config: ConfigDict, argv: list[str]) -> str | None:
 
 
 def _load_config_alone(argv: list[str]) -> ConfigDict | None:
-  for argument in argv:
-    if argument.startswith('--config='):
+  for argument, following in zip(argv, [*argv[1:], '']):
+    name, _, value = argument.partition('=')
+    if name == '--config':
       try:
-        return config_flags.ConfigFileFlagParser('config').parse(
-          argument.removeprefix('--config=')
-        )
-      except (OSError, TypeError, ValueError):
+        return ConfigFileFlagParser('config').parse(value or following)
+      except (ImportError, OSError, SyntaxError, TypeError, ValueError):
         return None
   return None
 
@@ -76,17 +77,30 @@ def parse_flags(argv: list[str]) -> None:
   Raises:
     UserError: anything wrong with it, on one line.
   """
+  app.define_help_flags()
   try:
-    flags.FLAGS(argv)
+    unexpected = flags.FLAGS(argv)[1:]
   except flags.Error as error:
     # A config file's own ValueError arrives as a trace; its last line says it.
     reason = str(error).strip().splitlines()[-1]
     raise UserError(reason.removeprefix('ValueError: ')) from error
-  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+  except (
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+  ) as error:
     config = _load_config_alone(argv)
     reason = config and _explain_unknown_field(config, argv)
     lines = str(error).strip().splitlines() or [type(error).__name__]
     raise UserError(reason or lines[-1].removeprefix('ValueError: ')) from error
+  if unexpected:
+    raise UserError(
+      f'unexpected argument {unexpected[0]!r}: write flags as --name=value'
+    )
   if _CONFIG.value is None:
     known = sorted(
       str(path)
@@ -118,6 +132,7 @@ def main() -> None:
     results = evaluate.evaluate_run(built, workdir)
     print(evaluate.results_table(results['init'], results['final']))
     return
+  train.check(built)
   workdir.open(config.to_dict())
   try:
     results = train.train(built, workdir)
@@ -135,3 +150,6 @@ if __name__ == '__main__':
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
+  except KeyboardInterrupt:
+    # Before or after the steps; within them the state is saved first.
+    sys.exit(128 + signal.SIGINT)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pathlib
+from typing import NamedTuple
+
 import jax
 import numpy as np
 
@@ -11,26 +14,55 @@ from cmd_jax.data.source import UNLABELLED
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators import Features
 from cmd_jax.experiment import Experiment
+from cmd_jax.pictures import save_neighbours
 from cmd_jax.train_state import TrainState
 from cmd_jax.workdir import Workdir
 
+# Rows of the picture of neighbours.
+_NUM_QUERIES = 10
 
-def _features(experiment: Experiment, params, canvases: Canvases) -> Features:
-  evaluation = experiment.evaluation
+
+class Encoded(NamedTuple):
+  """The frozen features of a network on both splits.
+
+  Attributes:
+    pretrain: of the images trained on.
+    test: of the test images; None if there are none.
+  """
+
+  pretrain: Features
+  test: Features | None
+
+
+def network_params(experiment: Experiment, state: TrainState):
+  """The parameters of the network that is scored."""
+  if experiment.evaluation.network == 'teacher':
+    return state.teacher_params
+  return state.params
+
+
+def encode(experiment: Experiment, state: TrainState) -> Encoded:
+  """Computes the features of all images."""
+  params, evaluation = network_params(experiment, state), experiment.evaluation
 
   @jax.jit
   def embed(params, images, sizes):
     return experiment.method.embed(params, evaluation.view(images, sizes))
 
-  vectors = evaluators.extract_features(
-    lambda images, sizes: embed(params, images, sizes),
-    canvases.images,
-    canvases.sizes,
-    batch_size=evaluation.batch_size,
-  )
-  return Features(
-    vectors, canvases.labels, canvases.class_names, canvases.file_names
-  )
+  def features(canvases: Canvases | None) -> Features | None:
+    if canvases is None:
+      return None
+    vectors = evaluators.extract_features(
+      lambda images, sizes: embed(params, images, sizes),
+      canvases.images,
+      canvases.sizes,
+      batch_size=evaluation.batch_size,
+    )
+    return Features(
+      vectors, canvases.labels, canvases.class_names, canvases.file_names
+    )
+
+  return Encoded(features(experiment.pretrain), features(experiment.test))
 
 
 def why_not_scored(experiment: Experiment) -> str | None:
@@ -47,19 +79,58 @@ def why_not_scored(experiment: Experiment) -> str | None:
   return None
 
 
-def score(experiment: Experiment, state: TrainState) -> dict[str, float]:
-  """Scores the encoder of a state under the configured protocols.
+def score(experiment: Experiment, encoded: Encoded) -> dict[str, float]:
+  """Scores frozen features under the configured protocols.
 
   Returns:
     {'<protocol>/<metric>': value in [0, 1]}; empty for unlabelled data.
   """
   if why_not_scored(experiment):
     return {}
-  network = experiment.evaluation.network
-  params = state.teacher_params if network == 'teacher' else state.params
-  train = _features(experiment, params, experiment.pretrain)
-  test = _features(experiment, params, experiment.test)
-  return evaluators.evaluate(experiment.evaluation.protocols, train, test)
+  return evaluators.evaluate(
+    experiment.evaluation.protocols, encoded.pretrain, encoded.test
+  )
+
+
+def draw_neighbours(
+  experiment: Experiment,
+  state: TrainState,
+  encoded: Encoded,
+  path: pathlib.Path,
+) -> None:
+  """Draws a few test images, where the network looks, and their neighbours.
+
+  Without test images, a few of the training images query the others.
+  """
+  canvases = experiment.test or experiment.pretrain
+  features = encoded.test or encoded.pretrain
+  order = np.random.default_rng(0).permutation(len(canvases.images))
+  chosen = np.sort(order[:_NUM_QUERIES])
+  gallery = np.arange(len(experiment.pretrain.images))
+  if experiment.test is None:
+    gallery = np.setdiff1d(gallery, chosen)
+  if not len(gallery):
+    return
+
+  @jax.jit
+  def attend(params, images, sizes):
+    view = experiment.evaluation.view(images, sizes)
+    return experiment.method.attend(params, view)
+
+  save_neighbours(
+    path,
+    queries=canvases.images[chosen],
+    query_features=features.take(chosen),
+    gallery=experiment.pretrain.images[gallery],
+    gallery_features=encoded.pretrain.take(gallery),
+    attention=np.asarray(
+      attend(
+        network_params(experiment, state),
+        canvases.images[chosen],
+        canvases.sizes[chosen],
+      )
+    ),
+  )
 
 
 def results_table(init: dict[str, float], final: dict[str, float]) -> str:
@@ -101,8 +172,8 @@ def evaluate_run(experiment: Experiment, workdir: Workdir) -> dict:
   finally:
     checkpoints.close()
   return workdir.update_results(
-    init=score(experiment, experiment.init_state()),
-    final=score(experiment, state),
+    init=score(experiment, encode(experiment, experiment.init_state())),
+    final=score(experiment, encode(experiment, state)),
     steps=int(state.step),
     protocols=list(experiment.evaluation.protocols),
   )

@@ -98,7 +98,9 @@ def _load_source(dataset: dict, split: str) -> Source:
   if source == 'tfds':
     from cmd_jax.data.tfds_source import tfds_source
 
-    return tfds_source(split=split, **dataset)
+    # An empty string is how a config says None.
+    options = {key: value or None for key, value in dataset.items()}
+    return tfds_source(split=split, **options)
   if source == 'folder':
     from cmd_jax.data.folder import folder_source
 

@@ -15,8 +15,16 @@ import numpy as np
 import cmd_jax
 from cmd_jax.checkpoint import Checkpoints
 from cmd_jax.data.canvas import skip_report
+from cmd_jax.data.resident import check_num_examples
 from cmd_jax.errors import UserError
-from cmd_jax.evaluate import results_table, score, why_not_scored
+from cmd_jax.evaluate import (
+  draw_neighbours,
+  encode,
+  results_table,
+  score,
+  why_not_scored,
+)
+from cmd_jax.evaluators import get_evaluator
 from cmd_jax.experiment import Experiment
 from cmd_jax.metrics import MetricWriter, Progress
 from cmd_jax.train_state import TrainState
@@ -137,7 +145,9 @@ class _Loop:
     self._writer.write(step, metrics)
     shown = '  '.join(
       f'{name.removeprefix("loss/")} {value:.4g}'
-      for name, value in metrics.items()
+      for name, value in sorted(
+        metrics.items(), key=lambda item: not item[0].startswith('loss')
+      )
     )
     self._progress.note(f'step {step}  {shown}')
 
@@ -207,6 +217,17 @@ def _announce(experiment: Experiment, workdir: Workdir) -> None:
     )
 
 
+def check(experiment: Experiment) -> None:
+  """Finds what would otherwise stop a run after its directory is made.
+
+  Raises:
+    UserError: an unknown protocol, or fewer images than a batch.
+  """
+  for protocol in experiment.evaluation.protocols:
+    get_evaluator(protocol)
+  check_num_examples(experiment.pretrain, experiment.batch_size)
+
+
 def train(experiment: Experiment, workdir: Workdir) -> dict:
   """Trains, or resumes, and scores the encoder before and after.
 
@@ -230,7 +251,7 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
         dataset=experiment.name,
         method=experiment.method_name,
         protocols=list(experiment.evaluation.protocols),
-        init=score(experiment, state),
+        init=score(experiment, encode(experiment, state)),
       )
     if checkpoints.latest_step() is not None:
       state, meta = checkpoints.restore(experiment.state_like)
@@ -239,8 +260,10 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
     state = loop.run()
   finally:
     checkpoints.close()
+  encoded = encode(experiment, state)
+  draw_neighbours(experiment, state, encoded, workdir.neighbours_file)
   entries = dict(
-    final=score(experiment, state),
+    final=score(experiment, encoded),
     steps=int(state.step),
     seconds=round(loop.train_seconds(), 1),
     hardware=describe_hardware(),
@@ -266,6 +289,7 @@ def summary(experiment: Experiment, workdir: Workdir, results: dict) -> str:
       f'{results["steps"]} steps in {results["seconds"]:.0f} s'
       + (f', {speed:.0f} images/s' if speed else ''),
       f'results      {workdir.results_file}',
+      f'neighbours   {workdir.neighbours_file}',
       f'metrics      {workdir.metrics_file}',
       f'tensorboard  tensorboard --logdir {workdir.tensorboard}',
       f'checkpoints  {workdir.checkpoints}',

@@ -36,14 +36,17 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   write_atomically(path, json.dumps(value, indent=2) + '\n')
 
 
-def read_json(path: pathlib.Path) -> Any:
-  """Reads JSON.
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a JSON object.
 
   Raises:
-    UserError: the file can't be read or parsed.
+    UserError: the file can't be read or parsed, or holds no object.
   """
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
+    value = json.loads(path.read_text(encoding='utf-8'))
+    if not isinstance(value, dict):
+      raise ValueError('not a JSON object')
+    return value
   except (OSError, ValueError) as error:
     raise UserError(
       f'{path} cannot be read ({error}): delete it or restore it from a copy'
@@ -70,6 +73,7 @@ class Workdir:
     self.config_file = self.path / 'config.json'
     self.metrics_file = self.path / 'metrics.jsonl'
     self.results_file = self.path / 'results.json'
+    self.neighbours_file = self.path / 'neighbours.png'
     self.skipped_file = self.path / 'skipped_images.txt'
     self.checkpoints = self.path / 'checkpoints'
     self.tensorboard = self.path / 'tensorboard'

@@ -14,8 +14,8 @@ def get_config(argument=None):
   """The config; `argument` is what follows the colon of --config."""
   method, quicktest = common.parse_argument(argument)
   config = common.published(method)
-  config.batch_size = 32
-  config.total_epochs = 30
+  common.use_small_recipe(config)
+  config.total_epochs = 60
   config.canvas_px = 96
   config.dataset = dict(
     source='folder',
@@ -25,13 +25,8 @@ def get_config(argument=None):
     pretrain_split='pretrain',
     test_split='test',
   )
-  config.augment.update(global_px=64, local_px=32, num_local=4)
-  config.model.update(
-    variant='Mu', image_px=64, patch_px=8, dtype='float32', drop_path_rate=0.0
-  )
-  config.head.update(num_prototypes=1024, hidden_dim=256, bottleneck_dim=64)
-  config.optim.update(base_learning_rate=4e-3, warmup_epochs=2.0)
-  config.teacher.update(base_momentum=0.98, warmup_temperature_epochs=5)
+  config.augment.update(global_px=64, local_px=32)
+  config.model.update(image_px=64)
   config.eval.update(view_px=96, crop_fraction=0.0, batch_size=128)
   if quicktest:
     common.shrink_to_quicktest(config)

@@ -1,0 +1,150 @@
+import importlib
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from cmd_jax import experiment
+from cmd_jax.data import canvas
+from configs import common
+
+_REPO = pathlib.Path(__file__).resolve().parents[1]
+_CONFIGS = sorted(
+  path
+  for path in (_REPO / 'configs').glob('*.py')
+  if path.stem not in ('__init__', 'common')
+)
+
+
+def _load(path, argument=''):
+  module = importlib.import_module(f'configs.{path.stem}')
+  return module.get_config(argument or None)
+
+
+def _synthetic(num_examples, canvas_px):
+  """Canvases of two classes in turn, with no file behind them."""
+  rng = np.random.default_rng(0)
+  shape = (num_examples, canvas_px, canvas_px, 3)
+  return canvas.Canvases(
+    name='synthetic',
+    images=rng.integers(0, 256, shape, np.uint8),
+    sizes=np.full((num_examples, 2), canvas_px, np.int32),
+    labels=np.arange(num_examples, dtype=np.int32) % 2,
+    file_names=tuple(f'{i}.png' for i in range(num_examples)),
+    class_names=('robin', 'wren'),
+    part_ids=None,
+    boxes=None,
+    skipped=(),
+  )
+
+
+@pytest.fixture
+def without_data(monkeypatch):
+  """Lets an experiment be built of every config, its data made up."""
+
+  class _Source:
+    file_names = ('0.png',)
+
+  monkeypatch.setattr(experiment, '_load_source', lambda *_: _Source)
+  monkeypatch.setattr(
+    experiment,
+    'make_canvases',
+    lambda source, canvas_px: _synthetic(64, canvas_px),
+  )
+
+
+def test_there_are_configs():
+  assert {'toybirds', 'folder'} <= {path.stem for path in _CONFIGS}
+
+
+@pytest.mark.parametrize(
+  'method, quicktest',
+  [*((method, True) for method in common.METHODS), ('cmd', False)],
+)
+@pytest.mark.parametrize('path', _CONFIGS, ids=lambda path: path.stem)
+def test_every_config_builds_with_every_method(
+  without_data, path, method, quicktest
+):
+  config = _load(path, f'method={method}' + ',quicktest' * quicktest)
+  assert config.is_locked
+  assert config.method.name == method
+  if config.dataset.source == 'folder':
+    assert config.dataset.path == ''
+  config.batch_size = 8
+  built = experiment.build(config)
+  assert built.method_name == method
+  terms = {name for name, w in config.method.weights.items() if w}
+  assert set(built.method.terms) == terms
+  state = built.state_like
+  assert state.step.shape == ()
+  assert 'encoder' in state.params
+  same = jax.tree.map(
+    lambda s, t: s.shape == t.shape, state.params, state.teacher_params
+  )
+  assert all(jax.tree.leaves(same))
+  assert built.total_steps == config.total_epochs * built.steps_per_epoch
+
+
+@pytest.mark.parametrize('name', ['toybirds', 'folder'])
+def test_the_step_of_a_quicktest_can_be_traced(without_data, name):
+  config = _load(_REPO / 'configs' / f'{name}.py', 'quicktest')
+  config.batch_size = 8
+  config.model.depth = 1
+  config.augment.num_local = 1
+  built = experiment.build(config)
+  batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), built.make_batches()(0)
+  )
+  state, metrics = jax.eval_shape(
+    built.step, built.state_like, batch, built.rng
+  )
+  assert jax.tree.structure(state) == jax.tree.structure(built.state_like)
+  shapes = jax.tree.map(
+    lambda a, b: a.shape == b.shape, state, built.state_like
+  )
+  assert all(jax.tree.leaves(shapes))
+  terms = {name for name in metrics if name.startswith('loss/')}
+  assert terms == {f'loss/{name}' for name in built.method.terms}
+
+
+@pytest.mark.parametrize('path', _CONFIGS, ids=lambda path: path.stem)
+def test_quicktest_shrinks_and_changes_no_structure(path):
+  full, quick = _load(path), _load(path, 'quicktest')
+
+  def fields(config, prefix=''):
+    for key, value in config.items():
+      yield prefix + key
+      if isinstance(value, ConfigDict):
+        yield from fields(value, f'{prefix}{key}.')
+
+  assert set(fields(full)) == set(fields(quick))
+  assert quick.total_epochs < full.total_epochs
+  assert quick.model.image_px <= full.model.image_px
+  assert full.method.name == 'cmd'
+  assert full.model.image_px % full.model.patch_px == 0
+
+
+@pytest.mark.parametrize(
+  'argument', ['fast', 'method=simclr', 'quicktest=1', 'cmd', 'quicktest,x']
+)
+def test_an_unknown_argument_lists_the_choices(argument):
+  with pytest.raises(ValueError, match='unknown config argument') as error:
+    common.parse_argument(argument)
+  for choice in ('quicktest', 'method=cmd', 'method=esvit', 'method=dino'):
+    assert choice in str(error.value)
+
+
+def test_arguments_are_read_in_any_order():
+  assert common.parse_argument(None) == ('cmd', False)
+  assert common.parse_argument('') == ('cmd', False)
+  assert common.parse_argument('quicktest') == ('cmd', True)
+  assert common.parse_argument('method=dino,quicktest') == ('dino', True)
+  assert common.parse_argument('quicktest,method=dino') == ('dino', True)
+
+
+def test_a_locked_config_takes_no_new_field():
+  config = _load(_CONFIGS[0])
+  with pytest.raises((AttributeError, KeyError)):
+    config.optim.learning_rate = 1.0

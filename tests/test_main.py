@@ -1,0 +1,406 @@
+"""The program as a user meets it: every test starts `python main.py`."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+_REPO = pathlib.Path(__file__).resolve().parents[1]
+_PROTOCOLS = ('knn/20', 'linear/logreg', 'retrieval/test-vs-train')
+_STEPS = 48
+_SMALL = (
+  '--config.model.depth=1',
+  '--config.batch_size=8',
+  '--config.log.every_steps=1',
+  '--config.checkpoint.every_steps=4',
+)
+_FLAG_TIMEOUT_S, _RUN_TIMEOUT_S = 60, 400
+
+
+class _Program:
+  """Starts main.py with the arguments that all runs share."""
+
+  def __init__(self, root):
+    self._environment = dict(
+      os.environ,
+      JAX_PLATFORMS='cpu',
+      # Else only what takes more than a second to compile is cached.
+      JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
+    )
+    self._cache = f'--compilation_cache={root / "compilation"}'
+    self._data_dir = root / 'tfds'
+
+  def command(self, *arguments):
+    return [sys.executable, 'main.py', self._cache, *arguments]
+
+  def toybirds(self, workdir, *arguments, method='cmd'):
+    return self.command(
+      f'--config=configs/toybirds.py:method={method},quicktest',
+      f'--workdir={workdir}',
+      '--config.dataset.builder_config=quicktest',
+      f'--config.dataset.data_dir={self._data_dir}',
+      '--config.total_epochs=4',
+      '--config.augment.num_local=1',
+      *_SMALL,
+      *arguments,
+    )
+
+  def folder(self, workdir, path, *arguments):
+    return self.command(
+      '--config=configs/folder.py:method=dino,quicktest',
+      f'--workdir={workdir}',
+      f'--config.dataset.path={path}',
+      '--config.total_epochs=1',
+      '--config.augment.num_local=0',
+      *_SMALL,
+      *arguments,
+    )
+
+  def start(self, command):
+    return subprocess.Popen(
+      command,
+      cwd=_REPO,
+      env=self._environment,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  def run(self, command, *, timeout=_RUN_TIMEOUT_S, **environment):
+    return subprocess.run(
+      command,
+      cwd=_REPO,
+      env={**self._environment, **environment},
+      capture_output=True,
+      text=True,
+      timeout=timeout,
+    )
+
+
+@pytest.fixture(scope='session')
+def program(tmp_path_factory):
+  return _Program(tmp_path_factory.mktemp('program'))
+
+
+@pytest.fixture(scope='session')
+def finished(program, tmp_path_factory):
+  """Work directory of an undisturbed run, and what the run printed."""
+  workdir = tmp_path_factory.mktemp('finished') / 'run'
+  result = program.run(program.toybirds(workdir))
+  assert result.returncode == 0, result.stderr
+  return workdir, result
+
+
+def _read_results(workdir):
+  return json.loads((workdir / 'results.json').read_text())
+
+
+def _logged_steps(workdir):
+  path = workdir / 'metrics.jsonl'
+  if not path.exists():
+    return []
+  lines = path.read_text().split('\n')
+  return [json.loads(line)['step'] for line in lines[:-1]]
+
+
+def _checkpoint_steps(workdir):
+  directory = workdir / 'checkpoints'
+  if not directory.exists():
+    return []
+  return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+
+
+def _last_state(workdir):
+  """Every array of the last checkpoint by path, read without cmd_jax."""
+  last = workdir / 'checkpoints' / str(_checkpoint_steps(workdir)[-1])
+  with warnings.catch_warnings():
+    # Orbax advises to name shardings, which do not matter here.
+    warnings.simplefilter('ignore')
+    tree = ocp.PyTreeCheckpointer().restore(last / 'state')
+  return dict(_leaves(tree))
+
+
+def _leaves(tree, path=''):
+  if isinstance(tree, dict):
+    for key, value in tree.items():
+      yield from _leaves(value, f'{path}/{key}')
+  elif isinstance(tree, list | tuple):
+    for key, value in enumerate(tree):
+      yield from _leaves(value, f'{path}/{key}')
+  elif tree is not None:
+    yield path, np.asarray(tree)
+
+
+def _assert_same_state(workdir, other):
+  state, other_state = _last_state(workdir), _last_state(other)
+  assert len(state) > 50
+  assert state.keys() == other_state.keys()
+  for path, value in state.items():
+    np.testing.assert_array_equal(other_state[path], value, err_msg=path)
+
+
+def _assert_refused(result, *words):
+  """Exit code 2, one line that begins with 'error: ', no traceback."""
+  assert result.returncode == 2, result.stderr
+  errors = [x for x in result.stderr.splitlines() if 'error: ' in x]
+  assert len(errors) == 1, result.stderr
+  assert result.stderr.splitlines()[-1] == errors[0]
+  assert errors[0].startswith('error: ')
+  assert 'Traceback' not in result.stderr
+  for word in words:
+    assert word in errors[0]
+
+
+def test_quicktest_leaves_results_metrics_events_and_config(finished):
+  workdir, result = finished
+  results = _read_results(workdir)
+  assert results['method'] == 'cmd'
+  assert results['steps'] == _STEPS
+  assert results['images_per_second'] > 0
+  for when in ('init', 'final'):
+    assert {x.rpartition('/')[0] for x in results[when]} == set(_PROTOCOLS)
+    assert all(0 <= value <= 1 for value in results[when].values())
+  assert results['init'].keys() == results['final'].keys()
+  assert 'knn/20/top1' in results['final']
+  assert results['init'] != results['final']
+
+  assert _logged_steps(workdir) == list(range(1, _STEPS + 1))
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  terms = {'image', 'region', 'student_bag', 'teacher_bag'}
+  for line in map(json.loads, lines):
+    assert {f'loss/{term}' for term in terms} <= line.keys()
+    assert all(np.isfinite(value) for value in line.values())
+  config = json.loads((workdir / 'config.json').read_text())
+  assert config['model']['depth'] == 1
+  assert list((workdir / 'tensorboard').glob('events.*'))
+  assert _checkpoint_steps(workdir)[-1] == _STEPS
+  for name in _PROTOCOLS:
+    assert name in result.stdout
+  assert 'Traceback' not in result.stderr
+
+
+def _start_and_signal(program, command, workdir, number, *, after):
+  """Sends the signal once step `after` is logged and a checkpoint exists."""
+  process = program.start(command)
+  deadline = time.monotonic() + _RUN_TIMEOUT_S
+  while process.poll() is None and time.monotonic() < deadline:
+    if _checkpoint_steps(workdir) and max(_logged_steps(workdir)) >= after:
+      process.send_signal(number)
+      break
+    time.sleep(0.01)
+  _, messages = process.communicate(timeout=_RUN_TIMEOUT_S)
+  return process.returncode, messages
+
+
+def test_a_run_stopped_three_ways_ends_as_if_undisturbed(
+  program, finished, tmp_path
+):
+  workdir = tmp_path / 'run'
+  # The evaluation is no part of what must be repeated exactly.
+  command = program.toybirds(workdir, "--config.eval.protocols=('knn/20',)")
+  kill_after = random.randint(4, 12)
+  code, messages = _start_and_signal(
+    program, command, workdir, signal.SIGKILL, after=kill_after
+  )
+  assert code == -signal.SIGKILL, messages
+  saved = _checkpoint_steps(workdir)[-1]
+  assert saved < _STEPS
+
+  for number, after in ((signal.SIGTERM, 20), (signal.SIGINT, 28)):
+    code, messages = _start_and_signal(
+      program, command, workdir, number, after=after
+    )
+    assert f'resumed after step {saved}\n' in messages
+    assert code == 128 + number, messages
+    assert 'Traceback' not in messages
+    saved = _checkpoint_steps(workdir)[-1]
+    assert after <= saved < _STEPS
+    assert f'stopped by {number.name} after step {saved};' in messages
+    assert _logged_steps(workdir) == list(range(1, saved + 1))
+    assert 'final' not in _read_results(workdir)
+
+  result = program.run(command)
+  assert result.returncode == 0, result.stderr
+  assert f'resumed after step {saved}\n' in result.stderr
+  assert _logged_steps(workdir) == list(range(1, _STEPS + 1))
+  undisturbed, _ = finished
+  _assert_same_state(undisturbed, workdir)
+  final = _read_results(undisturbed)['final']
+  for name, value in _read_results(workdir)['final'].items():
+    assert final[name] == value
+
+
+def test_a_finished_run_is_left_as_it_is_and_can_be_evaluated(
+  program, finished
+):
+  workdir, _ = finished
+  before, steps = _read_results(workdir), _logged_steps(workdir)
+  again = program.run(program.toybirds(workdir))
+  assert again.returncode == 0, again.stderr
+  assert _read_results(workdir)['final'] == before['final']
+  assert _read_results(workdir)['steps'] == _STEPS
+  assert _logged_steps(workdir) == steps
+
+  scored = program.run(program.toybirds(workdir, '--mode=evaluate'))
+  assert scored.returncode == 0, scored.stderr
+  assert _read_results(workdir)['init'] == before['init']
+  assert _read_results(workdir)['final'] == before['final']
+  assert 'knn/20/top1' in scored.stdout
+
+
+_TOYBIRDS = '--config=configs/toybirds.py:quicktest'
+
+
+@pytest.mark.parametrize(
+  'arguments, words',
+  [
+    ([_TOYBIRDS, '--config.sede=1'], ["no field 'sede'", 'seed', 'optim']),
+    (
+      ['--config', 'configs/toybirds.py', '--config.optim.rate=1'],
+      ["config.optim has no field 'rate'", 'base_learning_rate'],
+    ),
+    ([_TOYBIRDS, '--config.seed.x=1'], ['config.seed is a value']),
+    ([_TOYBIRDS, '--config.batch_size=many'], ['batch_size', 'many']),
+    ([_TOYBIRDS, '--config.optim=3'], ['config.optim', '3']),
+    (
+      ['--config=configs/toybirds.py:method=simclr'],
+      ['simclr', 'method=cmd', 'method=esvit', 'method=dino', 'quicktest'],
+    ),
+    ([], ['--config is missing', 'configs/toybirds.py']),
+    (['--config=configs/none.py'], ['--config', 'does not exist']),
+    (['--config=setup.cfg'], ['invalid syntax', 'setup.cfg']),
+    ([_TOYBIRDS, '--nope=1'], ['nope']),
+    ([_TOYBIRDS, '--mode=fly'], ['--mode=fly', 'train|evaluate']),
+    ([_TOYBIRDS, 'stray'], ["unexpected argument 'stray'", '--name=value']),
+  ],
+)
+def test_wrong_flags_are_told_in_one_line(program, tmp_path, arguments, words):
+  workdir = tmp_path / 'run'
+  command = program.command(f'--workdir={workdir}', *arguments)
+  result = program.run(command, timeout=_FLAG_TIMEOUT_S)
+  _assert_refused(result, *words)
+  assert not workdir.exists()
+
+
+def test_workdir_must_be_named(program):
+  result = program.run(program.command(_TOYBIRDS), timeout=_FLAG_TIMEOUT_S)
+  _assert_refused(result, '--workdir is missing')
+
+
+def test_help_names_the_flags(program):
+  result = program.run(program.command('--help'), timeout=_FLAG_TIMEOUT_S)
+  assert 'Traceback' not in result.stdout + result.stderr
+  for flag in ('--config', '--workdir', '--mode', '--compilation_cache'):
+    assert flag in result.stdout
+
+
+def _write_images(folder, count, *, seed=0):
+  folder.mkdir(parents=True, exist_ok=True)
+  rng = np.random.default_rng(seed)
+  for number in range(count):
+    coarse = rng.integers(0, 256, (5, 4, 3), np.uint8)
+    Image.fromarray(coarse).resize((40, 50)).save(folder / f'{number:02d}.png')
+
+
+@pytest.mark.parametrize(
+  'make, words',
+  [
+    (lambda root: root / 'none', ['does not exist', '--config.dataset.path']),
+    (lambda root: '', ['no folder', '--config.dataset.path']),
+    (lambda root: root / 'empty', ['has no images', '.jpg']),
+    (lambda root: root / 'corrupt', ['none of the 3 images', '0.jpg']),
+    (lambda root: root / 'few', ['few/pretrain has 4', 'batch_size 8']),
+  ],
+)
+def test_unusable_folders_are_refused(program, tmp_path, make, words):
+  (tmp_path / 'empty').mkdir()
+  (tmp_path / 'corrupt').mkdir()
+  for number in range(3):
+    (tmp_path / 'corrupt' / f'{number}.jpg').write_bytes(b'\xff\xd8\xff junk')
+  _write_images(tmp_path / 'few', 4)
+  workdir = tmp_path / 'run'
+  result = program.run(program.folder(workdir, make(tmp_path)))
+  _assert_refused(result, *words)
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  'argument, words',
+  [
+    (
+      "--config.eval.protocols=('knn/20','knn/nine')",
+      ['knn/nine', 'linear/logreg'],
+    ),
+    ('--config.parallel.num_devices=64', ['num_devices is 64', '8 cpu']),
+    ('--config.batch_size=12', ['batch_size is 12', '8 devices', '8 or 16']),
+    ('--config.parallel.mode=ddp', ["'ddp'", 'jit, pmap']),
+  ],
+)
+def test_impossible_configs_are_refused_before_training(
+  program, tmp_path, argument, words
+):
+  _write_images(tmp_path / 'photos', 16)
+  workdir = tmp_path / 'run'
+  result = program.run(
+    program.folder(workdir, tmp_path / 'photos', argument),
+    XLA_FLAGS='--xla_force_host_platform_device_count=8',
+  )
+  _assert_refused(result, *words)
+  assert not workdir.exists()
+
+
+def test_workdir_of_another_config_is_refused_and_left_alone(program, tmp_path):
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  there = '{"seed": 7}'
+  (workdir / 'config.json').write_text(there)
+  result = program.run(program.toybirds(workdir))
+  _assert_refused(result, str(workdir), 'another config', '--workdir')
+  assert (workdir / 'config.json').read_text() == there
+  assert [p.name for p in workdir.iterdir()] == ['config.json']
+
+
+def test_evaluating_without_a_checkpoint_is_refused(program, tmp_path):
+  workdir = tmp_path / 'run'
+  result = program.run(program.toybirds(workdir, '--mode=evaluate'))
+  _assert_refused(result, 'no checkpoint', 'train first')
+  assert not workdir.exists()
+
+
+def test_folder_with_classes_is_scored_and_a_corrupt_image_reported(
+  program, tmp_path
+):
+  for seed, name in enumerate(('robin', 'wren')):
+    _write_images(tmp_path / 'photos' / name, 10, seed=seed)
+  (tmp_path / 'photos' / 'wren' / 'torn.jpg').write_bytes(b'\xff\xd8\xff junk')
+  workdir = tmp_path / 'run'
+  result = program.run(program.folder(workdir, tmp_path / 'photos'))
+  assert result.returncode == 0, result.stderr
+  final = _read_results(workdir)['final']
+  assert {name.rpartition('/')[0] for name in final} == set(_PROTOCOLS)
+  report = (workdir / 'skipped_images.txt').read_text()
+  assert 'wren/torn.jpg: ' in report
+  assert ', 1 skipped' in report
+  assert '1 unreadable image(s) skipped' in result.stderr
+
+
+def test_flat_folder_is_trained_but_not_scored(program, tmp_path):
+  _write_images(tmp_path / 'photos', 17)
+  workdir = tmp_path / 'run'
+  result = program.run(program.folder(workdir, tmp_path / 'photos'))
+  assert result.returncode == 0, result.stderr
+  results = _read_results(workdir)
+  assert results['init'] == results['final'] == {}
+  assert results['steps'] == 2
+  assert 'no labelled training images' in result.stdout
+  assert not (workdir / 'skipped_images.txt').exists()
