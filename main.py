@@ -132,7 +132,6 @@ def main() -> None:
     results = evaluate.evaluate_run(built, workdir)
     print(evaluate.results_table(results['init'], results['final']))
     return
-  train.check(built)
   workdir.open(config.to_dict())
   try:
     results = train.train(built, workdir)

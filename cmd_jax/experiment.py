@@ -13,9 +13,14 @@ from cmd_jax import optim, parallel, schedules
 from cmd_jax.checkpoint import Checkpoints
 from cmd_jax.data import augment
 from cmd_jax.data.canvas import Canvases, make_canvases
-from cmd_jax.data.resident import make_resident_batches
+from cmd_jax.data.resident import (
+  batch_like,
+  check_num_examples,
+  make_resident_batches,
+)
 from cmd_jax.data.source import Source
 from cmd_jax.errors import UserError
+from cmd_jax.evaluators import get_evaluator
 from cmd_jax.methods import make_method
 from cmd_jax.methods.base import Method
 from cmd_jax.models import make_encoder
@@ -56,7 +61,7 @@ class Experiment(NamedTuple):
     init_state: () -> `TrainState` on the mesh, a function of the seed.
     state_like: shapes and shardings of that state.
     make_batches: () -> (step -> `Batch`); puts the data on the devices.
-    step: the compiled train step.
+    compile_step: () -> the compiled train step.
     rng: root key of the steps.
     evaluation: how the encoder is scored.
     batch_size: B of all devices together.
@@ -76,7 +81,7 @@ class Experiment(NamedTuple):
   init_state: Callable[[], TrainState]
   state_like: TrainState
   make_batches: Callable
-  step: Callable
+  compile_step: Callable[[], Callable]
   rng: jax.Array
   evaluation: Evaluation
   batch_size: int
@@ -154,6 +159,8 @@ def _check_choices(config: ConfigDict) -> None:
   ):
     if value < 1:
       raise UserError(f'config.{field} is {value}: it must be at least 1')
+  for protocol in config.eval.protocols:
+    get_evaluator(protocol)
 
 
 def build(config: ConfigDict) -> Experiment:
@@ -175,11 +182,12 @@ def build(config: ConfigDict) -> Experiment:
     _load_source(dataset, dataset['pretrain_split']),
     canvas_px=config.canvas_px,
   )
+  check_num_examples(pretrain, config.batch_size)
   test_source = _load_source(dataset, dataset['test_split'])
   test = None
   if test_source.file_names:
     test = make_canvases(test_source, canvas_px=config.canvas_px)
-  steps_per_epoch = max(len(pretrain.images) // config.batch_size, 1)
+  steps_per_epoch = len(pretrain.images) // config.batch_size
   total_steps = config.total_epochs * steps_per_epoch
 
   named = _make_schedules(config, steps_per_epoch, total_steps)
@@ -223,6 +231,14 @@ def build(config: ConfigDict) -> Experiment:
       axis_name=axis_name,
     )
 
+  step = parallel.compile_step(make_step, mode=config.parallel.mode, mesh=mesh)
+  state_like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=parallel.replicated(mesh)
+    ),
+    jax.eval_shape(init, init_rng),
+  )
+  steps_rng = jax.random.fold_in(root, _STEPS)
   return Experiment(
     name=pretrain.name,
     method_name=config.method.name,
@@ -231,17 +247,17 @@ def build(config: ConfigDict) -> Experiment:
     test=test,
     method=method,
     init_state=lambda: init(init_rng),
-    state_like=jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(
-        x.shape, x.dtype, sharding=parallel.replicated(mesh)
-      ),
-      jax.eval_shape(init, init_rng),
-    ),
+    state_like=state_like,
     make_batches=lambda: make_resident_batches(
       pretrain, batch_size=config.batch_size, seed=config.seed, mesh=mesh
     ),
-    step=parallel.compile_step(make_step, mode=config.parallel.mode, mesh=mesh),
-    rng=jax.random.fold_in(root, _STEPS),
+    compile_step=lambda: parallel.compile_ahead(
+      step,
+      state_like,
+      batch_like(pretrain, batch_size=config.batch_size, mesh=mesh),
+      steps_rng,
+    ),
+    rng=steps_rng,
     evaluation=Evaluation(
       protocols=tuple(config.eval.protocols),
       view=augment.make_eval_view(

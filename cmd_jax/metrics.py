@@ -63,7 +63,7 @@ class Progress:
   def __init__(self, *, step: int, total_steps: int, batch_size: int):
     """Starts after `step` of `total_steps` steps."""
     self._batch_size = batch_size
-    self._start = time.monotonic()
+    self._start = self._last = time.monotonic()
     self._timed_steps = 0
     self._bar = tqdm(
       total=total_steps,
@@ -78,14 +78,15 @@ class Progress:
     """Throughput without the first step, which compiles; None before it."""
     if self._timed_steps < 2:
       return None
-    seconds = time.monotonic() - self._start
+    seconds = self._last - self._start
     return (self._timed_steps - 1) * self._batch_size / seconds
 
   def update(self, loss: float) -> None:
     """Counts a finished step."""
     self._timed_steps += 1
+    self._last = time.monotonic()
     if self._timed_steps == 1:
-      self._start = time.monotonic()
+      self._start = self._last
     rate = self.images_per_second()
     postfix = {'loss': f'{loss:.3f}'}
     if rate is not None:

@@ -8,6 +8,8 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Callable
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -15,7 +17,6 @@ import numpy as np
 import cmd_jax
 from cmd_jax.checkpoint import Checkpoints
 from cmd_jax.data.canvas import skip_report
-from cmd_jax.data.resident import check_num_examples
 from cmd_jax.errors import UserError
 from cmd_jax.evaluate import (
   draw_neighbours,
@@ -24,7 +25,6 @@ from cmd_jax.evaluate import (
   score,
   why_not_scored,
 )
-from cmd_jax.evaluators import get_evaluator
 from cmd_jax.experiment import Experiment
 from cmd_jax.metrics import MetricWriter, Progress
 from cmd_jax.train_state import TrainState
@@ -107,8 +107,10 @@ class _Loop:
     checkpoints: Checkpoints,
     state: TrainState,
     meta: dict,
+    train_step: Callable,
   ):
     self._experiment, self._workdir = experiment, workdir
+    self._train_step = train_step
     self._checkpoints = checkpoints
     self._state, self._step = state, int(state.step)
     self._seconds_before = meta.get('train_seconds', 0.0)
@@ -172,7 +174,7 @@ class _Loop:
       batches = experiment.make_batches()
       with _StopSignals() as signals:
         while self._step < experiment.total_steps:
-          self._state, metrics = experiment.step(
+          self._state, metrics = self._train_step(
             self._state, batches(self._step), experiment.rng
           )
           self._step += 1
@@ -217,17 +219,6 @@ def _announce(experiment: Experiment, workdir: Workdir) -> None:
     )
 
 
-def check(experiment: Experiment) -> None:
-  """Finds what would otherwise stop a run after its directory is made.
-
-  Raises:
-    UserError: an unknown protocol, or fewer images than a batch.
-  """
-  for protocol in experiment.evaluation.protocols:
-    get_evaluator(protocol)
-  check_num_examples(experiment.pretrain, experiment.batch_size)
-
-
 def train(experiment: Experiment, workdir: Workdir) -> dict:
   """Trains, or resumes, and scores the encoder before and after.
 
@@ -245,18 +236,23 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
   _announce(experiment, workdir)
   checkpoints = experiment.open_checkpoints(workdir)
   try:
-    state, meta = experiment.init_state(), {}
-    if 'init' not in workdir.results():
-      workdir.update_results(
-        dataset=experiment.name,
-        method=experiment.method_name,
-        protocols=list(experiment.evaluation.protocols),
-        init=score(experiment, encode(experiment, state)),
-      )
+    # The step compiles while the untrained encoder is scored.
+    with futures.ThreadPoolExecutor(1) as pool:
+      train_step = pool.submit(experiment.compile_step)
+      state, meta = experiment.init_state(), {}
+      if 'init' not in workdir.results():
+        workdir.update_results(
+          dataset=experiment.name,
+          method=experiment.method_name,
+          protocols=list(experiment.evaluation.protocols),
+          init=score(experiment, encode(experiment, state)),
+        )
     if checkpoints.latest_step() is not None:
       state, meta = checkpoints.restore(experiment.state_like)
       print(f'resumed after step {int(state.step)}', file=sys.stderr)
-    loop = _Loop(experiment, workdir, checkpoints, state, meta)
+    loop = _Loop(
+      experiment, workdir, checkpoints, state, meta, train_step.result()
+    )
     state = loop.run()
   finally:
     checkpoints.close()

@@ -12,10 +12,10 @@ def get_config(argument=None):
   method, quicktest = common.parse_argument(argument)
   config = common.published(method)
   common.use_small_recipe(config)
-  config.total_epochs = 40
+  config.total_epochs = 30
   config.canvas_px = 64
   config.dataset.update(name='toybirds', builder_config='64px')
-  config.eval.update(view_px=48, crop_fraction=0.0, batch_size=256)
+  config.eval.update(view_px=40, crop_fraction=0.0, batch_size=256)
   if quicktest:
     common.shrink_to_quicktest(config)
     config.dataset.builder_config = '32px'

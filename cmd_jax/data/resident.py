@@ -79,3 +79,17 @@ def make_resident_batches(
 
   draw = jax.jit(draw, in_shardings=(whole, whole, whole), out_shardings=split)
   return lambda step: draw(images, sizes, jnp.int32(step))
+
+
+def batch_like(canvases: Canvases, *, batch_size: int, mesh: Mesh) -> Batch:
+  """Shapes and shardings of the batches of a set."""
+  split = parallel.split_over_data(mesh)
+
+  def like(shape, dtype):
+    return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split)
+
+  return Batch(
+    images=like(canvases.images.shape[1:], jnp.uint8),
+    sizes=like((2,), jnp.int32),
+    index=like((), jnp.int32),
+  )

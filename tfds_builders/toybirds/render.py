@@ -60,7 +60,7 @@ class RenderConfig(NamedTuple):
     grain: standard deviation of the sensor noise, as a fraction of white.
   """
 
-  fill: Range = (0.6, 0.92)
+  fill: Range = (0.6, 0.95)
   flip: float = 0.5
   yaw: Range = (0.8, 1.0)
   tilt_deg: Range = (-45.0, 5.0)
@@ -74,18 +74,18 @@ class RenderConfig(NamedTuple):
   part_hue_deg: float = 8.0
   part_value: Range = (0.8, 1.0)
   part_saturation: Range = (0.8, 1.0)
-  body_value: Range = (0.3, 0.8)
-  body_saturation: Range = (0.0, 0.1)
-  ground_value: Range = (0.2, 0.8)
+  body_value: Range = (0.45, 0.65)
+  body_saturation: Range = (0.0, 0.06)
+  ground_value: Range = (0.4, 0.6)
   clutter_value: Range = (0.15, 0.9)
-  ground_saturation: Range = (0.0, 0.12)
+  ground_saturation: Range = (0.0, 0.06)
   ground_noise: float = 0.1
-  clutter: tuple[int, int] = (10, 22)
-  twigs: tuple[int, int] = (0, 3)
+  clutter: tuple[int, int] = (8, 16)
+  twigs: tuple[int, int] = (0, 2)
   twig_width: Range = (0.015, 0.035)
-  gain: Range = (0.6, 1.2)
-  gradient: float = 0.3
-  tint: float = 0.03
+  gain: Range = (0.5, 1.25)
+  gradient: float = 0.4
+  tint: float = 0.02
   grain: float = 0.02
 
 
