@@ -88,18 +88,15 @@ def test_every_config_builds_with_every_method(
 
 
 @pytest.mark.parametrize('name', ['toybirds', 'folder'])
-def test_the_step_of_a_quicktest_can_be_traced(without_data, name):
+def test_the_step_of_a_quicktest_runs(without_data, name):
   config = _load(_REPO / 'configs' / f'{name}.py', 'quicktest')
   config.batch_size = 8
   config.model.depth = 1
   config.augment.num_local = 1
   built = experiment.build(config)
-  batch = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), built.make_batches()(0)
-  )
-  state, metrics = jax.eval_shape(
-    built.step, built.state_like, batch, built.rng
-  )
+  step = built.compile_step()
+  batch = built.make_batches()(0)
+  state, metrics = step(built.init_state(), batch, built.rng)
   assert jax.tree.structure(state) == jax.tree.structure(built.state_like)
   shapes = jax.tree.map(
     lambda a, b: a.shape == b.shape, state, built.state_like
