@@ -15,7 +15,7 @@ def get_config(argument=None):
   method, quicktest = common.parse_argument(argument)
   config = common.published(method)
   common.use_small_recipe(config)
-  config.total_epochs = 60
+  config.total_epochs = 40
   config.canvas_px = 96
   config.dataset = dict(
     source='folder',

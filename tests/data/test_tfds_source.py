@@ -137,7 +137,7 @@ def test_unknown_names_are_answered_with_the_valid_ones(data_dir):
 
   for split in ('val', 'train['):
     message = _message('toybirds/quicktest', split, data_dir=data_dir)
-    assert f"'{split}'" in message and 'train, test' in message
+    assert f"'{split}'" in message and 'train, validation, test' in message
 
 
 def test_missing_manual_files_are_answered_with_the_instructions(tmp_path):

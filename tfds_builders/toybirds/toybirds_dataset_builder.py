@@ -24,16 +24,17 @@ image comes with its bird's box and with the part that every pixel shows.
 """
 
 TRAIN_EXAMPLES = 2400
+VALIDATION_EXAMPLES = 480
 TEST_EXAMPLES = 960
 _SEED = 2401_08860
-_SPLITS = ('train', 'test')
+_SPLITS = ('train', 'validation', 'test')
 
 
 def draw_example(split: str, index: int, px: int) -> tuple[render.Drawing, int]:
   """Draws one example of the set without drawing any other.
 
   Args:
-    split: 'train' or 'test'.
+    split: 'train', 'validation' or 'test'.
     index: number of the example within the split.
     px: side of the image, pixels.
 
@@ -52,11 +53,13 @@ class ToybirdsConfig(tfds.core.BuilderConfig):
   Attributes:
     px: side of the images, pixels.
     train_examples: number of training examples.
+    validation_examples: number of examples to choose settings by.
     test_examples: number of test examples.
   """
 
   px: int = 64
   train_examples: int = TRAIN_EXAMPLES
+  validation_examples: int = VALIDATION_EXAMPLES
   test_examples: int = TEST_EXAMPLES
 
 
@@ -78,6 +81,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       description='A few images of 32 x 32 pixels, to try a program with.',
       px=32,
       train_examples=96,
+      validation_examples=24,
       test_examples=48,
     ),
   ]
@@ -107,8 +111,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager: tfds.download.DownloadManager):
     config = self.builder_config
     return {
-      'train': self._generate_examples('train', config.train_examples),
-      'test': self._generate_examples('test', config.test_examples),
+      split: self._generate_examples(
+        split, getattr(config, f'{split}_examples')
+      )
+      for split in _SPLITS
     }
 
   def _generate_examples(
