@@ -9,6 +9,7 @@ Every other argument goes to main.py. Runs that are finished are not repeated.
 import argparse
 import json
 import pathlib
+import resource
 import subprocess
 import sys
 
@@ -43,6 +44,8 @@ def main() -> None:
     }
   summary['seconds'] = [result['seconds'] for result in results]
   summary['images_per_second'] = [r['images_per_second'] for r in results]
+  peak_kb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+  summary['peak_memory_mb'] = round(peak_kb / 1024)
   print(json.dumps(summary, indent=2))
 
 

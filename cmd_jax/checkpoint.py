@@ -66,10 +66,10 @@ class Checkpoints:
         ),
       )
     except (ValueError, KeyError, OSError) as error:
-      reason = str(error).strip().splitlines()[0]
+      lines = str(error).strip().splitlines() or [type(error).__name__]
       raise UserError(
         f'checkpoint {step} in {self._directory} cannot be restored '
-        f'({reason}): delete that folder to go on from the one before it'
+        f'({lines[0]}): delete that folder to go on from the one before it'
       ) from error
     return restored.state, restored.meta
 

@@ -176,4 +176,5 @@ def evaluate_run(experiment: Experiment, workdir: Workdir) -> dict:
     final=score(experiment, encode(experiment, state)),
     steps=int(state.step),
     protocols=list(experiment.evaluation.protocols),
+    eval=experiment.evaluation.settings,
   )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -40,12 +42,14 @@ class Evaluation(NamedTuple):
     view: (canvases, sizes) -> images as the encoder sees them.
     batch_size: images encoded at a time.
     network: 'teacher' or 'student'.
+    settings: all of config.eval, as JSON gives it back.
   """
 
   protocols: tuple[str, ...]
   view: Callable
   batch_size: int
   network: str
+  settings: dict
 
 
 class Experiment(NamedTuple):
@@ -57,6 +61,7 @@ class Experiment(NamedTuple):
     mesh: the devices.
     pretrain: the images trained on.
     test: the images evaluated on.
+    data_sha256: hash of the names and labels of both.
     method: the objective for global batches, as evaluation needs it.
     init_state: () -> `TrainState` on the mesh, a function of the seed.
     state_like: shapes and shardings of that state.
@@ -77,6 +82,7 @@ class Experiment(NamedTuple):
   mesh: Mesh
   pretrain: Canvases
   test: Canvases | None
+  data_sha256: str
   method: Method
   init_state: Callable[[], TrainState]
   state_like: TrainState
@@ -96,10 +102,26 @@ class Experiment(NamedTuple):
     return Checkpoints(workdir.checkpoints, keep=self.checkpoints_kept)
 
 
+def _hash_of_data(*splits: Canvases | None) -> str:
+  """Hash of what is in the splits and in which order."""
+  digest = hashlib.sha256()
+  for split in splits:
+    if split is not None:
+      digest.update(json.dumps(split.file_names).encode())
+      digest.update(split.labels.tobytes())
+  return digest.hexdigest()
+
+
 def _load_source(dataset: dict, split: str) -> Source:
   source, dataset = dataset['source'], dict(dataset)
   for key in ('source', 'pretrain_split', 'test_split'):
     dataset.pop(key)
+  needed = {'tfds': 'name', 'folder': 'path'}.get(source)
+  if needed and needed not in dataset:
+    raise UserError(
+      f'config.dataset.source is {source!r}, but config.dataset has no '
+      f'{needed!r}: use configs/folder.py for folders, another for TFDS'
+    )
   if source == 'tfds':
     from cmd_jax.data.tfds_source import tfds_source
 
@@ -161,6 +183,31 @@ def _check_choices(config: ConfigDict) -> None:
       raise UserError(f'config.{field} is {value}: it must be at least 1')
   for protocol in config.eval.protocols:
     get_evaluator(protocol)
+  _check_sizes(config)
+
+
+def _check_sizes(config: ConfigDict) -> None:
+  for field, value in (
+    ('parallel.num_devices', config.parallel.num_devices),
+    ('model.width', config.model.width),
+    ('model.depth', config.model.depth),
+    ('model.num_heads', config.model.num_heads),
+    ('augment.num_local', config.augment.num_local),
+  ):
+    if value < 0:
+      raise UserError(f'config.{field} is {value}: it must be at least 0')
+  patch_px = config.model.patch_px
+  for field, value in (
+    ('model.image_px', config.model.image_px),
+    ('augment.global_px', config.augment.global_px),
+    ('augment.local_px', config.augment.local_px),
+    ('eval.view_px', config.eval.view_px),
+  ):
+    if patch_px < 1 or value < patch_px or value % patch_px:
+      raise UserError(
+        f'config.{field} is {value}: it must be a multiple of '
+        f'config.model.patch_px, which is {patch_px}'
+      )
 
 
 def build(config: ConfigDict) -> Experiment:
@@ -245,6 +292,7 @@ def build(config: ConfigDict) -> Experiment:
     mesh=mesh,
     pretrain=pretrain,
     test=test,
+    data_sha256=_hash_of_data(pretrain, test),
     method=method,
     init_state=lambda: init(init_rng),
     state_like=state_like,
@@ -266,6 +314,7 @@ def build(config: ConfigDict) -> Experiment:
       ),
       batch_size=config.eval.batch_size,
       network=config.eval.network,
+      settings=json.loads(json.dumps(config.eval.to_dict())),
     ),
     batch_size=config.batch_size,
     steps_per_epoch=steps_per_epoch,

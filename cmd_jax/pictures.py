@@ -94,4 +94,7 @@ def save_neighbours(
       cells.append((gallery[index], frame))
     for column, cell in enumerate(cells):
       sheet.paste(_cell(*cell), (column * _CELL_PX, row * _CELL_PX + 16))
-  sheet.save(path)
+  # Whole or not at all.
+  temporary = path.with_name(f'.{path.name}')
+  sheet.save(temporary, 'PNG', optimize=True)
+  temporary.replace(path)

@@ -74,14 +74,16 @@ class _StopSignals:
       signal.signal(number, handler)
 
 
-def describe_hardware() -> str:
-  """One line: devices and host, for results and logs."""
-  device = jax.devices()[0]
-  return f'{jax.device_count()} x {device.device_kind} on {platform.machine()}'
+def describe_hardware(experiment: Experiment) -> str:
+  """One line: the devices used and the host, for results and logs."""
+  devices = experiment.mesh.devices.ravel()
+  return f'{len(devices)} x {devices[0].device_kind} on {platform.machine()}'
 
 
 def _check_finite(step: int, metrics: dict[str, float], workdir: Workdir):
-  if math.isfinite(metrics['loss']):
+  # The gradient too: it reaches the parameters that are saved next.
+  watched = (metrics['loss'], metrics['grad_norm'])
+  if all(math.isfinite(value) for value in watched):
     return
   terms = [
     name.removeprefix('loss/')
@@ -89,7 +91,7 @@ def _check_finite(step: int, metrics: dict[str, float], workdir: Workdir):
     if name.startswith('loss/') and not math.isfinite(value)
   ]
   raise UserError(
-    f'the loss is not finite at step {step} '
+    f'the loss or its gradient is not finite at step {step} '
     f'(terms: {", ".join(terms) or "none by itself"}): the last checkpoint in '
     f'{workdir.checkpoints} is from before; lower '
     'config.optim.base_learning_rate or use config.model.dtype=float32 in a '
@@ -114,6 +116,7 @@ class _Loop:
     self._checkpoints = checkpoints
     self._state, self._step = state, int(state.step)
     self._seconds_before = meta.get('train_seconds', 0.0)
+    self._seconds = self._seconds_before
     self._start = time.monotonic()
     self._pending = collections.deque()
     self._writer = MetricWriter(
@@ -127,7 +130,7 @@ class _Loop:
 
   def train_seconds(self) -> float:
     """Seconds spent in the loop, earlier sessions of the run included."""
-    return self._seconds_before + time.monotonic() - self._start
+    return self._seconds
 
   def images_per_second(self) -> float | None:
     """Throughput of this session; None if it took fewer than two steps."""
@@ -160,7 +163,8 @@ class _Loop:
   def _save(self) -> None:
     # Only after every loss has been seen to be finite.
     self._report_down_to(0)
-    self._checkpoints.save(self._state, {'train_seconds': self.train_seconds()})
+    seconds = self._seconds_before + time.monotonic() - self._start
+    self._checkpoints.save(self._state, {'train_seconds': seconds})
 
   def run(self) -> TrainState:
     """Trains to the end.
@@ -187,7 +191,10 @@ class _Loop:
             self._checkpoints.close()
             raise Interrupted(signals.received, self._step)
         self._save()
+        if signals.received:
+          raise Interrupted(signals.received, self._step)
     finally:
+      self._seconds = self._seconds_before + time.monotonic() - self._start
       self._progress.close()
       self._writer.close()
     return self._state
@@ -200,7 +207,7 @@ def _announce(experiment: Experiment, workdir: Workdir) -> None:
     f'{experiment.method_name} on {pretrain.name}: {len(pretrain.images)} '
     f'training and {num_test} test images of {len(pretrain.class_names)} '
     f'classes, {pretrain.images.nbytes / 2**20:.0f} MB on '
-    f'{describe_hardware()}',
+    f'{describe_hardware(experiment)}',
     file=sys.stderr,
   )
   reports = [
@@ -217,6 +224,20 @@ def _announce(experiment: Experiment, workdir: Workdir) -> None:
       f'{count} unreadable image(s) skipped; {workdir.skipped_file} names them',
       file=sys.stderr,
     )
+
+
+def _check_same_data(
+  experiment: Experiment, workdir: Workdir, checkpoints: Checkpoints
+) -> None:
+  """Refuses to resume on other images: the order would not be the same."""
+  before = workdir.results().get('data_sha256', experiment.data_sha256)
+  if checkpoints.latest_step() is None or before == experiment.data_sha256:
+    return
+  raise UserError(
+    f'{workdir.path} was trained on other images than {experiment.name} has '
+    'now (files or labels were added, removed or changed): restore them or '
+    'choose another --workdir'
+  )
 
 
 def train(experiment: Experiment, workdir: Workdir) -> dict:
@@ -240,11 +261,15 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
     with futures.ThreadPoolExecutor(1) as pool:
       train_step = pool.submit(experiment.compile_step)
       state, meta = experiment.init_state(), {}
-      if 'init' not in workdir.results():
+      _check_same_data(experiment, workdir, checkpoints)
+      # Scored again where it was scored otherwise: a gain needs one protocol.
+      if workdir.results().get('eval') != experiment.evaluation.settings:
         workdir.update_results(
           dataset=experiment.name,
+          data_sha256=experiment.data_sha256,
           method=experiment.method_name,
           protocols=list(experiment.evaluation.protocols),
+          eval=experiment.evaluation.settings,
           init=score(experiment, encode(experiment, state)),
         )
     if checkpoints.latest_step() is not None:
@@ -262,7 +287,7 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
     final=score(experiment, encoded),
     steps=int(state.step),
     seconds=round(loop.train_seconds(), 1),
-    hardware=describe_hardware(),
+    hardware=describe_hardware(experiment),
     versions={
       'cmd_jax': cmd_jax.__version__,
       'jax': jax.__version__,
@@ -287,7 +312,7 @@ def summary(experiment: Experiment, workdir: Workdir, results: dict) -> str:
       f'results      {workdir.results_file}',
       f'neighbours   {workdir.neighbours_file}',
       f'metrics      {workdir.metrics_file}',
-      f'tensorboard  tensorboard --logdir {workdir.tensorboard}',
+      f'tensorboard  {workdir.tensorboard}',
       f'checkpoints  {workdir.checkpoints}',
     ]
   )

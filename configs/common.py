@@ -1,7 +1,8 @@
 """What all configs share: the fields, the methods and the quick test.
 
-Every sub-dict holds the keyword arguments of one factory, which is named beside
-it. Durations end in `_steps` or `_epochs`, sizes in `_px`.
+A sub-dict with a name above it holds the keyword arguments of that function;
+cmd_jax/experiment.py reads the others. Durations end in `_steps` or `_epochs`,
+sizes in `_px`.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def _experiment(*, labelled=True, test=True, network='teacher'):
     pretrain=_canvases('train', 31, 0, labelled),
     test=_canvases('test', 13, 1, labelled) if test else None,
     method=types.SimpleNamespace(embed=_embed),
-    evaluation=experiment.Evaluation(PROTOCOLS, _view, 8, network),
+    evaluation=experiment.Evaluation(PROTOCOLS, _view, 8, network, {}),
     init_state=lambda: _state(0),
     state_like=jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),

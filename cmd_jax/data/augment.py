@@ -249,11 +249,11 @@ def make_augment(
   _check_recipe(recipe)
   if len(blur_probs) != 3:
     raise UserError(
-      f'augment.blur_probs is {blur_probs}: give three probabilities, for the '
-      'first global, the second global and the local views'
+      f'config.augment.blur_probs is {blur_probs}: give three probabilities, '
+      'for the first global, the second global and the local views'
     )
   if num_local < 0:
-    raise UserError(f'augment.num_local is {num_local}: give 0 or more')
+    raise UserError(f'config.augment.num_local is {num_local}: give 0 or more')
   first_blur, second_blur, local_blur = blur_probs
   global_group = _Group(
     global_px, global_scale, (first_blur, second_blur), (0.0, solarize_prob)
@@ -321,11 +321,11 @@ def make_eval_view(
     UserError: `view_px` or `crop_fraction` is out of its range.
   """
   if view_px < 1:
-    raise UserError(f'eval_view.view_px is {view_px}: give a positive number')
+    raise UserError(f'config.eval.view_px is {view_px}: give a positive number')
   if crop_fraction is not None and not 0.0 < crop_fraction <= 1.0:
     raise UserError(
-      f'eval_view.crop_fraction is {crop_fraction}: give a number above 0 and '
-      'at most 1, or None for the whole image'
+      f'config.eval.crop_fraction is {crop_fraction}: give a number above 0 '
+      'and at most 1, or 0 for the whole image'
     )
 
   def eval_view(canvases: jax.Array, sizes: jax.Array) -> jax.Array:
@@ -349,15 +349,16 @@ def _check_recipe(recipe: _Recipe) -> None:
   for name in ('brightness', 'contrast', 'saturation'):
     if getattr(recipe, name) < 0:
       raise UserError(
-        f'augment.{name} is {getattr(recipe, name)}: give 0 or more'
+        f'config.augment.{name} is {getattr(recipe, name)}: give 0 or more'
       )
   if not 0 <= recipe.hue <= 0.5:
-    raise UserError(f'augment.hue is {recipe.hue}: give 0..0.5 turns')
+    raise UserError(f'config.augment.hue is {recipe.hue}: give 0..0.5 turns')
   for name in ('ratio', 'blur_sigma'):
     low, high = getattr(recipe, name)
     if not 0 < low <= high:
       raise UserError(
-        f'augment.{name} is ({low}, {high}): give two positive numbers, the '
+        f'config.augment.{name} is ({low}, {high}): give two positive numbers, '
+        'the '
         'smaller first'
       )
 
@@ -365,16 +366,18 @@ def _check_recipe(recipe: _Recipe) -> None:
 def _check_group(name: str, group: _Group) -> None:
   if group.view_px < 1:
     raise UserError(
-      f'augment.{name}_px is {group.view_px}: give a positive number'
+      f'config.augment.{name}_px is {group.view_px}: give a positive number'
     )
   low, high = group.scale
   if not 0 < low <= high <= 1:
     raise UserError(
-      f'augment.{name}_scale is ({low}, {high}): give two fractions above 0 '
-      'and at most 1, the smaller first'
+      f'config.augment.{name}_scale is ({low}, {high}): give two fractions '
+      'above 0 and at most 1, the smaller first'
     )
 
 
 def _check_probability(name: str, value: float) -> None:
   if not 0 <= value <= 1:
-    raise UserError(f'augment.{name} has {value}: give a probability, 0..1')
+    raise UserError(
+      f'config.augment.{name} has {value}: give a probability, 0..1'
+    )

@@ -219,7 +219,7 @@ def make_distillation(
   """
   if teacher_normalisation not in TEACHER_NORMALISATIONS:
     raise UserError(
-      f'config.method.teacher_normalisation is {teacher_normalisation!r}: '
+      f'config.teacher.normalisation is {teacher_normalisation!r}: '
       f'choose one of {", ".join(TEACHER_NORMALISATIONS)}'
     )
 

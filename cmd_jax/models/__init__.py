@@ -11,11 +11,11 @@ def make_encoder(name: str, **kwargs) -> nn.Module:
   """Builds an encoder: images [B, H, W, 3] -> `vit.EncoderOutput`.
 
   Args:
-    name: a key of `ENCODERS`.
+    name: a key of the dictionary below.
     **kwargs: arguments of that encoder's factory.
 
   Raises:
-    UserError: unknown name, or an argument that the factory does not take.
+    UserError: unknown name, or a value that the factory refuses.
   """
   from cmd_jax.models import vit
 

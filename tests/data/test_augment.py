@@ -408,5 +408,5 @@ def test_values_out_of_range_are_named(kwargs, named):
 
 @pytest.mark.parametrize('kwargs', [dict(view_px=0), dict(crop_fraction=1.5)])
 def test_eval_values_out_of_range_are_named(kwargs):
-  with pytest.raises(UserError, match=f'eval_view.{next(iter(kwargs))}'):
+  with pytest.raises(UserError, match=f'config.eval.{next(iter(kwargs))}'):
     augment.make_eval_view(**kwargs)

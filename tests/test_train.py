@@ -1,0 +1,81 @@
+import types
+
+import pytest
+
+from cmd_jax import errors, experiment, train
+from cmd_jax.workdir import Workdir
+from configs import toybirds
+
+
+@pytest.mark.parametrize(
+  'metrics, named',
+  [
+    (
+      {'loss': float('nan'), 'loss/region': float('nan'), 'grad_norm': 1.0},
+      'terms: region',
+    ),
+    ({'loss': 1.0, 'grad_norm': float('inf')}, 'gradient is not finite'),
+  ],
+)
+def test_what_is_not_finite_stops_the_run_and_is_named(
+  tmp_path, metrics, named
+):
+  with pytest.raises(errors.UserError, match=named) as caught:
+    train._check_finite(7, metrics, Workdir(str(tmp_path)))
+  assert 'step 7' in str(caught.value)
+  healthy = {'loss': 1.0, 'grad_norm': 2.0}
+  train._check_finite(7, healthy, Workdir(str(tmp_path)))
+
+
+def _same_data(workdir, sha256, latest_step):
+  train._check_same_data(
+    types.SimpleNamespace(data_sha256=sha256, name='mine/pretrain'),
+    workdir,
+    types.SimpleNamespace(latest_step=lambda: latest_step),
+  )
+
+
+def test_resuming_on_other_images_is_refused(tmp_path):
+  workdir = Workdir(str(tmp_path))
+  workdir.open({})
+  workdir.update_results(data_sha256='one')
+  _same_data(workdir, 'one', 50)
+  _same_data(workdir, 'other', None)
+  with pytest.raises(errors.UserError, match='other images than mine/pretrain'):
+    _same_data(workdir, 'other', 50)
+
+
+@pytest.mark.parametrize(
+  'field, value, words',
+  [
+    ('augment.local_px', 20, 'local_px is 20.*patch_px, which is 8'),
+    ('augment.global_px', 0, 'global_px is 0'),
+    ('eval.view_px', 50, 'view_px is 50'),
+    ('model.patch_px', 0, 'patch_px, which is 0'),
+    ('model.depth', -1, 'depth is -1: it must be at least 0'),
+    ('parallel.num_devices', -2, 'num_devices is -2'),
+    ('log.every_steps', 0, 'every_steps is 0: it must be at least 1'),
+    ('eval.network', 'both', 'teacher, student'),
+    ('eval.protocols', ('knn/21',), 'knn/20'),
+    ('parallel.mode', 'xmap', 'jit, pmap'),
+  ],
+)
+def test_impossible_values_are_explained_before_data_is_read(
+  field, value, words
+):
+  config = toybirds.get_config()
+  *parents, last = field.split('.')
+  node = config
+  for parent in parents:
+    node = node[parent]
+  with config.ignore_type():
+    node[last] = value
+  with pytest.raises(errors.UserError, match=words):
+    experiment.build(config)
+
+
+def test_a_folder_config_is_needed_for_folders():
+  config = toybirds.get_config()
+  config.dataset.source = 'folder'
+  with pytest.raises(errors.UserError, match='configs/folder.py'):
+    experiment.build(config)
