@@ -10,8 +10,9 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/python main.py --config=configs/toybirds.py --workdir=$(WORKDIR)
 
+# Two workers, a file to each: most of the time is compilation on one core.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

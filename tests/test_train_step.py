@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,7 +108,7 @@ def test_same_seed_same_bits_and_another_seed_another_run():
   first, _ = tiny.run_steps(step, state)
   _, state = tiny.make_step('cmd')
   second, _ = tiny.run_steps(step, state)
-  jax.tree.map(np.testing.assert_array_equal, first, second)
+  chex.assert_trees_all_equal(first, second)
   _, state = tiny.make_step('cmd')
   _, metrics = step(state, tiny.make_batch(), jax.random.key(2))
   _, state = tiny.make_step('cmd')
