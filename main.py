@@ -5,7 +5,7 @@ r"""Trains and scores encoders that tell look-alikes apart.
     --config.dataset.path=/my/photographs --config.batch_size=32
 
 The same command again resumes where it stopped; `--mode=evaluate` scores the
-newest checkpoint again.
+newest checkpoint again and `--mode=export` writes its encoder for timm.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from cmd_jax.errors import UserError
 
-MODES = ('train', 'evaluate')
+MODES = ('train', 'evaluate', 'export')
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', help_string='Config file, e.g. configs/cub.py:method=dino.'
@@ -131,6 +131,13 @@ def main() -> None:
   if _MODE.value == 'evaluate':
     results = evaluate.evaluate_run(built, workdir)
     print(evaluate.results_table(results['init'], results['final']))
+    return
+  if _MODE.value == 'export':
+    from cmd_jax.convert.save import timm_constructor
+    from cmd_jax.export.weights import export_weights
+
+    print(f'{export_weights(built, workdir)}: the state dict of')
+    print(timm_constructor(built.encoder))
     return
   workdir.open(config.to_dict())
   try:

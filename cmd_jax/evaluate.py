@@ -34,26 +34,28 @@ class Encoded(NamedTuple):
   test: Features | None
 
 
-def network_params(experiment: Experiment, state: TrainState):
-  """The parameters of the network that is scored."""
-  if experiment.evaluation.network == 'teacher':
-    return state.teacher_params
-  return state.params
+def network_variables(experiment: Experiment, state: TrainState):
+  """Parameters and batch statistics of the network that is scored."""
+  network = experiment.evaluation.network
+  params = state.teacher_params if network == 'teacher' else state.params
+  return params, state.method_state.get(f'{network}_stats', {})
 
 
 def encode(experiment: Experiment, state: TrainState) -> Encoded:
   """Computes the features of all images."""
-  params, evaluation = network_params(experiment, state), experiment.evaluation
+  variables = network_variables(experiment, state)
+  evaluation = experiment.evaluation
 
   @jax.jit
-  def embed(params, images, sizes):
-    return experiment.method.embed(params, evaluation.view(images, sizes))
+  def embed(variables, images, sizes):
+    view = evaluation.view(images, sizes)
+    return experiment.method.embed(*variables, view)
 
   def features(canvases: Canvases | None) -> Features | None:
     if canvases is None:
       return None
     vectors = evaluators.extract_features(
-      lambda images, sizes: embed(params, images, sizes),
+      lambda images, sizes: embed(variables, images, sizes),
       canvases.images,
       canvases.sizes,
       batch_size=evaluation.batch_size,
@@ -113,9 +115,9 @@ def draw_neighbours(
     return
 
   @jax.jit
-  def attend(params, images, sizes):
+  def attend(variables, images, sizes):
     view = experiment.evaluation.view(images, sizes)
-    return experiment.method.attend(params, view)
+    return experiment.method.attend(*variables, view)
 
   save_neighbours(
     path,
@@ -125,7 +127,7 @@ def draw_neighbours(
     gallery_features=encoded.pretrain.take(gallery),
     attention=np.asarray(
       attend(
-        network_params(experiment, state),
+        network_variables(experiment, state),
         canvases.images[chosen],
         canvases.sizes[chosen],
       )
@@ -134,9 +136,9 @@ def draw_neighbours(
 
 
 def results_table(init: dict[str, float], final: dict[str, float]) -> str:
-  """A table of metrics in per cent: untrained, trained, gain in points."""
+  """A table of metrics in per cent: initial, trained, gain in points."""
   width = max([len(name) for name in final] + [len('protocol/metric')])
-  lines = [f'{"protocol/metric":<{width}}  untrained  trained    gain']
+  lines = [f'{"protocol/metric":<{width}}    initial  trained    gain']
   for name, value in final.items():
     before = init.get(name)
     if before is None:
@@ -149,18 +151,12 @@ def results_table(init: dict[str, float], final: dict[str, float]) -> str:
   return '\n'.join(lines)
 
 
-def evaluate_run(experiment: Experiment, workdir: Workdir) -> dict:
-  """Scores the untrained encoder and the newest checkpoint of a run.
-
-  Returns:
-    The entries of results.json, which it updates.
+def restore(experiment: Experiment, workdir: Workdir) -> TrainState:
+  """The newest checkpoint of a run.
 
   Raises:
-    UserError: no checkpoint, or data without labels.
+    UserError: there is none, or it does not fit.
   """
-  reason = why_not_scored(experiment)
-  if reason:
-    raise UserError(f'{reason}; add class folders or a labels.csv')
   if not workdir.checkpoints.is_dir():
     raise UserError(
       f'no checkpoint in {workdir.checkpoints}: train first, or give the work '
@@ -171,6 +167,22 @@ def evaluate_run(experiment: Experiment, workdir: Workdir) -> dict:
     state, _ = checkpoints.restore(experiment.state_like)
   finally:
     checkpoints.close()
+  return state
+
+
+def evaluate_run(experiment: Experiment, workdir: Workdir) -> dict:
+  """Scores the initial encoder and the newest checkpoint of a run.
+
+  Returns:
+    The entries of results.json, which it updates.
+
+  Raises:
+    UserError: no checkpoint, or data without labels.
+  """
+  reason = why_not_scored(experiment)
+  if reason:
+    raise UserError(f'{reason}; add class folders or a labels.csv')
+  state = restore(experiment, workdir)
   return workdir.update_results(
     init=score(experiment, encode(experiment, experiment.init_state())),
     final=score(experiment, encode(experiment, state)),

@@ -1,4 +1,4 @@
-"""Builds everything a run needs: the only reader of `config`."""
+"""Builds everything that a run needs out of its config."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cmd_jax import optim, parallel, schedules
 from cmd_jax.checkpoint import Checkpoints
+from cmd_jax.config_check import check_config
+from cmd_jax.convert.load import Imported, Report, load_encoder
 from cmd_jax.data import augment
 from cmd_jax.data.canvas import Canvases, make_canvases
 from cmd_jax.data.resident import (
@@ -22,16 +25,15 @@ from cmd_jax.data.resident import (
 )
 from cmd_jax.data.source import Source
 from cmd_jax.errors import UserError
-from cmd_jax.evaluators import get_evaluator
 from cmd_jax.methods import make_method
 from cmd_jax.methods.base import Method
-from cmd_jax.models import make_encoder
+from cmd_jax.models import make_encoder, partial
 from cmd_jax.train_state import TrainState, init_train_state
 from cmd_jax.train_step import make_train_step
 from cmd_jax.workdir import Workdir
 
 # Salts of the run's root key.
-_INIT, _STEPS = range(2)
+_INIT, _STEPS, _ORDER = range(3)
 
 
 class Evaluation(NamedTuple):
@@ -59,6 +61,8 @@ class Experiment(NamedTuple):
     name: name of the data set.
     method_name: name of the method.
     mesh: the devices.
+    encoder: the encoder.
+    imported: where its initial weights come from; None if they are drawn.
     pretrain: the images trained on.
     test: the images evaluated on.
     data_sha256: hash of the names and labels of both.
@@ -80,6 +84,8 @@ class Experiment(NamedTuple):
   name: str
   method_name: str
   mesh: Mesh
+  encoder: nn.Module
+  imported: Report | None
   pretrain: Canvases
   test: Canvases | None
   data_sha256: str
@@ -110,6 +116,18 @@ def _hash_of_data(*splits: Canvases | None) -> str:
       digest.update(json.dumps(split.file_names).encode())
       digest.update(split.labels.tobytes())
   return digest.hexdigest()
+
+
+def _import_encoder(init: ConfigDict, encoder: nn.Module) -> Imported | None:
+  if not init.path:
+    return None
+  return load_encoder(init.path, encoder, network=init.network)
+
+
+def _method_name(method: ConfigDict) -> str:
+  """The method and, where it is not the paper's, its variant."""
+  variant = method.get('variant', 'paper')
+  return method.name if variant == 'paper' else f'{method.name}_{variant}'
 
 
 def _load_source(dataset: dict, split: str) -> Source:
@@ -161,55 +179,6 @@ def _make_schedules(config: ConfigDict, steps_per_epoch: int, total_steps: int):
   }
 
 
-def _check_choices(config: ConfigDict) -> None:
-  for field, value, choices in (
-    ('parallel.mode', config.parallel.mode, parallel.MODES),
-    ('eval.network', config.eval.network, ('teacher', 'student')),
-  ):
-    if value not in choices:
-      raise UserError(
-        f'config.{field} is {value!r}: choose one of {", ".join(choices)}'
-      )
-  for field, value in (
-    ('batch_size', config.batch_size),
-    ('total_epochs', config.total_epochs),
-    ('canvas_px', config.canvas_px),
-    ('eval.batch_size', config.eval.batch_size),
-    ('log.every_steps', config.log.every_steps),
-    ('checkpoint.every_steps', config.checkpoint.every_steps),
-    ('checkpoint.keep', config.checkpoint.keep),
-  ):
-    if value < 1:
-      raise UserError(f'config.{field} is {value}: it must be at least 1')
-  for protocol in config.eval.protocols:
-    get_evaluator(protocol)
-  _check_sizes(config)
-
-
-def _check_sizes(config: ConfigDict) -> None:
-  for field, value in (
-    ('parallel.num_devices', config.parallel.num_devices),
-    ('model.width', config.model.width),
-    ('model.depth', config.model.depth),
-    ('model.num_heads', config.model.num_heads),
-    ('augment.num_local', config.augment.num_local),
-  ):
-    if value < 0:
-      raise UserError(f'config.{field} is {value}: it must be at least 0')
-  patch_px = config.model.patch_px
-  for field, value in (
-    ('model.image_px', config.model.image_px),
-    ('augment.global_px', config.augment.global_px),
-    ('augment.local_px', config.augment.local_px),
-    ('eval.view_px', config.eval.view_px),
-  ):
-    if patch_px < 1 or value < patch_px or value % patch_px:
-      raise UserError(
-        f'config.{field} is {value}: it must be a multiple of '
-        f'config.model.patch_px, which is {patch_px}'
-      )
-
-
 def build(config: ConfigDict) -> Experiment:
   """Builds an experiment.
 
@@ -219,10 +188,16 @@ def build(config: ConfigDict) -> Experiment:
   Raises:
     UserError: anything in the config that cannot be.
   """
-  _check_choices(config)
+  check_config(config)
   mesh = parallel.make_mesh(config.parallel.num_devices)
   parallel.check_batch_size(config.batch_size, mesh)
   encoder = make_encoder(**config.model)
+  is_frozen = partial.make_is_frozen(
+    encoder,
+    train_last_blocks=config.optim.train_last_blocks,
+    lora_rank=config.lora.rank,
+  )
+  imported = _import_encoder(config.init, encoder)
 
   dataset = config.dataset.to_dict()
   pretrain = make_canvases(
@@ -241,7 +216,7 @@ def build(config: ConfigDict) -> Experiment:
 
   def method_for(axis_name):
     return make_method(
-      encoder=encoder,
+      encoder=make_encoder(axis_name=axis_name, **config.model),
       image_px=config.augment.global_px,
       head=config.head.to_dict(),
       student_temperature=config.student_temperature,
@@ -249,6 +224,8 @@ def build(config: ConfigDict) -> Experiment:
       centre_momentum=config.teacher.centre_momentum,
       teacher_normalisation=config.teacher.normalisation,
       axis_name=axis_name,
+      lora=config.lora.to_dict(),
+      is_frozen=is_frozen,
       **config.method.to_dict(),
     )
 
@@ -259,13 +236,15 @@ def build(config: ConfigDict) -> Experiment:
     freeze_last_layer_steps=round(
       config.optim.freeze_last_layer_epochs * steps_per_epoch
     ),
+    is_frozen=is_frozen,
   )
   method = method_for(None)
   root = jax.random.key(config.seed)
   init = jax.jit(
-    lambda rng: init_train_state(method, optimizer, rng),
+    lambda rng, variables: init_train_state(method, optimizer, rng, variables),
     out_shardings=parallel.replicated(mesh),
   )
+  variables = imported and imported.variables
   init_rng = jax.random.fold_in(root, _INIT)
 
   def make_step(axis_name):
@@ -283,21 +262,24 @@ def build(config: ConfigDict) -> Experiment:
     lambda x: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=parallel.replicated(mesh)
     ),
-    jax.eval_shape(init, init_rng),
+    jax.eval_shape(init, init_rng, variables),
   )
   steps_rng = jax.random.fold_in(root, _STEPS)
+  order_rng = jax.random.fold_in(root, _ORDER)
   return Experiment(
     name=pretrain.name,
-    method_name=config.method.name,
+    method_name=_method_name(config.method),
     mesh=mesh,
+    encoder=encoder,
+    imported=imported and imported.report,
     pretrain=pretrain,
     test=test,
     data_sha256=_hash_of_data(pretrain, test),
     method=method,
-    init_state=lambda: init(init_rng),
+    init_state=lambda: init(init_rng, variables),
     state_like=state_like,
     make_batches=lambda: make_resident_batches(
-      pretrain, batch_size=config.batch_size, seed=config.seed, mesh=mesh
+      pretrain, batch_size=config.batch_size, rng=order_rng, mesh=mesh
     ),
     compile_step=lambda: parallel.compile_ahead(
       step,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import tensorboardX
 from tqdm import tqdm
 
-from cmd_jax.workdir import write_atomically
+from cmd_jax.atomic import write_atomically
 
 
 def drop_lines_after(path: pathlib.Path, step: int) -> None:

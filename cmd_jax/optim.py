@@ -6,6 +6,7 @@ schedules follow the run and not the number of updates a parameter has had.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -89,9 +90,15 @@ def freeze_until(
   )
 
 
-def _group_of_each_parameter(params):
+def _path_of_keys(path) -> tuple[str, ...]:
+  return tuple(getattr(key, 'key', None) for key in path)
+
+
+def _group_of_each_parameter(params, is_frozen):
   def group(path, _):
-    names = [getattr(key, 'key', None) for key in path]
+    names = _path_of_keys(path)
+    if is_frozen(names):
+      return 'frozen'
     return 'last_layer' if 'last_layer' in names else 'other'
 
   return jax.tree_util.tree_map_with_path(group, params)
@@ -103,6 +110,7 @@ def make_adamw(
   weight_decay: Schedule,
   clip_norm: float = 3.0,
   freeze_last_layer_steps: int = 0,
+  is_frozen: Callable[[tuple[str, ...]], bool] = lambda path: False,
   b1: float = 0.9,
   b2: float = 0.999,
   eps: float = 1e-8,
@@ -116,6 +124,8 @@ def make_adamw(
       clipping off.
     freeze_last_layer_steps: number of steps in which parameters below a module
       called `last_layer` stay as they are.
+    is_frozen: path of a parameter -> whether it always stays as it is; it then
+      has no moments.
     b1: decay of Adam's first moment.
     b2: decay of Adam's second moment.
     eps: term added outside Adam's root.
@@ -137,7 +147,8 @@ def make_adamw(
       {
         'last_layer': freeze_until(adamw(), freeze_last_layer_steps),
         'other': adamw(),
+        'frozen': optax.set_to_zero(),
       },
-      _group_of_each_parameter,
+      lambda params: _group_of_each_parameter(params, is_frozen),
     ),
   )

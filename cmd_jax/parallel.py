@@ -70,6 +70,18 @@ def psum(tree, axis_name: str | None):
   return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
+def all_gather(x: jax.Array, axis_name: str | None) -> jax.Array:
+  """All devices' shares of the leading axis, in the order of the devices."""
+  if axis_name is None:
+    return x
+  return jax.lax.all_gather(x, axis_name, tiled=True)
+
+
+def axis_index(axis_name: str | None) -> jax.Array | int:
+  """Number of this device along the axis; 0 without an axis name."""
+  return 0 if axis_name is None else jax.lax.axis_index(axis_name)
+
+
 def compile_step(
   make_step: Callable[..., Callable], *, mode: str, mesh: Mesh
 ) -> Callable:

@@ -26,7 +26,10 @@ def overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
   """
   grid = round(len(attention) ** 0.5)
   span = attention.max() - attention.min()
-  heat = (attention - attention.min()) / (span if span > 0 else 1)
+  # What looks everywhere alike dims nothing.
+  heat = np.ones_like(attention)
+  if span > 0:
+    heat = (attention - attention.min()) / span
   heat = Image.fromarray(heat.reshape(grid, grid).astype(np.float32)).resize(
     image.shape[1::-1], Image.Resampling.BILINEAR
   )

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 import cmd_jax
+from cmd_jax.atomic import write_atomically
 from cmd_jax.checkpoint import Checkpoints
 from cmd_jax.data.canvas import skip_report
 from cmd_jax.errors import UserError
@@ -28,7 +29,7 @@ from cmd_jax.evaluate import (
 from cmd_jax.experiment import Experiment
 from cmd_jax.metrics import MetricWriter, Progress
 from cmd_jax.train_state import TrainState
-from cmd_jax.workdir import Workdir, write_atomically
+from cmd_jax.workdir import Workdir
 
 # Steps the host may be ahead of the device. Their losses are looked at as they
 # arrive, so the device never waits for the host.
@@ -210,6 +211,8 @@ def _announce(experiment: Experiment, workdir: Workdir) -> None:
     f'{describe_hardware(experiment)}',
     file=sys.stderr,
   )
+  if experiment.imported is not None:
+    print(experiment.imported.text(), file=sys.stderr)
   reports = [
     (canvases, skip_report(canvases))
     for canvases in (pretrain, experiment.test)
@@ -226,18 +229,39 @@ def _announce(experiment: Experiment, workdir: Workdir) -> None:
     )
 
 
-def _check_same_data(
+def _describe_start(experiment: Experiment) -> dict | None:
+  """Where the weights come from, for results.json."""
+  report = experiment.imported
+  if report is None:
+    return None
+  return {
+    'path': report.path,
+    'sha256': report.sha256,
+    'family': report.family,
+    'resized': list(report.resized),
+  }
+
+
+def _check_same_start(
   experiment: Experiment, workdir: Workdir, checkpoints: Checkpoints
 ) -> None:
-  """Refuses to resume on other images: the order would not be the same."""
-  before = workdir.results().get('data_sha256', experiment.data_sha256)
-  if checkpoints.latest_step() is None or before == experiment.data_sha256:
+  """Refuses to resume on other images or scores of other initial weights."""
+  before = workdir.results()
+  if checkpoints.latest_step() is None or not before:
     return
-  raise UserError(
-    f'{workdir.path} was trained on other images than {experiment.name} has '
-    'now (files or labels were added, removed or changed): restore them or '
-    'choose another --workdir'
-  )
+  if before.get('data_sha256') != experiment.data_sha256:
+    raise UserError(
+      f'{workdir.path} was trained on other images than {experiment.name} has '
+      'now (files or labels were added, removed or changed): restore them or '
+      'choose another --workdir'
+    )
+  weights = (before.get('init_from') or {}).get('sha256')
+  if experiment.imported and weights != experiment.imported.sha256:
+    raise UserError(
+      f'{workdir.path} started from other weights than '
+      f'{experiment.imported.path} holds now: restore that file or choose '
+      'another --workdir'
+    )
 
 
 def train(experiment: Experiment, workdir: Workdir) -> dict:
@@ -257,11 +281,11 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
   _announce(experiment, workdir)
   checkpoints = experiment.open_checkpoints(workdir)
   try:
-    # The step compiles while the untrained encoder is scored.
+    # The step compiles while the initial encoder is scored.
     with futures.ThreadPoolExecutor(1) as pool:
       train_step = pool.submit(experiment.compile_step)
       state, meta = experiment.init_state(), {}
-      _check_same_data(experiment, workdir, checkpoints)
+      _check_same_start(experiment, workdir, checkpoints)
       # Scored again where it was scored otherwise: a gain needs one protocol.
       if workdir.results().get('eval') != experiment.evaluation.settings:
         workdir.update_results(
@@ -270,6 +294,7 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
           method=experiment.method_name,
           protocols=list(experiment.evaluation.protocols),
           eval=experiment.evaluation.settings,
+          init_from=_describe_start(experiment),
           init=score(experiment, encode(experiment, state)),
         )
     if checkpoints.latest_step() is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +30,45 @@ class TrainState(NamedTuple):
   method_state: MethodState
 
 
+def _with_encoder(
+  params: Params, method_state: MethodState, variables: Mapping[str, Any]
+) -> tuple[Params, MethodState]:
+  """Puts an encoder's variables in place of the initial ones."""
+  params = {**params, 'encoder': variables['params']}
+  if 'batch_stats' in variables:
+    method_state = {
+      **method_state,
+      **{
+        name: {
+          **method_state[name],
+          'encoder': jax.tree.map(jnp.copy, variables['batch_stats']),
+        }
+        for name in ('student_stats', 'teacher_stats')
+      },
+    }
+  return params, method_state
+
+
 def init_train_state(
-  method: Method, optimizer: optax.GradientTransformation, rng: jax.Array
+  method: Method,
+  optimizer: optax.GradientTransformation,
+  rng: jax.Array,
+  encoder_variables: Mapping[str, Any] | None = None,
 ) -> TrainState:
-  """The state before the first step; the teacher is a copy of the student."""
+  """The state before the first step; the teacher is a copy of the student.
+
+  Args:
+    method: the objective.
+    optimizer: the optimiser.
+    rng: random key of what is drawn.
+    encoder_variables: the encoder to start from, 'params' and 'batch_stats' if
+      it has any; None draws one.
+  """
   params, method_state = method.init(rng)
+  if encoder_variables is not None:
+    params, method_state = _with_encoder(
+      params, method_state, encoder_variables
+    )
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,

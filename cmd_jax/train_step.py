@@ -99,8 +99,10 @@ def make_train_step(
       grads, state.opt_state, state.params, step=state.step
     )
     params = optax.apply_updates(state.params, updates)
-    teacher_params = optax.incremental_update(
-      params, state.teacher_params, 1 - teacher_momentum(state.step)
+    rate = 1 - teacher_momentum(state.step)
+    # In this form a parameter that does not move stays equal to the bit.
+    teacher_params = jax.tree.map(
+      lambda old, new: old + rate * (new - old), state.teacher_params, params
     )
     metrics = {
       'loss': loss,

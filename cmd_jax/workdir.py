@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+from cmd_jax.atomic import write_atomically
 from cmd_jax.errors import UserError
 
 # Fields that may differ between a run and its resumption: they change what is
 # recorded and where it runs, not what is computed.
 FREE_FIELDS = ('checkpoint.', 'eval.', 'log.', 'parallel.', 'dataset.data_dir')
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes a whole file or leaves the old one."""
-  descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-  try:
-    with os.fdopen(descriptor, 'w', encoding='utf-8') as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(name, 0o644)
-    os.replace(name, path)
-  except BaseException:
-    os.unlink(name)
-    raise
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -77,6 +61,7 @@ class Workdir:
     self.skipped_file = self.path / 'skipped_images.txt'
     self.checkpoints = self.path / 'checkpoints'
     self.tensorboard = self.path / 'tensorboard'
+    self.encoder_file = self.path / 'encoder.safetensors'
 
   def check(self, config: Mapping) -> None:
     """Refuses a directory that belongs to another config, touching nothing.

@@ -7,33 +7,48 @@ sizes in `_px`.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ml_collections import ConfigDict
 
-METHODS = ('cmd', 'esvit', 'dino')
+METHODS = ('cmd', 'cmd_released', 'esvit', 'dino')
+ENCODERS = ('vit', 'swin', 'resnet')
 
 
-def parse_argument(argument: str | None) -> tuple[str, bool]:
-  """Reads what follows the colon of `--config=FILE:method=dino,quicktest`.
+class Argument(NamedTuple):
+  """What follows the colon of `--config=FILE:method=dino,quicktest`.
 
-  Returns:
-    The method and whether the quick test is wanted.
+  Attributes:
+    method: one of `METHODS`.
+    encoder: one of `ENCODERS`.
+    quicktest: whether the quick test is wanted.
+  """
+
+  method: str = 'cmd'
+  encoder: str = 'vit'
+  quicktest: bool = False
+
+
+def parse_argument(argument: str | None) -> Argument:
+  """Reads what follows the colon of --config.
 
   Raises:
-    ValueError: an unknown word or method; the message lists the valid ones.
+    ValueError: an unknown word or choice; the message lists the valid ones.
   """
-  method, quicktest = 'cmd', False
-  for word in (argument or '').split(','):
-    key, _, value = word.partition('=')
-    if word == 'quicktest':
-      quicktest = True
-    elif key == 'method' and value in METHODS:
-      method = value
-    elif word:
+  choices = {
+    'quicktest': ('quicktest', True),
+    **{f'method={name}': ('method', name) for name in METHODS},
+    **{f'encoder={name}': ('encoder', name) for name in ENCODERS},
+  }
+  fields = {}
+  for word in filter(None, (argument or '').split(',')):
+    if word not in choices:
       raise ValueError(
-        f'unknown config argument {word!r}: choose from quicktest, '
-        + ', '.join(f'method={name}' for name in METHODS)
+        f'unknown config argument {word!r}: choose from {", ".join(choices)}'
       )
-  return method, quicktest
+    field, value = choices[word]
+    fields[field] = value
+  return Argument(**fields)
 
 
 def method_fields(name: str) -> ConfigDict:
@@ -42,6 +57,14 @@ def method_fields(name: str) -> ConfigDict:
     return ConfigDict(dict(name='dino', weights=dict(image=1.0)))
   if name == 'esvit':
     return ConfigDict(dict(name='esvit', weights=dict(image=0.5, region=0.5)))
+  if name == 'cmd_released':
+    return ConfigDict(
+      dict(
+        name='cmd',
+        variant='released',
+        weights=dict(image=0.5, region=0.5, student_bag=1.0, teacher_bag=1.0),
+      )
+    )
   return ConfigDict(
     dict(
       name='cmd',
@@ -56,8 +79,56 @@ def method_fields(name: str) -> ConfigDict:
   )
 
 
-def published(method: str) -> ConfigDict:
-  """The published settings, for ViT-S/16 at 224 px; not locked."""
+def model_fields(name: str) -> ConfigDict:
+  """cmd_jax.models.make_encoder: ViT-S/16, Swin-T with window 14, ResNet-50.
+
+  Zeros and empty tuples leave the variant's own.
+  """
+  if name == 'resnet':
+    return ConfigDict(
+      dict(name='resnet', variant='50', width_ratio=1.0, dtype='bfloat16')
+    )
+  if name == 'swin':
+    return ConfigDict(
+      dict(
+        name='swin',
+        variant='T',
+        width=0,
+        depths=(),
+        num_heads=(),
+        image_px=224,
+        patch_px=4,
+        window=14,
+        mlp_ratio=4.0,
+        norm_epsilon=1e-6,
+        drop_path_rate=0.1,
+        dtype='bfloat16',
+      )
+    )
+  return ConfigDict(
+    dict(
+      name='vit',
+      variant='S',
+      width=0,
+      depth=0,
+      num_heads=0,
+      image_px=224,
+      patch_px=16,
+      mlp_ratio=4.0,
+      ffn='mlp',
+      positions='learned',
+      num_registers=0,
+      layer_scale=0.0,
+      norm_epsilon=1e-6,
+      drop_path_rate=0.1,
+      pool='cls',
+      dtype='bfloat16',
+    )
+  )
+
+
+def published(argument: Argument) -> ConfigDict:
+  """The published settings at 224 px; not locked."""
   config = ConfigDict()
   config.seed = 0
   config.batch_size = 64
@@ -91,19 +162,12 @@ def published(method: str) -> ConfigDict:
     solarize_prob=0.2,
   )
   # cmd_jax.models.make_encoder
-  config.model = dict(
-    name='vit',
-    variant='S',
-    # 0 leaves the variant's own.
-    width=0,
-    depth=0,
-    num_heads=0,
-    image_px=224,
-    patch_px=16,
-    drop_path_rate=0.1,
-    pool='cls',
-    dtype='bfloat16',
-  )
+  config.model = model_fields(argument.encoder)
+  # cmd_jax.convert.load.load_encoder: a file of weights to start from, and
+  # which of its networks if it has two.
+  config.init = dict(path='', network='teacher')
+  # Adapters of the encoder, which is itself frozen then; rank 0 for none.
+  config.lora = dict(rank=0, alpha=16.0)
   # cmd_jax.models.heads.PrototypeHead
   config.head = dict(
     num_prototypes=65536,
@@ -111,8 +175,9 @@ def published(method: str) -> ConfigDict:
     bottleneck_dim=256,
     num_layers=3,
     norm_last_layer=False,
+    use_bn=False,
   )
-  config.method = method_fields(method)
+  config.method = method_fields(argument.method)
   config.student_temperature = 0.1
   config.teacher = dict(
     base_momentum=0.996,
@@ -132,6 +197,8 @@ def published(method: str) -> ConfigDict:
     final_weight_decay=0.4,
     clip_norm=3.0,
     freeze_last_layer_epochs=1.0,
+    # Blocks trained, from the end; -1 trains the whole encoder.
+    train_last_blocks=-1,
   )
   config.parallel = dict(mode='jit', num_devices=0)
   config.log = dict(every_steps=50)
@@ -144,6 +211,21 @@ def published(method: str) -> ConfigDict:
     batch_size=64,
   )
   return config
+
+
+def _shrink_model(model: ConfigDict, *, image_px: int, depth: int) -> None:
+  """The smallest encoder of its kind."""
+  model.update(variant='Mu', dtype='float32')
+  if model.name == 'vit':
+    model.update(
+      depth=depth,
+      image_px=image_px,
+      patch_px=8,
+      drop_path_rate=0.0,
+      pool='mean',
+    )
+  elif model.name == 'swin':
+    model.update(image_px=image_px, window=4, drop_path_rate=0.0)
 
 
 def use_small_recipe(config: ConfigDict) -> None:
@@ -176,15 +258,7 @@ def use_small_recipe(config: ConfigDict) -> None:
     gray_prob=0.0,
     solarize_prob=0.0,
   )
-  config.model.update(
-    variant='Mu',
-    depth=3,
-    image_px=32,
-    patch_px=8,
-    dtype='float32',
-    drop_path_rate=0.0,
-    pool='mean',
-  )
+  _shrink_model(config.model, image_px=32, depth=3)
   config.head.update(num_prototypes=512, hidden_dim=128, bottleneck_dim=64)
   config.optim.update(base_learning_rate=0.01, warmup_epochs=2.0)
   config.teacher.update(
@@ -205,9 +279,7 @@ def shrink_to_quicktest(config: ConfigDict) -> None:
   config.total_epochs = 2
   config.canvas_px = 32
   config.augment.update(global_px=24, local_px=16, num_local=2)
-  config.model.update(
-    variant='Mu', image_px=24, patch_px=8, dtype='float32', depth=2
-  )
+  _shrink_model(config.model, image_px=24, depth=2)
   config.head.update(num_prototypes=64, hidden_dim=64, bottleneck_dim=32)
   config.optim.update(warmup_epochs=0.5, freeze_last_layer_epochs=0.5)
   config.teacher.update(base_momentum=0.9, warmup_temperature_epochs=1)

@@ -3,8 +3,10 @@ r"""CUB-200-2011 (Wah et al. 2011): 200 bird species, 5,994 + 5,794 images.
   python main.py --config=configs/cub.py --workdir=runs/cub
   python main.py --config=configs/cub.py:method=dino --workdir=runs/cub_dino
 
-Needs the TFDS builder `cub_200_2011`. The settings are the published ones but
-for the encoder, a ViT-S/16 from scratch. Not yet reproduced.
+Needs the TFDS builder `cub_200_2011`. The settings are the published
+ones but for the encoder: ViT-S/16, and the published Swin-T with window 14 by
+`:encoder=swin`. The published run starts from ImageNet weights:
+--config.init.path=FILE. Not yet reproduced.
 """
 
 from configs import common
@@ -12,9 +14,9 @@ from configs import common
 
 def get_config(argument=None):
   """The config; `argument` is what follows the colon of --config."""
-  method, quicktest = common.parse_argument(argument)
-  config = common.published(method)
+  words = common.parse_argument(argument)
+  config = common.published(words)
   config.dataset.update(name='cub_200_2011')
-  if quicktest:
+  if words.quicktest:
     common.shrink_to_quicktest(config)
   return config.lock()

@@ -12,8 +12,8 @@ from configs import common
 
 def get_config(argument=None):
   """The config; `argument` is what follows the colon of --config."""
-  method, quicktest = common.parse_argument(argument)
-  config = common.published(method)
+  words = common.parse_argument(argument)
+  config = common.published(words)
   common.use_small_recipe(config)
   config.total_epochs = 40
   config.canvas_px = 96
@@ -26,8 +26,9 @@ def get_config(argument=None):
     test_split='test',
   )
   config.augment.update(global_px=64, local_px=32)
-  config.model.update(image_px=64)
+  if 'image_px' in config.model:
+    config.model.image_px = 64
   config.eval.update(view_px=96, crop_fraction=0.0, batch_size=128)
-  if quicktest:
+  if words.quicktest:
     common.shrink_to_quicktest(config)
   return config.lock()

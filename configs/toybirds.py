@@ -9,14 +9,14 @@ from configs import common
 
 def get_config(argument=None):
   """The config; `argument` is what follows the colon of --config."""
-  method, quicktest = common.parse_argument(argument)
-  config = common.published(method)
+  words = common.parse_argument(argument)
+  config = common.published(words)
   common.use_small_recipe(config)
   config.total_epochs = 20
   config.canvas_px = 64
   config.dataset.update(name='toybirds', builder_config='64px')
   config.eval.update(view_px=40, crop_fraction=0.0, batch_size=256)
-  if quicktest:
+  if words.quicktest:
     common.shrink_to_quicktest(config)
     config.dataset.builder_config = '32px'
   return config.lock()

@@ -69,7 +69,7 @@ def test_every_config_builds_with_every_method(
 ):
   config = _load(path, f'method={method}' + ',quicktest' * quicktest)
   assert config.is_locked
-  assert config.method.name == method
+  assert config.method.name == method.removesuffix('_released')
   if config.dataset.source == 'folder':
     assert config.dataset.path == ''
   config.batch_size = 8
@@ -87,11 +87,25 @@ def test_every_config_builds_with_every_method(
   assert built.total_steps == config.total_epochs * built.steps_per_epoch
 
 
-@pytest.mark.parametrize('name', ['toybirds', 'folder'])
-def test_the_step_of_a_quicktest_runs(without_data, name):
-  config = _load(_REPO / 'configs' / f'{name}.py', 'quicktest')
+@pytest.mark.parametrize('path', _CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('encoder', ['swin', 'resnet'])
+def test_every_config_builds_with_every_encoder(without_data, path, encoder):
+  config = _load(path, f'encoder={encoder},quicktest')
+  assert config.model.name == encoder
   config.batch_size = 8
-  config.model.depth = 1
+  built = experiment.build(config)
+  has_stats = 'student_stats' in built.state_like.method_state
+  assert has_stats == (encoder == 'resnet')
+
+
+@pytest.mark.parametrize('name', ['toybirds', 'folder'])
+@pytest.mark.parametrize('encoder', ['vit', 'resnet'])
+def test_the_step_of_a_quicktest_runs(without_data, name, encoder):
+  words = f'encoder={encoder},quicktest'
+  config = _load(_REPO / 'configs' / f'{name}.py', words)
+  config.batch_size = 8
+  if encoder == 'vit':
+    config.model.depth = 1
   config.augment.num_local = 1
   built = experiment.build(config)
   step = built.compile_step()
@@ -129,16 +143,20 @@ def test_quicktest_shrinks_and_changes_no_structure(path):
 def test_an_unknown_argument_lists_the_choices(argument):
   with pytest.raises(ValueError, match='unknown config argument') as error:
     common.parse_argument(argument)
-  for choice in ('quicktest', 'method=cmd', 'method=esvit', 'method=dino'):
+  for choice in ('quicktest', 'method=cmd_released', 'encoder=resnet'):
     assert choice in str(error.value)
 
 
 def test_arguments_are_read_in_any_order():
-  assert common.parse_argument(None) == ('cmd', False)
-  assert common.parse_argument('') == ('cmd', False)
-  assert common.parse_argument('quicktest') == ('cmd', True)
-  assert common.parse_argument('method=dino,quicktest') == ('dino', True)
-  assert common.parse_argument('quicktest,method=dino') == ('dino', True)
+  usual = common.Argument('cmd', 'vit', False)
+  assert common.parse_argument(None) == common.parse_argument('') == usual
+  assert common.parse_argument('quicktest') == usual._replace(quicktest=True)
+  expected = common.Argument('dino', 'swin', True)
+  for words in (
+    'method=dino,encoder=swin,quicktest',
+    'quicktest,encoder=swin,method=dino',
+  ):
+    assert common.parse_argument(words) == expected
 
 
 def test_a_locked_config_takes_no_new_field():

@@ -52,7 +52,8 @@ def _view(images, sizes):
   return images.astype(jnp.float32) / 255
 
 
-def _embed(params, images):
+def _embed(params, stats, images):
+  assert stats == {}
   return images.reshape(len(images), -1) @ params
 
 
@@ -151,7 +152,7 @@ def test_the_table_is_in_per_cent_with_gains_in_points():
     {'knn/20/top1': 0.5, 'linear/logreg/top1': 0.9, 'new/rank1': 0.3333},
   )
   assert table.split('\n') == [
-    'protocol/metric     untrained  trained    gain',
+    'protocol/metric       initial  trained    gain',
     'knn/20/top1              12.5     50.0   +37.5',
     'linear/logreg/top1      100.0     90.0   -10.0',
     'new/rank1                   -     33.3       -',

@@ -32,7 +32,10 @@ def _epoch(seed, epoch):
   return np.stack(
     [
       resident.batch_indices(
-        seed, jnp.int32(step), num_examples=NUM_EXAMPLES, batch_size=BATCH
+        jax.random.key(seed),
+        jnp.int32(step),
+        num_examples=NUM_EXAMPLES,
+        batch_size=BATCH,
       )
       for step in steps
     ]
@@ -54,7 +57,9 @@ def test_an_epoch_shows_every_example_at_most_once():
 
 def test_a_set_of_whole_batches_is_a_permutation():
   seen = [
-    resident.batch_indices(0, jnp.int32(step), num_examples=24, batch_size=8)
+    resident.batch_indices(
+      jax.random.key(0), jnp.int32(step), num_examples=24, batch_size=8
+    )
     for step in range(3, 6)
   ]
   assert sorted(np.concatenate(seen)) == list(range(24))
@@ -75,7 +80,7 @@ def test_batches_are_the_canvases_that_their_indices_name(num_devices):
   canvases = _canvases()
   mesh = parallel.make_mesh(num_devices)
   batches = resident.make_resident_batches(
-    canvases, batch_size=BATCH, seed=5, mesh=mesh
+    canvases, batch_size=BATCH, rng=jax.random.key(5), mesh=mesh
   )
   for step in (0, 1, 7):
     batch = batches(step)
@@ -97,5 +102,8 @@ def test_batches_are_the_canvases_that_their_indices_name(num_devices):
 def test_a_set_smaller_than_a_batch_is_refused():
   with pytest.raises(UserError, match=r'birds/train has 7 .* 8: .* most 7$'):
     resident.make_resident_batches(
-      _canvases(7), batch_size=8, seed=0, mesh=parallel.make_mesh(1)
+      _canvases(7),
+      batch_size=8,
+      rng=jax.random.key(0),
+      mesh=parallel.make_mesh(1),
     )

@@ -3,8 +3,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from cmd_jax import errors, parallel
+from cmd_jax.models import partial
 from tests import tiny
 
 
@@ -35,6 +37,102 @@ def test_jit_on_one_device_jit_on_eight_and_pmap_agree(name):
   _assert_same_run(
     one, tiny.run_steps(*tiny.make_step(name, mode='pmap', num_devices=8))
   )
+
+
+@pytest.mark.parametrize('mode', ['jit', 'pmap'])
+def test_batch_statistics_are_those_of_all_devices(mode):
+  def one_step(**options):
+    step, state = tiny.make_step(
+      'cmd', encoder='resnet', use_bn=True, **options
+    )
+    return tiny.run_steps(step, state, 1)
+
+  one, (metrics,) = one_step()
+  eight, (other_metrics,) = one_step(mode=mode, num_devices=8)
+  for name in ('loss', 'grad_norm'):
+    np.testing.assert_allclose(other_metrics[name], metrics[name], rtol=1e-2)
+  stats = [
+    {name: run.method_state[f'{name}_stats'] for name in ('student', 'teacher')}
+    for run in (one, eight)
+  ]
+  assert set(stats[0]['student']) == {'encoder', 'image_head', 'region_head'}
+  chex.assert_trees_all_close(*stats, rtol=1e-3, atol=1e-4)
+  # Both have moved, the student's more often: it sees the local views as well.
+  var = {
+    name: one.method_state[f'{name}_stats']['encoder']['bn1']['var']
+    for name in ('student', 'teacher')
+  }
+  assert np.all(var['teacher'] != 1)
+  assert np.any(var['teacher'] != var['student'])
+
+
+def _moved(before, after):
+  """Paths of the parameters that training changed."""
+  before, after = (traverse_util.flatten_dict(x) for x in (before, after))
+  return {
+    path for path in before if np.any(before[path] != np.asarray(after[path]))
+  }
+
+
+def _train_partly(encoder, **partly):
+  is_frozen = partial.make_is_frozen(
+    tiny.make_tiny_encoder(encoder),
+    **dict(train_last_blocks=-1, lora_rank=0) | partly,
+  )
+  rank = partly.get('lora_rank', 0)
+  step, state = tiny.make_step(
+    'esvit',
+    encoder=encoder,
+    is_frozen=is_frozen,
+    lora=dict(rank=rank, alpha=2.0),
+  )
+  before = jax.device_get((state.params, state.teacher_params))
+  opt_state = jax.eval_shape(lambda x: x, state.opt_state)
+  after, _ = tiny.run_steps(step, state, 2)
+  students = _moved(before[0], after.params)
+  # The teacher follows: what stands still is equal to the bit.
+  assert _moved(before[1], after.teacher_params) == students
+  return students, opt_state
+
+
+@pytest.mark.parametrize(
+  'encoder, num_blocks, moving',
+  [
+    ('vit', 1, {'block_1', 'norm'}),
+    ('swin', 2, {'stage_1_block_0', 'stage_1_block_1', 'norm'}),
+    ('resnet', 1, {'layer4_0'}),
+    ('vit', 0, set()),
+  ],
+)
+def test_only_the_last_blocks_are_trained(encoder, num_blocks, moving):
+  moved, _ = _train_partly(encoder, train_last_blocks=num_blocks)
+  assert {path[1] for path in moved if path[0] == 'encoder'} == moving
+  assert {path[0] for path in moved} - {'encoder'} == {
+    'image_head',
+    'region_head',
+  }
+
+
+@pytest.mark.parametrize('encoder', ['vit', 'swin'])
+def test_adapters_are_trained_in_place_of_the_encoder(encoder):
+  moved, opt_state = _train_partly(encoder, lora_rank=3)
+  assert {path[0] for path in moved} == {'lora', 'image_head', 'region_head'}
+  adapted = {path[2:-1] for path in moved if path[0] == 'lora'}
+  assert adapted == {
+    ('attn', 'qkv'),
+    ('attn', 'proj'),
+    ('mlp', 'fc1'),
+    ('mlp', 'fc2'),
+  }
+  # The frozen encoder has no moments.
+  num_encoder = sum(
+    x.size
+    for x in jax.tree.leaves(
+      tiny.make_step('dino', encoder=encoder)[1].params['encoder']
+    )
+  )
+  moments = sum(x.size for x in jax.tree.leaves(opt_state))
+  assert moments < 2 * num_encoder
 
 
 def test_state_has_no_device_axis_under_pmap():

@@ -7,18 +7,35 @@ import numpy as np
 from cmd_jax import optim, parallel, schedules
 from cmd_jax.data import augment
 from cmd_jax.methods import make_method
-from cmd_jax.models import vit
+from cmd_jax.models import make_encoder
 from cmd_jax.train_state import init_train_state
 from cmd_jax.train_step import Batch, make_train_step
 from configs import common
 
 METHODS = common.METHODS
+NO_LORA = dict(rank=0, alpha=1.0)
 BATCH = 8
 CANVAS_PX = 16
 
 
-def make_tiny_method(name='cmd', *, axis_name=None, drop_path=0.2, **changes):
-  encoder = vit.make_vit(
+def make_tiny_encoder(name='vit', *, drop_path=0.2, axis_name=None):
+  if name == 'resnet':
+    return make_encoder(
+      'resnet', variant='Mu', width_ratio=0.25, axis_name=axis_name
+    )
+  if name == 'swin':
+    return make_encoder(
+      'swin',
+      variant='Mu',
+      width=8,
+      num_heads=(1, 2),
+      image_px=16,
+      patch_px=2,
+      window=2,
+      drop_path_rate=drop_path,
+    )
+  return make_encoder(
+    'vit',
     variant='Mu',
     width=16,
     depth=2,
@@ -27,21 +44,35 @@ def make_tiny_method(name='cmd', *, axis_name=None, drop_path=0.2, **changes):
     patch_px=4,
     drop_path_rate=drop_path,
   )
+
+
+def make_tiny_method(
+  name='cmd',
+  *,
+  axis_name=None,
+  drop_path=0.2,
+  encoder='vit',
+  use_bn=False,
+  **changes,
+):
   fields = common.method_fields(name).to_dict()
   if name == 'cmd':
     fields['mil'] = dict(hidden_dim=8)
-  fields.update(changes)
-  teacher_normalisation = fields.pop('teacher_normalisation', 'centring')
+  fields.setdefault('teacher_normalisation', 'centring')
+  fields.setdefault('lora', NO_LORA)
   return make_method(
-    encoder=encoder,
+    encoder=make_tiny_encoder(
+      encoder, drop_path=drop_path, axis_name=axis_name
+    ),
     image_px=16,
-    head=dict(num_prototypes=12, hidden_dim=16, bottleneck_dim=8),
+    head=dict(
+      num_prototypes=12, hidden_dim=16, bottleneck_dim=8, use_bn=use_bn
+    ),
     student_temperature=0.1,
     teacher_temperature=schedules.stepwise_schedule(0.04, 0.07, 2, 2),
     centre_momentum=0.9,
-    teacher_normalisation=teacher_normalisation,
     axis_name=axis_name,
-    **fields,
+    **fields | changes,
   )
 
 
@@ -57,18 +88,20 @@ def make_batch(seed=0, batch=BATCH):
   )
 
 
-def make_optimizer(learning_rate=1e-3):
+def make_optimizer(learning_rate=1e-3, **options):
   return optim.make_adamw(
     learning_rate=schedules.cosine_schedule(learning_rate, 1e-6, 20),
     weight_decay=schedules.cosine_schedule(0.04, 0.4, 20),
     freeze_last_layer_steps=1,
+    **options,
   )
 
 
 def make_step(name='cmd', *, mode='jit', num_devices=1, **changes):
   """The compiled step and the state it starts from."""
   mesh = parallel.make_mesh(num_devices)
-  optimizer = make_optimizer()
+  is_frozen = changes.get('is_frozen', lambda path: False)
+  optimizer = make_optimizer(is_frozen=is_frozen)
 
   def make(axis_name):
     return make_train_step(

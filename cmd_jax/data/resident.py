@@ -1,4 +1,4 @@
-"""The device-resident route: batches as a pure function of (seed, step)."""
+"""The device-resident route: batches as a pure function of (key, step)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cmd_jax.train_step import Batch
 
 
 def batch_indices(
-  seed: int, step: jax.Array, *, num_examples: int, batch_size: int
+  rng: jax.Array, step: jax.Array, *, num_examples: int, batch_size: int
 ) -> jax.Array:
   """The examples of a step: a slice of the epoch's permutation.
 
@@ -23,7 +23,7 @@ def batch_indices(
   example is seen at most once an epoch.
 
   Args:
-    seed: seed of the run.
+    rng: random key of the order.
     step: scalar.
     num_examples: size of the set.
     batch_size: B, at most `num_examples`.
@@ -32,7 +32,7 @@ def batch_indices(
     [B] int32.
   """
   steps_per_epoch = num_examples // batch_size
-  epoch_key = jax.random.fold_in(jax.random.key(seed), step // steps_per_epoch)
+  epoch_key = jax.random.fold_in(rng, step // steps_per_epoch)
   order = jax.random.permutation(epoch_key, num_examples)
   start = step % steps_per_epoch * batch_size
   return jax.lax.dynamic_slice(order, (start,), (batch_size,))
@@ -50,14 +50,14 @@ def check_num_examples(canvases: Canvases, batch_size: int) -> None:
 
 
 def make_resident_batches(
-  canvases: Canvases, *, batch_size: int, seed: int, mesh: Mesh
+  canvases: Canvases, *, batch_size: int, rng: jax.Array, mesh: Mesh
 ) -> Callable[[int], Batch]:
   """Puts a set on the devices and returns what draws its batches there.
 
   Args:
     canvases: the set.
     batch_size: B of all devices together.
-    seed: seed of the run.
+    rng: random key of the order.
     mesh: every device of it gets the whole set.
 
   Returns:
@@ -73,7 +73,7 @@ def make_resident_batches(
 
   def draw(images, sizes, step):
     index = batch_indices(
-      seed, step, num_examples=num_examples, batch_size=batch_size
+      rng, step, num_examples=num_examples, batch_size=batch_size
     )
     return Batch(images[index], sizes[index], index)
 

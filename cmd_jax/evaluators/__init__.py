@@ -44,10 +44,17 @@ def _retrieval_test_vs_train() -> Evaluator:
   return retrieval.make_retrieval()
 
 
+def _retrieval_cmd_ratio9() -> Evaluator:
+  from cmd_jax.evaluators import retrieval
+
+  return retrieval.make_cmd_ratio9()
+
+
 EVALUATORS: dict[str, Callable[[], Evaluator]] = {
   'knn/20': _knn_20,
   'linear/logreg': _linear_logreg,
   'retrieval/test-vs-train': _retrieval_test_vs_train,
+  'retrieval/cmd-ratio9': _retrieval_cmd_ratio9,
 }
 
 

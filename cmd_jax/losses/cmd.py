@@ -2,7 +2,9 @@
 
 The two levels are the image and the bag of its regions. The paper's text beyond
 its abstract was not available and the released expression is undefined at the
-published initialisation, so these are the definitions of this project.
+published initialisation, so `bag_distribution` and `cross_level_kl` are the
+definitions of this project; `released_kl` is the released expression where it
+is defined.
 """
 
 from __future__ import annotations
@@ -67,3 +69,27 @@ def cross_level_kl(
   else:
     divergence = bag_probs * (log_bag - log_image)
   return divergence.sum(-1).mean(-1)
+
+
+def released_kl(image: jax.Array, region_sum: jax.Array) -> jax.Array:
+  """The cross-level expression of the released program, mean over prototypes.
+
+  1/K sum_k r_k (log r_k - p_k), elements with r_k <= 0 contributing neither
+  value nor gradient (main_esvit.py `DDINOLoss.forward`: `kl_div` with its
+  arguments as they are there). The program itself takes the logarithm of
+  negative r: its loss is NaN.
+
+  In the teacher p are the image's probabilities and r the sum over the regions
+  of theirs. In the student both are logits / tau_s, so that this is no
+  divergence and has no lower bound.
+
+  Args:
+    image: [..., K], p.
+    region_sum: [..., K], r.
+
+  Returns:
+    [...].
+  """
+  defined = region_sum > 0
+  r = jnp.where(defined, region_sum, 1.0)
+  return jnp.where(defined, r * (jnp.log(r) - image), 0.0).mean(-1)

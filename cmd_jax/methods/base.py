@@ -10,7 +10,7 @@ import jax
 from cmd_jax.errors import UserError
 
 Params = Any
-MethodState = Mapping[str, jax.Array]
+MethodState = Mapping[str, Any]
 
 
 class Term(NamedTuple):
@@ -37,9 +37,14 @@ class Method(NamedTuple):
     terms: the terms of the loss by name.
     monitors: outputs -> named scalars worth watching, global over the batch.
     update: (method_state, outputs) -> method_state.
-    embed: (params, images [B, H, W, 3]) -> image embeddings [B, D].
-    attend: (params, images) -> what each patch counts, [B, N]; adds up to 1
-      for multi-instance attention.
+    encoder_variables: (params, stats) -> what the encoder is applied to,
+      adapters merged in.
+    embed: (params, stats, images [B, H, W, 3]) -> image embeddings [B, D];
+      `stats` are the network's running batch statistics, 'student_stats' or
+      'teacher_stats' of the method state, {} where there are none.
+    attend: (params, stats, images) -> what each patch counts, [B, N]: the
+      multi-instance attention, which adds up to 1; without, the encoder's own;
+      without that, the length of the patch's features.
   """
 
   init: Callable[..., tuple[Params, MethodState]]
@@ -47,8 +52,9 @@ class Method(NamedTuple):
   terms: Mapping[str, Term]
   monitors: Callable[[Any], Mapping[str, jax.Array]]
   update: Callable[[MethodState, Any], MethodState]
-  embed: Callable[[Params, jax.Array], jax.Array]
-  attend: Callable[[Params, jax.Array], jax.Array]
+  encoder_variables: Callable[[Params, Any], Mapping[str, Any]]
+  embed: Callable[[Params, Any, jax.Array], jax.Array]
+  attend: Callable[[Params, Any, jax.Array], jax.Array]
 
 
 def weighted_terms(values: Mapping, weights: Mapping) -> dict[str, Term]:

@@ -1,9 +1,21 @@
 """CMD (Bi et al. 2025): EsViT and distillation across the two levels.
 
+variant='paper', our reading of the paper (cmd_jax/losses has the equations):
+
   L = w_image L_I + w_region L_R + w_student_bag L_S + w_teacher_bag L_T
 
 An image is a bag of patches; multi-instance attention a decides what each of
-them counts in L_R, L_S and L_T (cmd_jax/losses has the equations).
+them counts in L_R, L_S and L_T.
+
+variant='released', what the published program computes (main_esvit.py
+`DDINOLoss`), where that is defined: no attention, L_R as in EsViT, and in place
+of L_S and L_T the mean over the pairs of views u != v of
+
+  1/K sum_k r_k (log r_k - p_k)   with r the sum of the region quantities
+
+where p and r are the student's logits / tau_s of view v, and the teacher's
+probabilities of view u; elements with r <= 0 contribute neither value nor
+gradient. The program itself takes their logarithm, so that its loss is NaN.
 """
 
 from __future__ import annotations
@@ -16,12 +28,16 @@ from flax import linen as nn
 
 from cmd_jax.errors import UserError
 from cmd_jax.losses import cmd as losses
+from cmd_jax.losses import dino as image_losses
 from cmd_jax.losses import esvit as region_losses
 from cmd_jax.methods import base, dino, distillation, esvit
+from cmd_jax.methods.networks import ViewOutput, make_networks
 from cmd_jax.models import heads
 
+VARIANTS = ('paper', 'released')
 
-def _weights(view: distillation.ViewOutput, pooling: str) -> jax.Array | None:
+
+def _weights(view: ViewOutput, pooling: str) -> jax.Array | None:
   """[B, V, N] weights of the bag; None pools by the maximum."""
   if pooling == 'max':
     return None
@@ -31,7 +47,9 @@ def _weights(view: distillation.ViewOutput, pooling: str) -> jax.Array | None:
   return jnp.full(shape, 1 / shape[-1])
 
 
-def _values(pooling: str, kl_direction: str, attend_regions: bool) -> Mapping:
+def _paper_values(
+  pooling: str, kl_direction: str, attend_regions: bool
+) -> Mapping:
   def region(outputs, state):
     if not attend_regions:
       return esvit.region_value(outputs, state)
@@ -72,39 +90,76 @@ def _values(pooling: str, kl_direction: str, attend_regions: bool) -> Mapping:
   }
 
 
-def make_cmd(
+def _released_values(student_temperature: float) -> Mapping:
+  def student_bag(outputs, _):
+    per_view = jnp.concatenate(
+      [
+        losses.released_kl(
+          view.image_logits / student_temperature,
+          view.region_logits.sum(-2) / student_temperature,
+        )
+        for view in outputs.student
+      ],
+      axis=1,
+    )
+    # A view counts once for every pair that it is in.
+    num_teacher, num_student = (
+      outputs.teacher.embedding.shape[1],
+      per_view.shape[1],
+    )
+    count = image_losses.pair_mask(num_teacher, num_student).sum(0)
+    pairs = image_losses.num_pairs(num_teacher, num_student)
+    return per_view @ (count / pairs)
+
+  def teacher_bag(outputs, _):
+    return losses.released_kl(
+      outputs.teacher_image_probs, outputs.teacher_region_probs.sum(-2)
+    ).mean(1)
+
+  return {
+    **esvit.VALUES,
+    'student_bag': student_bag,
+    'teacher_bag': teacher_bag,
+  }
+
+
+def _make_released(
+  encoder: nn.Module,
+  *,
+  head: Mapping,
+  weights: Mapping[str, float],
+  lora: Mapping,
+  axis_name: str | None,
+  student_temperature: float,
+  **kwargs,
+) -> base.Method:
+  networks = make_networks(
+    encoder, head=head, axis_name=axis_name, lora=lora, regions=True
+  )
+  return distillation.make_distillation(
+    networks,
+    base.weighted_terms(_released_values(student_temperature), weights),
+    student_temperature=student_temperature,
+    axis_name=axis_name,
+    **kwargs,
+  )
+
+
+def _make_paper(
   encoder: nn.Module,
   *,
   head: Mapping,
   mil: Mapping,
   weights: Mapping[str, float],
-  variant: str,
   pooling: str,
   kl_direction: str,
   attend_regions: bool,
   shared_prototypes: bool,
+  lora: Mapping,
+  axis_name: str | None,
   **kwargs,
 ) -> base.Method:
-  """Builds CMD.
-
-  Args:
-    encoder: images -> `EncoderOutput`.
-    head: arguments of `PrototypeHead`, both for images and for regions.
-    mil: arguments of `MilAttention` but `gated`, which `pooling` decides.
-    weights: weights of the terms `image`, `region`, `student_bag` (L_S) and
-      `teacher_bag` (L_T).
-    variant: 'paper', the equations of the modules in cmd_jax/losses.
-    pooling: how a bag is pooled, one of `losses.cmd.POOLINGS`.
-    kl_direction: one of `losses.cmd.KL_DIRECTIONS`.
-    attend_regions: weights L_R by the attention; otherwise it is EsViT's.
-    shared_prototypes: both heads end in the same prototypes.
-    **kwargs: arguments of `make_distillation`.
-
-  Raises:
-    UserError: an unknown choice, or one that contradicts another.
-  """
   for field, value, choices in (
-    ('variant', variant, ('paper',)),
     ('pooling', pooling, losses.POOLINGS),
     ('kl_direction', kl_direction, losses.KL_DIRECTIONS),
   ):
@@ -119,20 +174,60 @@ def make_cmd(
       f'config.method.attend_regions needs attention, but pooling is '
       f'{pooling!r}: set one of attend_regions=False, pooling=gated_attention'
     )
-  image_head, region_head = distillation.make_heads(2, encoder, head)
   attention = heads.MilAttention(
     gated=pooling == 'gated_attention', dtype=encoder.dtype, **mil
   )
+  networks = make_networks(
+    encoder,
+    head=head,
+    axis_name=axis_name,
+    lora=lora,
+    regions=True,
+    mil=attention if attends else None,
+    shared_prototypes=shared_prototypes,
+  )
   return distillation.make_distillation(
-    distillation.Networks(
-      encoder,
-      image_head,
-      region_head,
-      mil=attention if attends else None,
-      shared_prototypes=shared_prototypes,
-    ),
+    networks,
     base.weighted_terms(
-      _values(pooling, kl_direction, attend_regions), weights
+      _paper_values(pooling, kl_direction, attend_regions), weights
     ),
+    axis_name=axis_name,
     **kwargs,
   )
+
+
+def make_cmd(encoder: nn.Module, *, variant: str, **kwargs) -> base.Method:
+  """Builds CMD.
+
+  Args:
+    encoder: images -> `EncoderOutput`.
+    variant: one of `VARIANTS`; this module's docstring has the formulas.
+    **kwargs: for both variants
+      head: arguments of `PrototypeHead`, both for images and for regions;
+      weights: weights of the terms `image`, `region`, `student_bag` (L_S) and
+        `teacher_bag` (L_T);
+      lora, axis_name: arguments of `make_networks`;
+      and the arguments of `make_distillation`. For 'paper' alone
+      mil: arguments of `MilAttention` but `gated`, which `pooling` decides;
+      pooling: how a bag is pooled, one of `losses.cmd.POOLINGS`;
+      kl_direction: one of `losses.cmd.KL_DIRECTIONS`;
+      attend_regions: weights L_R by the attention; otherwise it is EsViT's;
+      shared_prototypes: both heads end in the same prototypes.
+
+  Raises:
+    UserError: an unknown choice, or one that contradicts another.
+  """
+  if variant not in VARIANTS:
+    raise UserError(
+      f'config.method.variant is {variant!r}: choose one of '
+      f'{", ".join(VARIANTS)}'
+    )
+  if variant == 'paper':
+    return _make_paper(encoder, **kwargs)
+  unused = sorted({'mil', 'pooling', 'kl_direction'} & set(kwargs))
+  if unused:
+    raise UserError(
+      f"config.method.variant is 'released', which has no {', '.join(unused)}: "
+      'use --config=FILE:method=cmd_released'
+    )
+  return _make_released(encoder, **kwargs)

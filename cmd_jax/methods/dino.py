@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from cmd_jax.losses import dino as losses
 from cmd_jax.methods import base, distillation
+from cmd_jax.methods.networks import make_networks
 
 
 def image_value(outputs: distillation.Outputs, _) -> jax.Array:
@@ -26,6 +27,8 @@ def make_dino(
   *,
   head: Mapping,
   weights: Mapping[str, float],
+  lora: Mapping,
+  axis_name: str | None,
   **kwargs,
 ) -> base.Method:
   """Builds DINO.
@@ -34,11 +37,16 @@ def make_dino(
     encoder: images -> `EncoderOutput`.
     head: arguments of `PrototypeHead`.
     weights: weight of the term `image`.
+    lora: argument of `make_networks`.
+    axis_name: axis over which the batch is spread, None if it is global.
     **kwargs: arguments of `make_distillation`.
   """
-  (image_head,) = distillation.make_heads(1, encoder, head)
+  networks = make_networks(
+    encoder, head=head, axis_name=axis_name, lora=lora, regions=False
+  )
   return distillation.make_distillation(
-    distillation.Networks(encoder, image_head),
+    networks,
     base.weighted_terms(VALUES, weights),
+    axis_name=axis_name,
     **kwargs,
   )

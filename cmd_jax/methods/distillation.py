@@ -1,58 +1,31 @@
-"""The networks and the forward pass that DINO, EsViT and CMD share."""
+"""The forward pass and the state that DINO, EsViT and CMD share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from cmd_jax import parallel
 from cmd_jax.errors import UserError
 from cmd_jax.losses import dino as losses
 from cmd_jax.methods.base import Method, MethodState, Params, Term
-from cmd_jax.models import heads
+from cmd_jax.methods.networks import (
+  Networks,
+  Stats,
+  ViewOutput,
+  apply_networks,
+  draw_uniforms,
+  encoder_variables,
+  init_networks,
+)
+from cmd_jax.models import heads, partial
+from cmd_jax.models.layers import EncoderOutput
 from cmd_jax.schedules import Schedule
 
 TEACHER_NORMALISATIONS = ('centring', 'sinkhorn')
-
-
-class Networks(NamedTuple):
-  """The modules of one network; the teacher has the same.
-
-  Attributes:
-    encoder: images -> `EncoderOutput`.
-    image_head: g_I, image embedding -> logits over prototypes.
-    region_head: g_R, tokens -> logits over prototypes; None without regions.
-    mil: tokens -> attention; None where bags are not pooled by attention.
-    shared_prototypes: g_R ends in g_I's last layer instead of its own.
-  """
-
-  encoder: nn.Module
-  image_head: nn.Module
-  region_head: nn.Module | None = None
-  mil: nn.Module | None = None
-  shared_prototypes: bool = False
-
-
-class ViewOutput(NamedTuple):
-  """What one network says of the views of one size.
-
-  Attributes:
-    embedding: [B, V, D] of the image.
-    image_logits: [B, V, K].
-    features: [B, V, N, D] tokens of the encoder.
-    region_logits: [B, V, N, K]; None without a region head.
-    attention: [B, V, N] of the student's MIL head; None without one.
-  """
-
-  embedding: jax.Array
-  image_logits: jax.Array
-  features: jax.Array
-  region_logits: jax.Array | None
-  attention: jax.Array | None
 
 
 class Outputs(NamedTuple):
@@ -66,6 +39,9 @@ class Outputs(NamedTuple):
     student_region_log_probs: [B, V, N, K] for each view size.
     teacher_image_probs: [B, T, K].
     teacher_region_probs: [B, T, N, K]; None without a region head.
+    student_stats: running batch statistics of the student after this pass,
+      by module; empty without batch normalisation.
+    teacher_stats: the teacher's.
   """
 
   student: tuple[ViewOutput, ...]
@@ -74,96 +50,41 @@ class Outputs(NamedTuple):
   student_region_log_probs: tuple[jax.Array, ...]
   teacher_image_probs: jax.Array
   teacher_region_probs: jax.Array | None
+  student_stats: Stats
+  teacher_stats: Stats
 
 
-def init_params(networks: Networks, rng: jax.Array, image_px: int) -> Params:
-  """Initial parameters: a dict with one entry per module."""
-  names = ('encoder', 'image_head', 'region_head', 'mil')
-  rngs = dict(zip(names, jax.random.split(rng, len(names)), strict=True))
-  image = jnp.zeros((1, image_px, image_px, 3))
-  encoder_params = networks.encoder.init(rngs['encoder'], image)['params']
-  output = jax.eval_shape(
-    networks.encoder.apply, {'params': encoder_params}, image
-  )
-  embedding, tokens = (
-    jnp.zeros(x.shape) for x in (output.image, output.tokens)
-  )
-  params = {
-    'encoder': encoder_params,
-    'image_head': networks.image_head.init(rngs['image_head'], embedding)[
-      'params'
-    ],
-  }
-  for name in ('region_head', 'mil'):
-    module = getattr(networks, name)
-    if module is not None:
-      params[name] = module.init(rngs[name], tokens)['params']
-  if networks.shared_prototypes:
-    del params['region_head']['last_layer']
-  return params
-
-
-def apply_networks(
-  networks: Networks,
-  params: Params,
-  views: jax.Array,
-  uniforms: jax.Array | None = None,
-) -> ViewOutput:
-  """Runs one network on the views of one size, all in one batch.
+def make_outputs(
+  student: tuple[ViewOutput, ...],
+  teacher: ViewOutput,
+  *,
+  student_temperature: float,
+  **fields,
+) -> Outputs:
+  """Adds the student's distributions, softmax(logits / tau_s).
 
   Args:
-    networks: the modules.
-    params: their parameters.
-    views: [B, V, H, W, 3].
-    uniforms: [B, V, depth, 2] draws for stochastic depth; None turns it off.
+    student: outputs for each view size.
+    teacher: outputs for the teacher's views.
+    student_temperature: tau_s.
+    **fields: the other attributes of `Outputs`.
   """
-  batch, num_views = views.shape[:2]
 
-  def merge(x):
-    return x.reshape(batch * num_views, *x.shape[2:])
+  def log_probs(logits):
+    return jax.nn.log_softmax(logits / student_temperature)
 
-  def split(x):
-    return x.reshape(batch, num_views, *x.shape[1:])
-
-  encoded = networks.encoder.apply(
-    {'params': params['encoder']},
-    merge(views),
-    None if uniforms is None else merge(uniforms),
+  image_logits = [view.image_logits for view in student]
+  return Outputs(
+    student=student,
+    teacher=teacher,
+    student_image_log_probs=log_probs(jnp.concatenate(image_logits, axis=1)),
+    student_region_log_probs=tuple(
+      log_probs(view.region_logits)
+      for view in student
+      if view.region_logits is not None
+    ),
+    **fields,
   )
-  image_logits = networks.image_head.apply(
-    {'params': params['image_head']}, encoded.image
-  )
-  region_logits = attention = None
-  if networks.region_head is not None:
-    head = params['region_head']
-    if networks.shared_prototypes:
-      head = {**head, 'last_layer': params['image_head']['last_layer']}
-    region_logits = split(
-      networks.region_head.apply({'params': head}, encoded.tokens)
-    )
-  if networks.mil is not None:
-    attention = split(
-      networks.mil.apply({'params': params['mil']}, encoded.tokens)
-    )
-  return ViewOutput(
-    split(encoded.image),
-    split(image_logits),
-    split(encoded.tokens),
-    region_logits,
-    attention,
-  )
-
-
-def draw_uniforms(
-  keys: jax.Array, size_index: int, num_views: int, depth: int
-) -> jax.Array:
-  """[B, V, depth, 2] draws that depend on the example's key alone."""
-
-  def draw(key):
-    key = jax.random.fold_in(key, size_index)
-    return jax.random.uniform(key, (num_views, depth, 2))
-
-  return jax.vmap(draw)(keys)
 
 
 def _monitors(outputs: Outputs, axis_name: str | None) -> dict[str, jax.Array]:
@@ -201,6 +122,7 @@ def make_distillation(
   centre_momentum: float,
   teacher_normalisation: str,
   axis_name: str | None,
+  is_frozen: partial.IsFrozen = lambda path: False,
 ) -> Method:
   """A method whose student learns the teacher's distributions.
 
@@ -213,6 +135,7 @@ def make_distillation(
     centre_momentum: momentum of the centres of the teacher's logits.
     teacher_normalisation: one of `TEACHER_NORMALISATIONS`.
     axis_name: axis over which the batch is spread, None if it is global.
+    is_frozen: from `partial.make_is_frozen`.
 
   Raises:
     UserError: unknown normalisation.
@@ -225,10 +148,15 @@ def make_distillation(
 
   def init(rng: jax.Array) -> tuple[Params, MethodState]:
     num_prototypes = networks.image_head.num_prototypes
-    centres = {'image_centre': jnp.zeros(num_prototypes)}
+    method_state = {'image_centre': jnp.zeros(num_prototypes)}
     if networks.region_head is not None:
-      centres['region_centre'] = jnp.zeros(num_prototypes)
-    return init_params(networks, rng, image_px), centres
+      method_state['region_centre'] = jnp.zeros(num_prototypes)
+    params, stats = init_networks(networks, rng, image_px)
+    if stats:
+      method_state['student_stats'] = stats
+      # A copy, as of the teacher's parameters.
+      method_state['teacher_stats'] = jax.tree.map(jnp.copy, stats)
+    return params, method_state
 
   def teacher_probs(logits, centre, step):
     temperature = teacher_temperature(step)
@@ -237,17 +165,23 @@ def make_distillation(
     return losses.centred_probs(logits, centre, temperature)
 
   def forward(params, teacher_params, method_state, views, keys, step):
-    student = tuple(
+    student, student_stats = apply_networks(
+      networks,
+      partial.freeze(params, is_frozen),
+      method_state.get('student_stats', {}),
+      views,
+      [
+        draw_uniforms(keys, index, images.shape[1], networks.encoder.depth)
+        for index, images in enumerate(views)
+      ],
+    )
+    (teacher,), teacher_stats = jax.lax.stop_gradient(
       apply_networks(
         networks,
-        params,
-        images,
-        draw_uniforms(keys, index, images.shape[1], networks.encoder.depth),
+        teacher_params,
+        method_state.get('teacher_stats', {}),
+        views[:1],
       )
-      for index, images in enumerate(views)
-    )
-    teacher = jax.lax.stop_gradient(
-      apply_networks(networks, teacher_params, views[0])
     )
     if networks.mil is not None:
       attention = networks.mil.apply(
@@ -255,27 +189,22 @@ def make_distillation(
       )
       teacher = teacher._replace(attention=attention)
 
-    def log_probs(logits):
-      return jax.nn.log_softmax(logits / student_temperature)
-
-    has_regions = networks.region_head is not None
-    return Outputs(
-      student=student,
-      teacher=teacher,
-      student_image_log_probs=log_probs(
-        jnp.concatenate([view.image_logits for view in student], axis=1)
-      ),
-      student_region_log_probs=tuple(
-        log_probs(view.region_logits) for view in student if has_regions
-      ),
-      teacher_image_probs=teacher_probs(
-        teacher.image_logits, method_state['image_centre'], step
-      ),
-      teacher_region_probs=teacher_probs(
+    image_probs = teacher_probs(
+      teacher.image_logits, method_state['image_centre'], step
+    )
+    region_probs = None
+    if networks.region_head is not None:
+      region_probs = teacher_probs(
         teacher.region_logits, method_state['region_centre'], step
       )
-      if has_regions
-      else None,
+    return make_outputs(
+      student,
+      teacher,
+      student_temperature=student_temperature,
+      teacher_image_probs=image_probs,
+      teacher_region_probs=region_probs,
+      student_stats=student_stats,
+      teacher_stats=teacher_stats,
     )
 
   def update(method_state: MethodState, outputs: Outputs) -> MethodState:
@@ -283,24 +212,35 @@ def make_distillation(
       'image_centre': outputs.teacher.image_logits,
       'region_centre': outputs.teacher.region_logits,
     }
+    stats = {
+      'student_stats': outputs.student_stats,
+      'teacher_stats': outputs.teacher_stats,
+    }
     return {
       name: losses.update_centre(
-        centre, logits[name], momentum=centre_momentum, axis_name=axis_name
+        value, logits[name], momentum=centre_momentum, axis_name=axis_name
       )
-      for name, centre in method_state.items()
+      if name in logits
+      else stats[name]
+      for name, value in method_state.items()
     }
 
-  def encode(params: Params, images: jax.Array):
-    return networks.encoder.apply({'params': params['encoder']}, images)
+  def variables(params: Params, stats: Stats) -> Mapping:
+    return encoder_variables(networks, params, stats)
 
-  def embed(params: Params, images: jax.Array) -> jax.Array:
-    return encode(params, images).image
+  def encode(params: Params, stats: Stats, images: jax.Array) -> EncoderOutput:
+    return networks.encoder.apply(variables(params, stats), images)
 
-  def attend(params: Params, images: jax.Array) -> jax.Array:
-    encoded = encode(params, images)
-    if networks.mil is None:
+  def embed(params: Params, stats: Stats, images: jax.Array) -> jax.Array:
+    return encode(params, stats, images).image
+
+  def attend(params: Params, stats: Stats, images: jax.Array) -> jax.Array:
+    encoded = encode(params, stats, images)
+    if networks.mil is not None:
+      return networks.mil.apply({'params': params['mil']}, encoded.tokens)
+    if encoded.attention is not None:
       return encoded.attention.mean(1)
-    return networks.mil.apply({'params': params['mil']}, encoded.tokens)
+    return jnp.linalg.norm(encoded.tokens, axis=-1)
 
   return Method(
     init=init,
@@ -308,15 +248,7 @@ def make_distillation(
     terms=terms,
     monitors=lambda outputs: _monitors(outputs, axis_name),
     update=update,
+    encoder_variables=variables,
     embed=embed,
     attend=attend,
-  )
-
-
-def make_heads(
-  count: int, encoder: nn.Module, head: Mapping
-) -> tuple[Callable, ...]:
-  """`count` prototype heads that compute in the encoder's dtype."""
-  return tuple(
-    heads.PrototypeHead(dtype=encoder.dtype, **head) for _ in range(count)
   )

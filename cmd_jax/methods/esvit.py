@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from cmd_jax.losses import esvit as losses
 from cmd_jax.methods import base, dino, distillation
+from cmd_jax.methods.networks import make_networks
 
 
 def region_value(outputs: distillation.Outputs, _) -> jax.Array:
@@ -34,6 +35,8 @@ def make_esvit(
   *,
   head: Mapping,
   weights: Mapping[str, float],
+  lora: Mapping,
+  axis_name: str | None,
   **kwargs,
 ) -> base.Method:
   """Builds EsViT.
@@ -42,11 +45,16 @@ def make_esvit(
     encoder: images -> `EncoderOutput`.
     head: arguments of `PrototypeHead`, both for images and for regions.
     weights: weights of the terms `image` and `region`.
+    lora: argument of `make_networks`.
+    axis_name: axis over which the batch is spread, None if it is global.
     **kwargs: arguments of `make_distillation`.
   """
-  image_head, region_head = distillation.make_heads(2, encoder, head)
+  networks = make_networks(
+    encoder, head=head, axis_name=axis_name, lora=lora, regions=True
+  )
   return distillation.make_distillation(
-    distillation.Networks(encoder, image_head, region_head),
+    networks,
     base.weighted_terms(VALUES, weights),
+    axis_name=axis_name,
     **kwargs,
   )

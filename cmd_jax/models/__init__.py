@@ -7,21 +7,31 @@ from flax import linen as nn
 from cmd_jax.errors import UserError
 
 
-def make_encoder(name: str, **kwargs) -> nn.Module:
-  """Builds an encoder: images [B, H, W, 3] -> `vit.EncoderOutput`.
+def make_encoder(
+  name: str, *, axis_name: str | None = None, **kwargs
+) -> nn.Module:
+  """Builds an encoder: images [B, H, W, 3] -> `layers.EncoderOutput`.
 
   Args:
     name: a key of the dictionary below.
+    axis_name: axis over which the batch is spread, None if it is global.
     **kwargs: arguments of that encoder's factory.
 
   Raises:
     UserError: unknown name, or a value that the factory refuses.
   """
-  from cmd_jax.models import vit
+  from cmd_jax.models import resnet, swin, vit
 
-  encoders = {'vit': vit.make_vit}
+  encoders = {
+    'vit': vit.make_vit,
+    'swin': swin.make_swin,
+    'resnet': resnet.make_resnet,
+  }
   if name not in encoders:
     raise UserError(
       f'config.model.name is {name!r}: choose one of {", ".join(encoders)}'
     )
+  if name == 'resnet':
+    # Batch normalisation alone looks across the batch.
+    kwargs['axis_name'] = axis_name
   return encoders[name](**kwargs)

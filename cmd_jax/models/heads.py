@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cmd_jax.models.layers import Dense, gelu, torch_default_init
+from cmd_jax.models.layers import (
+  BatchNorm,
+  Dense,
+  gelu,
+  torch_default_init,
+  wide,
+)
 
 
 def l2_normalise(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
@@ -45,7 +51,7 @@ class WeightNormDense(nn.Module):
     logits = jnp.dot(
       x.reshape(-1, x.shape[-1]),
       kernel.astype(x.dtype),
-      preferred_element_type=jnp.float32,
+      preferred_element_type=wide(x.dtype),
     )
     return logits.reshape(*x.shape[:-1], self.num_prototypes)
 
@@ -59,6 +65,8 @@ class PrototypeHead(nn.Module):
     bottleneck_dim: dimension of the normalised bottleneck.
     num_layers: linear layers of the MLP.
     norm_last_layer: fixes the length of the prototypes to 1.
+    use_bn: batch normalisation after the hidden layers.
+    axis_name: axis over which the batch is spread, None if it is global.
     dtype: dtype of the computation; parameters and logits are float32.
   """
 
@@ -67,10 +75,12 @@ class PrototypeHead(nn.Module):
   bottleneck_dim: int = 256
   num_layers: int = 3
   norm_last_layer: bool = True
+  use_bn: bool = False
+  axis_name: str | None = None
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """[..., D] -> logits [..., K] float32."""
     for index in range(self.num_layers):
       is_last = index == self.num_layers - 1
@@ -79,10 +89,13 @@ class PrototypeHead(nn.Module):
         dtype=self.dtype,
         name=f'mlp_{index}',
       )(x)
+      if self.use_bn and not is_last:
+        bn = BatchNorm(self.axis_name, dtype=self.dtype, name=f'bn_{index}')
+        x = bn(x, train)
       if not is_last:
         x = gelu(x)
     # The norm is taken in float32: bfloat16 squares lose half the digits.
-    x = l2_normalise(x.astype(jnp.float32)).astype(self.dtype)
+    x = l2_normalise(x.astype(wide(x.dtype))).astype(self.dtype)
     return WeightNormDense(
       self.num_prototypes, not self.norm_last_layer, name='last_layer'
     )(x)
@@ -115,4 +128,4 @@ class MilAttention(nn.Module):
     if self.gated:
       hidden = hidden * nn.sigmoid(dense(self.hidden_dim, 'gate')(tokens))
     scores = dense(1, 'score')(hidden)[..., 0]
-    return nn.softmax(scores.astype(jnp.float32))
+    return nn.softmax(scores.astype(wide(scores.dtype)))

@@ -1,8 +1,12 @@
-"""Vision transformer encoder, pre-norm, as in DINO's vision_transformer.py."""
+"""Vision transformer encoder, pre-norm, as in DINO's vision_transformer.py.
+
+With layer scale and registers it is DINOv2's, with rotary positions DINOv3's.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,113 +14,58 @@ import numpy as np
 from flax import linen as nn
 
 from cmd_jax.errors import UserError
-from cmd_jax.models.layers import Dense, gelu, linear_init, torch_default_init
-
-
-class EncoderOutput(NamedTuple):
-  """What an encoder says of a batch of images.
-
-  Attributes:
-    image: [B, D] float32 embedding of the image.
-    tokens: [B, N, D] float32 patch tokens, row by row.
-    attention: [B, heads, N] float32 attention of the class token to the
-      patches in the last block.
-  """
-
-  image: jax.Array
-  tokens: jax.Array
-  attention: jax.Array
-
-
-def _cubic(x: np.ndarray, a: float) -> np.ndarray:
-  x = np.abs(x)
-  near = (a + 2) * x**3 - (a + 3) * x**2 + 1
-  far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
-  return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
-
-
-def bicubic_matrix(old: int, new: int, scale: float) -> np.ndarray:
-  """Weights [new, old] of torch's bicubic interpolation without antialiasing.
-
-  A = -0.75, border samples clamped, source coordinate (i + 0.5) / scale - 0.5.
-  """
-  centre = (np.arange(new) + 0.5) / scale - 0.5
-  first = np.floor(centre).astype(int) - 1
-  matrix = np.zeros((new, old))
-  for tap in range(4):
-    column = np.clip(first + tap, 0, old - 1)
-    weight = _cubic(centre - (first + tap), a=-0.75)
-    np.add.at(matrix, (np.arange(new), column), weight)
-  return matrix.astype(np.float32)
-
-
-def interpolate_positions(
-  positions: jax.Array, grid: tuple[int, int]
-) -> jax.Array:
-  """Resizes patch position embeddings to another grid.
-
-  DINO's `interpolate_pos_encoding`: one scale sqrt(new count / old count) for
-  both axes; an equal count leaves the embeddings untouched.
-
-  Args:
-    positions: [1, N, D] embeddings of a square grid.
-    grid: rows and columns wanted.
-
-  Returns:
-    [1, rows * columns, D].
-  """
-  rows, columns = grid
-  _, count, dim = positions.shape
-  if rows * columns == count:
-    return positions
-  old = int(round(count**0.5))
-  scale = (rows * columns / count) ** 0.5
-  square = positions.reshape(old, old, dim)
-  resized = jnp.einsum(
-    'yh,xw,hwd->yxd',
-    bicubic_matrix(old, rows, scale),
-    bicubic_matrix(old, columns, scale),
-    square,
-    precision='highest',
-  )
-  return resized.reshape(1, rows * columns, dim)
-
-
-def drop_path(x: jax.Array, rate: float, uniforms: jax.Array) -> jax.Array:
-  """Drops whole residual branches: x / (1 - rate) * floor(1 - rate + u).
-
-  Args:
-    x: [B, N, D] output of a branch.
-    rate: probability of dropping it.
-    uniforms: [B] draws from [0, 1), one an example.
-  """
-  keep = jnp.floor(1 - rate + uniforms)[:, None, None]
-  return x * (keep / (1 - rate)).astype(x.dtype)
+from cmd_jax.models.layers import (
+  DTYPES,
+  Dense,
+  EncoderOutput,
+  Mlp,
+  check_choice,
+  check_drop_path_rate,
+  drop_path,
+  drop_path_rates,
+  linear_init,
+  torch_default_init,
+  wide,
+)
+from cmd_jax.models.positions import (
+  INTERPOLATIONS,
+  interpolate_positions,
+  rotary_angles,
+  rotate,
+)
 
 
 class Attention(nn.Module):
-  """Multi-head self-attention; returns the class token's attention as well."""
+  """Multi-head self-attention, with its weights."""
 
   num_heads: int
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[B, M, D] -> ([B, M, D], attention [B, heads, M] of token 0)."""
+  def __call__(
+    self, x: jax.Array, angles: np.ndarray | None
+  ) -> tuple[jax.Array, jax.Array]:
+    """[B, M, D] -> ([B, M, D], weights [B, heads, M, M]).
+
+    Where 'intermediates' is mutable, `keys` [B, M, heads, d] are kept there.
+    """
     batch, length, dim = x.shape
     qkv = Dense(3 * dim, dtype=self.dtype, name='qkv')(x)
     qkv = qkv.reshape(batch, length, 3, self.num_heads, dim // self.num_heads)
     query, key, value = jnp.moveaxis(qkv, 2, 0)
+    self.sow('intermediates', 'keys', key)
+    if angles is not None:
+      query, key = rotate(query, angles), rotate(key, angles)
     logits = jnp.einsum('bqhd,bkhd->bhqk', query, key) * query.shape[-1] ** -0.5
-    weights = nn.softmax(logits.astype(jnp.float32))
+    weights = nn.softmax(logits.astype(wide(self.dtype)))
     y = jnp.einsum('bhqk,bkhd->bqhd', weights.astype(self.dtype), value)
     y = y.reshape(batch, length, dim)
     y = Dense(dim, dtype=self.dtype, name='proj')(y)
-    return y, weights[:, :, 0]
+    return y, weights
 
 
-class Mlp(nn.Module):
-  """Two layers with an exact GELU between them."""
+class SwiGlu(nn.Module):
+  """Gated feed-forward, fc2(silu(a) * b) with (a, b) = fc1(x)."""
 
   hidden_dim: int
   dtype: jnp.dtype
@@ -125,50 +74,80 @@ class Mlp(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., D] -> [..., D]."""
     dim = x.shape[-1]
-    x = gelu(Dense(self.hidden_dim, dtype=self.dtype, name='fc1')(x))
-    return Dense(dim, dtype=self.dtype, name='fc2')(x)
+    x = Dense(2 * self.hidden_dim, dtype=self.dtype, name='fc1')(x)
+    gate, x = jnp.split(x, 2, axis=-1)
+    return Dense(dim, dtype=self.dtype, name='fc2')(nn.silu(gate) * x)
+
+
+class LayerScale(nn.Module):
+  """Multiplies every channel by a parameter (Touvron et al. 2021b)."""
+
+  init_value: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., D] -> [..., D]."""
+    init = nn.initializers.constant(self.init_value)
+    return x * self.param('gamma', init, x.shape[-1:]).astype(x.dtype)
 
 
 class Block(nn.Module):
   """Pre-norm transformer block with stochastic depth on both branches."""
 
   num_heads: int
-  mlp_ratio: float
+  hidden_dim: int
+  ffn: str
+  layer_scale: float
+  norm_epsilon: float
   drop_path_rate: float
   dtype: jnp.dtype
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, uniforms: jax.Array | None
+    self,
+    x: jax.Array,
+    uniforms: jax.Array | None,
+    angles: np.ndarray | None,
   ) -> tuple[jax.Array, jax.Array]:
-    """[B, M, D], uniforms [B, 2] or None -> ([B, M, D], [B, heads, M])."""
+    """[B, M, D], uniforms [B, 2] or None -> ([B, M, D], [B, heads, M, M])."""
 
     def branch(y, which):
+      if self.layer_scale:
+        y = LayerScale(self.layer_scale, name=f'ls{which + 1}')(y)
       if uniforms is None or not self.drop_path_rate:
         return y
       return drop_path(y, self.drop_path_rate, uniforms[:, which])
 
-    norm1 = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name='norm1')
-    norm2 = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name='norm2')
-    attended, weights = Attention(self.num_heads, self.dtype, name='attn')(
-      norm1(x)
-    )
+    def norm(name):
+      return nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name=name)
+
+    attention = Attention(self.num_heads, self.dtype, name='attn')
+    attended, weights = attention(norm('norm1')(x), angles)
     x = x + branch(attended, 0)
-    hidden_dim = int(x.shape[-1] * self.mlp_ratio)
-    mlp = Mlp(hidden_dim, self.dtype, name='mlp')
-    return x + branch(mlp(norm2(x)), 1), weights
+    ffn = SwiGlu if self.ffn == 'swiglu' else Mlp
+    mlp = ffn(self.hidden_dim, self.dtype, name='mlp')
+    return x + branch(mlp(norm('norm2')(x)), 1), weights
 
 
 class VisionTransformer(nn.Module):
-  """ViT with a class token, for images of any size divisible by the patch.
+  """ViT with a class token, for images of any size that patches tile.
 
   Attributes:
     image_px: side of the images whose grid the position embeddings have.
     patch_px: side of a patch.
+    patch_stride_px: distance of neighbouring patches; below `patch_px` they
+      overlap (Amir et al. 2021). No parameter depends on it.
     width: D, dimension of the tokens.
     depth: number of blocks.
     num_heads: attention heads of a block.
-    mlp_ratio: hidden dimension of a block's MLP over its width.
+    hidden_dim: hidden dimension of a block's feed-forward layers.
+    ffn: 'mlp', or 'swiglu' of DINOv2's and DINOv3's largest models.
+    positions: 'learned' embeddings, or 'rotary' (DINOv3).
+    interpolation: how learned embeddings meet another grid, a key of
+      `positions.INTERPOLATIONS`.
+    num_registers: tokens beside the class token that stand for no patch.
+    layer_scale: initial value of the layer scale; 0 for none.
+    norm_epsilon: epsilon of the layer normalisations.
     drop_path_rate: rate of the last block; it rises linearly from 0.
     pool: 'cls' takes the class token as the image embedding (DINO), 'mean'
       the mean of the patch tokens.
@@ -177,17 +156,87 @@ class VisionTransformer(nn.Module):
 
   image_px: int
   patch_px: int
+  patch_stride_px: int
   width: int
   depth: int
   num_heads: int
-  mlp_ratio: float
+  hidden_dim: int
+  ffn: str
+  positions: str
+  interpolation: str
+  num_registers: int
+  layer_scale: float
+  norm_epsilon: float
   drop_path_rate: float
   pool: str
   dtype: jnp.dtype
 
+  @property
+  def block_names(self) -> tuple[str, ...]:
+    """Names of the blocks' parameters in the order of computation."""
+    return tuple(f'block_{index}' for index in range(self.depth))
+
+  @property
+  def layer_names(self) -> tuple[str, ...]:
+    """`block_names` and what comes after or between the blocks."""
+    return (*self.block_names, 'norm')
+
+  def grid(self, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of patches of an image; an incomplete patch is cut."""
+    rows, columns = (
+      (side - self.patch_px) // self.patch_stride_px + 1
+      for side in (height, width)
+    )
+    return rows, columns
+
+  def _patches(self, images: jax.Array, rows: int, columns: int) -> jax.Array:
+    """[B, H, W, 3] -> [B, N, patch_px^2 3], row by row."""
+    batch, patch_px = len(images), self.patch_px
+    if self.patch_stride_px == patch_px:
+      x = images[:, : rows * patch_px, : columns * patch_px]
+      x = x.reshape(batch, rows, patch_px, columns, patch_px, 3)
+    else:
+      x = images
+      for axis, count in ((1, rows), (3, columns)):
+        first = np.arange(count)[:, None] * self.patch_stride_px
+        x = jnp.take(x, first + np.arange(patch_px), axis)
+    return x.swapaxes(2, 3).reshape(batch, rows * columns, -1)
+
+  def _embed(self, images: jax.Array, rows: int, columns: int) -> jax.Array:
+    """Class token, registers and patches, [B, 1 + registers + N, D]."""
+    batch = len(images)
+    x = self._patches(images.astype(self.dtype), rows, columns)
+    init = torch_default_init(x.shape[-1])
+    x = Dense(
+      self.width,
+      kernel_init=init,
+      bias_init=init,
+      dtype=self.dtype,
+      name='patch_embed',
+    )(x)
+    prefix = self.param('cls_token', linear_init, (1, 1, self.width))
+    if self.positions == 'learned':
+      count = (self.image_px // self.patch_px) ** 2
+      shape = (1, count + 1, self.width)
+      positions = self.param('pos_embed', linear_init, shape)
+      prefix = prefix + positions[:, :1]
+      positions = interpolate_positions(
+        positions[:, 1:], (rows, columns), self.interpolation
+      )
+      x = x + positions.astype(self.dtype)
+    if self.num_registers:
+      shape = (1, self.num_registers, self.width)
+      registers = self.param('reg_token', linear_init, shape)
+      prefix = jnp.concatenate([prefix, registers], axis=1)
+    prefix = jnp.broadcast_to(prefix, (batch, *prefix.shape[1:]))
+    return jnp.concatenate([prefix.astype(self.dtype), x], axis=1)
+
   @nn.compact
   def __call__(
-    self, images: jax.Array, drop_path_uniforms: jax.Array | None = None
+    self,
+    images: jax.Array,
+    drop_path_uniforms: jax.Array | None = None,
+    train: bool = False,
   ) -> EncoderOutput:
     """Encodes a batch of images.
 
@@ -195,50 +244,55 @@ class VisionTransformer(nn.Module):
       images: [B, H, W, 3] normalised.
       drop_path_uniforms: [B, depth, 2] draws from [0, 1) that decide which
         residual branches are dropped; None keeps them all.
+      train: makes no difference; encoders with batch statistics need it.
 
     Returns:
       The embeddings.
     """
-    batch, height, columns, _ = images.shape
-    rows, columns = height // self.patch_px, columns // self.patch_px
-    x = images.astype(self.dtype).reshape(
-      batch, rows, self.patch_px, columns, self.patch_px, 3
-    )
-    x = x.swapaxes(2, 3).reshape(batch, rows * columns, -1)
-    x = Dense(
-      self.width,
-      kernel_init=torch_default_init(x.shape[-1]),
-      bias_init=torch_default_init(x.shape[-1]),
-      dtype=self.dtype,
-      name='patch_embed',
-    )(x)
-
-    count = (self.image_px // self.patch_px) ** 2
-    cls_token = self.param('cls_token', linear_init, (1, 1, self.width))
-    positions = self.param('pos_embed', linear_init, (1, count + 1, self.width))
-    cls_token = cls_token + positions[:, :1]
-    x = x + interpolate_positions(positions[:, 1:], (rows, columns)).astype(
-      self.dtype
-    )
-    cls_token = jnp.broadcast_to(cls_token, (batch, 1, self.width))
-    x = jnp.concatenate([cls_token.astype(self.dtype), x], axis=1)
-
-    rates = np.linspace(0, self.drop_path_rate, self.depth)
+    del train
+    rows, columns = self.grid(*images.shape[1:3])
+    x = self._embed(images, rows, columns)
+    angles = None
+    if self.positions == 'rotary':
+      angles = rotary_angles(rows, columns, self.width // self.num_heads)
+    rates = drop_path_rates(self.drop_path_rate, self.depth)
     for index, rate in enumerate(rates):
-      uniforms = (
-        None if drop_path_uniforms is None else drop_path_uniforms[:, index]
-      )
+      uniforms = drop_path_uniforms
       x, attention = Block(
         self.num_heads,
-        self.mlp_ratio,
-        float(rate),
+        self.hidden_dim,
+        self.ffn,
+        self.layer_scale,
+        self.norm_epsilon,
+        rate,
         self.dtype,
         name=f'block_{index}',
-      )(x, uniforms)
-    x = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name='norm')(x)
-    tokens = x[:, 1:]
+      )(x, None if uniforms is None else uniforms[:, index], angles)
+    x = nn.LayerNorm(self.norm_epsilon, dtype=wide(x.dtype), name='norm')(x)
+    num_prefix = 1 + self.num_registers
+    tokens = x[:, num_prefix:]
     image = x[:, 0] if self.pool == 'cls' else tokens.mean(1)
-    return EncoderOutput(image, tokens, attention[:, :, 1:])
+    return EncoderOutput(image, tokens, attention[:, :, 0, num_prefix:])
+
+
+def encode_with_keys(
+  encoder: VisionTransformer, variables: Mapping[str, Any], images: jax.Array
+) -> tuple[EncoderOutput, jax.Array]:
+  """Encodes images and gives the keys of the last block too, in one pass.
+
+  Args:
+    encoder: a ViT; with a smaller stride than it was trained with, it is
+      `encoder.clone(patch_stride_px=...)`.
+    variables: of the encoder.
+    images: [B, H, W, 3] normalised.
+
+  Returns:
+    The embeddings, and the keys of the patches, [B, N, heads, D / heads].
+  """
+  output, state = encoder.apply(variables, images, mutable=['intermediates'])
+  last = state['intermediates'][encoder.block_names[-1]]
+  (keys,) = last['attn']['keys']
+  return output, keys[:, 1 + encoder.num_registers :]
 
 
 # width, depth, heads (Touvron et al. 2021, Table 1; Dosovitskiy et al. 2021).
@@ -249,16 +303,11 @@ VARIANTS = {
   'S': (384, 12, 6),
   'B': (768, 12, 12),
   'L': (1024, 24, 16),
+  'g': (1536, 40, 24),
 }
-DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 POOLS = ('cls', 'mean')
-
-
-def _check(field: str, value, choices) -> None:
-  if value not in choices:
-    raise UserError(
-      f'config.model.{field} is {value!r}: choose one of {", ".join(choices)}'
-    )
+FFNS = ('mlp', 'swiglu')
+POSITIONS = ('learned', 'rotary')
 
 
 def make_vit(
@@ -266,23 +315,41 @@ def make_vit(
   variant: str = 'S',
   image_px: int = 224,
   patch_px: int = 16,
+  patch_stride_px: int | None = None,
   width: int | None = None,
   depth: int | None = None,
   num_heads: int | None = None,
   mlp_ratio: float = 4.0,
+  ffn: str = 'mlp',
+  positions: str = 'learned',
+  interpolation: str = 'dino',
+  num_registers: int = 0,
+  layer_scale: float = 0.0,
+  norm_epsilon: float = 1e-6,
   drop_path_rate: float = 0.1,
   pool: str = 'cls',
   dtype: str = 'float32',
 ) -> VisionTransformer:
   """Builds a ViT from a preset; width, depth and num_heads override it.
 
+  `patch_stride_px` is `patch_px` unless it is given. `mlp_ratio` is the hidden
+  dimension of a block's MLP over its width; that of 'swiglu' is two thirds of
+  it, rounded up to a multiple of 8 (DINOv2).
+
   Raises:
-    UserError: unknown variant, pool or dtype, a width that the heads cannot
-      share, an image size that patches do not tile, or a rate out of range.
+    UserError: an unknown choice, a width that the heads cannot share, an image
+      size that patches do not tile, or a stride or rate out of range.
   """
-  _check('variant', variant, VARIANTS)
-  _check('pool', pool, POOLS)
-  _check('dtype', dtype, DTYPES)
+  for field, value, choices in (
+    ('variant', variant, VARIANTS),
+    ('ffn', ffn, FFNS),
+    ('positions', positions, POSITIONS),
+    ('interpolation', interpolation, INTERPOLATIONS),
+    ('pool', pool, POOLS),
+    ('dtype', dtype, DTYPES),
+  ):
+    check_choice(field, value, choices)
+  check_drop_path_rate(drop_path_rate)
   preset = VARIANTS[variant]
   width, depth, num_heads = (
     given or default
@@ -292,23 +359,40 @@ def make_vit(
     raise UserError(
       f'config.model.width is {width}, not divisible by num_heads {num_heads}'
     )
+  if positions == 'rotary' and width // num_heads % 4:
+    raise UserError(
+      f'config.model.positions is rotary, which needs heads of a multiple of 4 '
+      f'channels, not {width // num_heads}: change width or num_heads'
+    )
   if image_px % patch_px:
     raise UserError(
       f'config.model.image_px is {image_px}, not divisible by patch_px '
       f'{patch_px}'
     )
-  if not 0 <= drop_path_rate < 1:
+  if patch_stride_px is None:
+    patch_stride_px = patch_px
+  if not 0 < patch_stride_px <= patch_px:
     raise UserError(
-      f'config.model.drop_path_rate is {drop_path_rate}: it must be at least 0 '
-      'and below 1'
+      f'config.model.patch_stride_px is {patch_stride_px}: it must be from 1 '
+      f'to patch_px {patch_px}'
     )
+  hidden_dim = int(width * mlp_ratio)
+  if ffn == 'swiglu':
+    hidden_dim = -(-int(hidden_dim * 2 / 3) // 8) * 8
   return VisionTransformer(
     image_px=image_px,
     patch_px=patch_px,
+    patch_stride_px=patch_stride_px,
     width=width,
     depth=depth,
     num_heads=num_heads,
-    mlp_ratio=mlp_ratio,
+    hidden_dim=hidden_dim,
+    ffn=ffn,
+    positions=positions,
+    interpolation=interpolation,
+    num_registers=num_registers,
+    layer_scale=layer_scale,
+    norm_epsilon=norm_epsilon,
     drop_path_rate=drop_path_rate,
     pool=pool,
     dtype=DTYPES[dtype],

@@ -1,0 +1,376 @@
+"""Files of weights in, arrays by name out; no file can run anything."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import math
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from cmd_jax.convert import torch_file
+from cmd_jax.convert.torch_globals import (
+  AGAIN,
+  Tensor,
+  UnreadableError,
+)
+from cmd_jax.errors import UserError
+
+NETWORKS = ('student', 'teacher')
+# The trained network and the average of its weights, as programs name them.
+_PAIRS = (NETWORKS, ('model', 'model_ema'), ('state_dict', 'state_dict_ema'))
+# Where else programs keep the state dict.
+_CONTAINERS = (
+  *(name for pair in _PAIRS for name in pair),
+  'model_state_dict',
+  'module',
+  'net',
+  'network',
+  'backbone',
+  'encoder',
+  'params',
+  'weights',
+)
+_MAX_NESTING = 5
+_MAX_WRAPPERS = 8
+# What programs put before the names of an encoder.
+_WRAPPERS = (
+  *('module.', '_orig_mod.', '_fsdp_wrapped_module.', 'model.', 'base_model.'),
+  *('student.', 'teacher.', 'backbone.', 'encoder.'),
+  *('vit.', 'deit.', 'dinov2.', 'dinov2_with_registers.', 'swin.', 'resnet.'),
+)
+# The first layers of encoders. Where they are outside of 'encoder.', that is
+# a part of the encoder, as in the library transformers.
+_STEMS = ('patch_embed.', 'conv1.', 'conv_proj.', 'embeddings.', 'embedder.')
+_SAFETENSORS_DTYPES = set(
+  'BOOL U8 I8 U16 I16 U32 I32 U64 I64 F16 BF16 F32 F64 C64'.split()
+)
+# An archive may expand to this share of its size, or to this many bytes.
+_MAX_EXPANSION = 32
+_MAX_EXPANDED_BYTES = 2**26
+
+_MAGICS = {
+  b'\x89PNG': 'a PNG image',
+  b'\xff\xd8\xff': 'a JPEG image',
+  b'GIF8': 'a GIF image',
+  b'%PDF': 'a PDF document',
+  b'\x1f\x8b': 'compressed by gzip: unpack it first',
+  b'BZh': 'compressed by bzip2: unpack it first',
+  b'\xfd7zXZ': 'compressed by xz: unpack it first',
+  b'\x89HDF': 'an HDF5 file (Keras)',
+  b'\x93NUMPY': 'a single array: save all by name with np.savez',
+  b'version https://git-lfs': 'a git-lfs pointer, not the file: git lfs pull',
+}
+_FORMATS = '.safetensors, .npz or .pth'
+
+_T = TypeVar('_T')
+
+
+class WeightFile(NamedTuple):
+  """Weights as they are in a file.
+
+  Attributes:
+    tensors: read-only arrays by name, without the prefixes of wrappers, in the
+      dtypes of the file.
+    sha256: of the file, hexadecimal.
+    format: 'safetensors', 'npz', 'torch' or 'torch_legacy'.
+  """
+
+  tensors: dict[str, np.ndarray]
+  sha256: str
+  format: str
+
+
+class _Contents(NamedTuple):
+  """Names in a file and how to read what each stands for."""
+
+  format: str
+  leaves: dict[str, Any]
+  load: Callable[[str, Any], np.ndarray]
+
+
+def read_tensors(
+  path: str | pathlib.Path, *, network: str = 'teacher'
+) -> WeightFile:
+  """Reads a file of weights; what it is shows in its bytes, not in its name.
+
+  Args:
+    path: .safetensors, .npz, or .pth of torch.save (old or new format).
+    network: 'student' or 'teacher', which to take of a file that has both. Of
+      a model and its running average, the teacher is the average.
+
+  Returns:
+    The tensors of one network.
+
+  Raises:
+    UserError: the file is missing, damaged or of another kind, holds anything
+      but data, or no tensors.
+  """
+  if network not in NETWORKS:
+    raise UserError(f'network is {network!r}: choose student or teacher')
+  path = pathlib.Path(path)
+  try:
+    if not path.is_file():
+      kind = 'is a folder' if path.is_dir() else 'does not exist'
+      raise UnreadableError(f'{kind}: give the path of a {_FORMATS} file')
+    with path.open('rb') as file:
+      sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
+      with _open_contents(path, file, network) as contents:
+        leaves = _take_network(contents.leaves, network)
+        tensors = {
+          name: contents.load(name, leaf)
+          for name, leaf in strip_prefixes(leaves).items()
+        }
+  except UnreadableError as error:
+    raise UserError(f'{path} {error}') from error
+  except (OSError, ValueError) as error:
+    raise UserError(f'{path} cannot be read ({error}): {AGAIN}') from error
+  if not tensors:
+    raise UserError(f'{path} holds no tensors: give a file of weights')
+  return WeightFile(tensors, sha256, contents.format)
+
+
+def strip_prefixes(tensors: Mapping[str, _T]) -> dict[str, _T]:
+  """Takes off the prefixes that programs wrap an encoder in.
+
+  One is taken off if it is a known one (_WRAPPERS) and at least half of the
+  names have it; then the next. The others, such as those of heads, stay, and
+  so does a name that would become that of another tensor. 'encoder.' comes
+  off only if the first layer of an encoder is below it.
+
+  Args:
+    tensors: anything by name.
+
+  Returns:
+    The same in the same order under shorter names.
+  """
+  tensors = dict(tensors)
+  for _ in range(_MAX_WRAPPERS):
+    prefix = _find_wrapper(tensors)
+    if prefix is None:
+      break
+    taken = {*tensors, ''}
+    tensors = {
+      name if (short := name.removeprefix(prefix)) in taken else short: tensor
+      for name, tensor in tensors.items()
+    }
+  return tensors
+
+
+def _find_wrapper(tensors: Mapping[str, Any]) -> str | None:
+  for prefix in _WRAPPERS:
+    below = [
+      name.removeprefix(prefix) for name in tensors if name.startswith(prefix)
+    ]
+    if 2 * len(below) < len(tensors) or {*tensors, ''} >= set(below):
+      continue
+    if prefix != 'encoder.' or any(name.startswith(_STEMS) for name in below):
+      return prefix
+  return None
+
+
+def _take_network(leaves: dict[str, Any], network: str) -> dict[str, Any]:
+  """One network of flat names such as 'student.…' and 'teacher.…'."""
+  for outer in ('', 'module.', '_orig_mod.', 'model.'):
+    prefixes = {name: f'{outer}{name}.' for name in NETWORKS}
+    if all(
+      any(name.startswith(prefix) for name in leaves)
+      for prefix in prefixes.values()
+    ):
+      prefix = prefixes[network]
+      return {
+        name.removeprefix(prefix): leaf
+        for name, leaf in leaves.items()
+        if name.startswith(prefix)
+      }
+  return leaves
+
+
+@contextlib.contextmanager
+def _open_contents(
+  path: pathlib.Path, file: BinaryIO, network: str
+) -> Iterator[_Contents]:
+  file.seek(0, io.SEEK_END)
+  size = file.tell()
+  file.seek(0)
+  head = file.read(512)
+  if not head:
+    raise UnreadableError(f'is empty: {AGAIN}')
+  if head.startswith((b'PK\x03\x04', b'PK\x05\x06')):
+    with _open_zip(file) as archive:
+      if torch_file.is_torch_zip(archive.namelist()):
+        contents = torch_file.read_zip(file, archive)
+        yield _torch_contents('torch', contents, network)
+      else:
+        yield _npz_contents(archive, size)
+  # Before the pickle: the length before this brace may begin with its byte.
+  elif head[8:9] == b'{':
+    with _open_safetensors(path) as contents:
+      yield contents
+  elif head.startswith(b'\x80'):
+    contents = torch_file.read_legacy(file)
+    yield _torch_contents('torch_legacy', contents, network)
+  else:
+    raise UnreadableError(_describe(head))
+
+
+def _describe(head: bytes) -> str:
+  """What a file is that holds no weights."""
+  text = head.lstrip().lower()
+  for magic, kind in _MAGICS.items():
+    if head.startswith(magic):
+      return f'is {kind}; weights are read from {_FORMATS} files'
+  if text.startswith((b'<!doctype html', b'<html')):
+    kind = 'a web page, perhaps the error of a download: get the file itself'
+  elif head[257:262] == b'ustar':
+    kind = 'a tar archive: unpack it first'
+  elif all(byte >= 32 or byte in b'\t\n\r\f' for byte in head):
+    kind = 'a text file'
+  else:
+    kind = 'not a file of weights or its beginning is damaged'
+  return f'is {kind}; weights are read from {_FORMATS} files'
+
+
+@contextlib.contextmanager
+def _open_zip(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
+  try:
+    archive = zipfile.ZipFile(file)
+  # What zipfile raises depends on where an archive is damaged.
+  except Exception as error:
+    raise UnreadableError(
+      f'is a zip archive that is damaged or ends too early: {AGAIN}'
+    ) from error
+  with archive:
+    yield archive
+
+
+def _torch_contents(
+  kind: str, contents: torch_file.TorchFile, network: str
+) -> _Contents:
+  def load(name: str, tensor: Tensor) -> np.ndarray:
+    return torch_file.read_array(tensor, contents.read_storage, name)
+
+  return _Contents(kind, _find_state_dict(contents.root, network), load)
+
+
+def _find_state_dict(root: Any, network: str) -> dict[str, Tensor]:
+  """The tensors of the state dict in nested dicts."""
+  for _ in range(_MAX_NESTING):
+    if not isinstance(root, dict):
+      break
+    found = {
+      name for name in _CONTAINERS if _has_tensors(root.get(name), _MAX_NESTING)
+    }
+    for pair in _PAIRS:
+      if found.issuperset(pair):
+        found.remove(pair[1 - NETWORKS.index(network)])
+    if not found:
+      return {k: v for k, v in root.items() if isinstance(v, Tensor)}
+    if len(found) > 1:
+      raise UnreadableError(
+        f'has several state dicts ({", ".join(sorted(found))}): save the one '
+        'that is meant alone'
+      )
+    root = root[found.pop()]
+  return {}
+
+
+def _has_tensors(node: Any, depth: int) -> bool:
+  if not isinstance(node, dict) or not depth:
+    return False
+  return any(isinstance(value, Tensor) for value in node.values()) or any(
+    _has_tensors(node.get(name), depth - 1) for name in _CONTAINERS
+  )
+
+
+@contextlib.contextmanager
+def _open_safetensors(path: pathlib.Path) -> Iterator[_Contents]:
+  try:
+    with safetensors.safe_open(path, framework='np') as file:
+
+      def load(name: str, key: str) -> np.ndarray:
+        dtype = file.get_slice(key).get_dtype()
+        if dtype not in _SAFETENSORS_DTYPES:
+          raise UnreadableError(
+            f'has a tensor {name[:200]!r} of dtype {dtype}: save it in float32'
+          )
+        array = file.get_tensor(key)
+        array.setflags(write=False)
+        return array
+
+      yield _Contents('safetensors', {key: key for key in file.keys()}, load)
+  except safetensors.SafetensorError as error:
+    raise UnreadableError(
+      f'is a .safetensors file that is damaged or ends too early ({error}): '
+      f'{AGAIN}'
+    ) from error
+
+
+def _npz_contents(archive: zipfile.ZipFile, size: int) -> _Contents:
+  members = archive.infolist()
+  if not members or not all(m.filename.endswith('.npy') for m in members):
+    raise UnreadableError(
+      'is a zip archive, but neither of np.savez nor of torch.save: unpack it '
+      f'if there is a {_FORMATS} file in it'
+    )
+  limit = max(_MAX_EXPANSION * size, _MAX_EXPANDED_BYTES)
+  if sum(member.file_size for member in members) > limit:
+    raise UnreadableError(
+      f'would expand to more than {limit} bytes: save it with np.savez, which '
+      'does not compress'
+    )
+  leaves = {}
+  for member in members:
+    name = member.filename.removesuffix('.npy').replace('/', '.')
+    if name in leaves:
+      raise UnreadableError(
+        f'has two arrays that would be {name[:200]!r}: rename one'
+      )
+    leaves[name] = member
+  return _Contents('npz', leaves, functools.partial(_load_npy, archive))
+
+
+def _load_npy(
+  archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo
+) -> np.ndarray:
+  """Reads a member with its size checked before memory is set aside."""
+  try:
+    data = archive.read(member)
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    read_header = {
+      (1, 0): np.lib.format.read_array_header_1_0,
+      (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    shape, fortran, dtype = read_header(stream)
+  # zipfile, zlib and the parser of the header each have their own errors.
+  except Exception as error:
+    raise UnreadableError(
+      f'has an array {name[:200]!r} that cannot be read: {AGAIN}'
+    ) from error
+  # numpy does not know bfloat16 when it reads and takes it for two bytes.
+  if dtype == np.dtype('V2'):
+    dtype = np.dtype(ml_dtypes.bfloat16)
+  elif dtype.kind not in 'biufc':
+    raise UnreadableError(
+      f'has an array {name[:200]!r} of dtype {dtype}, which is not numeric: '
+      'save the weights alone, by np.savez(file, **arrays)'
+    )
+  if math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
+    raise UnreadableError(
+      f'has an array {name[:200]!r} whose size is not that of its shape '
+      f'{shape}: {AGAIN}'
+    )
+  array = np.frombuffer(data, dtype, offset=stream.tell())
+  array = array.reshape(shape, order='F' if fortran else 'C')
+  native = array.astype(dtype.newbyteorder('='), copy=False)
+  native.setflags(write=False)
+  return native

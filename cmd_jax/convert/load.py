@@ -1,0 +1,261 @@
+"""Encoders from the weight files of other programs, and from our own."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from cmd_jax.convert import architecture, entries, families, files
+from cmd_jax.errors import UserError
+from cmd_jax.models.positions import interpolate_positions
+from cmd_jax.models.swin import SwinTransformer
+from cmd_jax.models.vit import VisionTransformer
+
+_LISTED = 12
+
+# What the encoder itself consists of, as opposed to heads and classifiers:
+# a name left over here means that the network is another one.
+_OF_ENCODER = {
+  'vit': r'(blocks|patch_embed|norm|embeddings|encoder|layers?|rope)\.'
+  r'|(pos_embed|cls_token|reg_token)$',
+  'swin': r'(layers|patch_embed|norm)\.',
+  'resnet': r'(conv1|bn1|layer\d)\.',
+}
+
+
+class Report(NamedTuple):
+  """What became of the tensors of a file.
+
+  Attributes:
+    path: of the file.
+    sha256: of the file.
+    format: of the file, as `files.read_tensors` tells it.
+    family: whose naming it is.
+    matched: names of the parameters that were taken, in timm's naming.
+    missing: those that the file lacks; a loaded encoder has none.
+    unexpected: what is no part of the encoder, such as classifiers.
+    resized: those that were interpolated to another grid or window.
+    cast: those that were of another type than float32.
+    notes: what else was changed, in words.
+  """
+
+  path: str
+  sha256: str
+  format: str
+  family: str
+  matched: tuple[str, ...]
+  missing: tuple[str, ...]
+  unexpected: tuple[str, ...]
+  resized: tuple[str, ...]
+  cast: tuple[str, ...]
+  notes: tuple[str, ...]
+
+  def text(self) -> str:
+    """The report to print: counts, and the first names of every list."""
+    lines = [f'{self.path}: {self.family}, {self.format}, sha256 {self.sha256}']
+    for what in ('matched', 'missing', 'unexpected', 'resized', 'cast'):
+      names = getattr(self, what)
+      title = 'cast to float32' if what == 'cast' else what
+      lines.append(f'  {title}: {len(names)}')
+      if names and what != 'matched':
+        lines[-1] += f' ({_listed(names)})'
+    return '\n'.join(lines + [f'  note: {note}' for note in self.notes])
+
+
+class Imported(NamedTuple):
+  """Weights for an encoder.
+
+  Attributes:
+    variables: {'params': ...}, for networks with batch normalisation with
+      'batch_stats' too; float32 numpy arrays.
+    report: where they come from.
+  """
+
+  variables: dict[str, Any]
+  report: Report
+
+
+def _listed(names: Sequence[str]) -> str:
+  more = f' and {len(names) - _LISTED} more' if len(names) > _LISTED else ''
+  return ', '.join(names[:_LISTED]) + more
+
+
+def _as_float32(name: str, tensor: np.ndarray, path: str) -> np.ndarray:
+  if not jnp.issubdtype(tensor.dtype, jnp.floating):
+    raise UserError(
+      f'{name} in {path} is {tensor.dtype}, not floating: give the file of a '
+      'model that is not quantised'
+    )
+  # float64 beyond float32 becomes infinite and is refused as such.
+  with np.errstate(over='ignore'):
+    tensor = tensor.astype(np.float32, copy=False)
+  if not np.isfinite(tensor).all():
+    raise UserError(
+      f'{name} in {path} has values that are not finite: the file is damaged '
+      'or its training diverged; give another'
+    )
+  return tensor
+
+
+def _resize(name: str, tensor: np.ndarray, shape: tuple) -> np.ndarray | None:
+  """A tensor for another grid or window; None if that is not what differs."""
+  if (
+    name == 'pos_embed'
+    and tensor.ndim == 3
+    and tensor.shape[::2] == shape[::2]
+    and len(tensor[0]) > 1
+  ):
+    side = round((shape[1] - 1) ** 0.5)
+    patches = interpolate_positions(tensor[:, 1:], (side, side))
+    return np.concatenate([tensor[:, :1], np.asarray(patches)], axis=1)
+  if (
+    name.endswith('.relative_position_bias_table')
+    and tensor.ndim == 2
+    and tensor.shape[1] == shape[1]
+    and round(len(tensor) ** 0.5) ** 2 == len(tensor)
+  ):
+    side = round(shape[0] ** 0.5)
+    return np.asarray(interpolate_positions(tensor[None], (side, side)))[0]
+  return None
+
+
+def _refuse(path: str, renamed: families.Renamed, problems: list[str]) -> None:
+  """Raises UserError if the file is of another network than the encoder."""
+  if problems:
+    raise UserError(
+      f'{path} ({renamed.family}) is not the encoder of the config: '
+      f'{"; ".join(problems)}. The file fits '
+      f'{architecture.flags_that_fit(renamed)}'
+    )
+
+
+def _differences(
+  name: str, renamed: families.Renamed, shapes: Mapping[str, tuple]
+) -> list[str]:
+  """How the names in a file and those of an encoder differ, in words."""
+  if renamed.architecture != name:
+    return [f'it holds a {renamed.architecture}, the encoder is a {name}']
+  problems = []
+  missing = [n for n in shapes if n not in renamed.tensors]
+  if missing:
+    problems.append(f'it lacks {len(missing)} parameters ({_listed(missing)})')
+  pattern = _OF_ENCODER[name]
+  extra = [
+    n for n in renamed.tensors if n not in shapes and re.match(pattern, n)
+  ]
+  if extra:
+    problems.append(
+      f'it has {len(extra)} parameters that the encoder lacks '
+      f'({_listed(extra)})'
+    )
+  return problems
+
+
+def _check_the_rest(
+  encoder: nn.Module, renamed: families.Renamed
+) -> tuple[list[str], list[str]]:
+  """Problems and notes about what the shapes cannot tell."""
+  if isinstance(encoder, SwinTransformer):
+    return [], [
+      f'config.model.norm_epsilon is {encoder.norm_epsilon}, which the file '
+      'does not tell: EsViT has 1e-06, Microsoft and timm have 1e-05'
+    ]
+  if not isinstance(encoder, VisionTransformer):
+    return [], []
+  heads, notes = encoder.num_heads, []
+  if renamed.num_heads not in (None, heads):
+    return [
+      f'its rotary positions are for {renamed.num_heads} heads, the encoder '
+      f'has {heads}'
+    ], []
+  usual = architecture.usual_heads(encoder.width)
+  if renamed.num_heads is None and heads != usual:
+    instead = f', usual for this width are {usual}' if usual else ''
+    notes.append(
+      f'the file does not tell its attention heads: {heads} were taken{instead}'
+    )
+  epsilon = architecture.family_epsilon(renamed.family)
+  if encoder.norm_epsilon != epsilon:
+    notes.append(
+      f'config.model.norm_epsilon is {encoder.norm_epsilon}, weights of '
+      f'{renamed.family} are published with {epsilon}'
+    )
+  return [], notes
+
+
+def _fit(
+  renamed: families.Renamed, shapes: Mapping[str, tuple], path: str
+) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+  """The tensors in float32 and in shape, the resized, and what cannot be."""
+  tensors, resized, misshapen = {}, [], []
+  for name, shape in shapes.items():
+    tensor = _as_float32(name, renamed.tensors[name], path)
+    if tensor.shape == shape:
+      tensors[name] = tensor
+      continue
+    fitting = _resize(name, tensor, shape)
+    if fitting is None:
+      misshapen.append(
+        f'{name} is {list(tensor.shape)} in the file and {list(shape)} in the '
+        'encoder'
+      )
+    else:
+      resized.append(name)
+      tensors[name] = fitting
+  return tensors, resized, misshapen
+
+
+def load_encoder(
+  path: str | pathlib.Path, encoder: nn.Module, *, network: str = 'teacher'
+) -> Imported:
+  """Reads the weights of an encoder.
+
+  Positions of another grid and bias tables of another window are interpolated
+  bicubically, as `interpolate_positions` does. Everything else must fit.
+
+  Args:
+    path: of a weight file, see `files.read_tensors`.
+    encoder: the encoder that they are for.
+    network: 'teacher' or 'student', where the file has both.
+
+  Returns:
+    Variables for `encoder.apply`, and a report.
+
+  Raises:
+    UserError: a file that cannot be read or whose names are unknown, weights of
+      another architecture (with the flags that fit), or values that are not
+      finite.
+  """
+  path = str(path)
+  file = files.read_tensors(path, network=network)
+  try:
+    renamed = families.to_timm(file.tensors)
+  except UserError as error:
+    raise UserError(f'{path}: {error}') from error
+  name, table = architecture.table_of(encoder)
+  shapes = architecture.torch_shapes(encoder, table)
+  _refuse(path, renamed, _differences(name, renamed, shapes))
+  problems, notes = _check_the_rest(encoder, renamed)
+  tensors, resized, misshapen = _fit(renamed, shapes, path)
+  _refuse(path, renamed, problems + misshapen[:_LISTED])
+  return Imported(
+    entries.from_torch(table, tensors),
+    Report(
+      path=path,
+      sha256=file.sha256,
+      format=file.format,
+      family=renamed.family,
+      matched=tuple(shapes),
+      missing=(),
+      unexpected=tuple(n for n in renamed.tensors if n not in shapes),
+      resized=tuple(resized),
+      cast=tuple(n for n in shapes if renamed.tensors[n].dtype != np.float32),
+      notes=(*renamed.notes, *notes),
+    ),
+  )

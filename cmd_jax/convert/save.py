@@ -1,0 +1,221 @@
+"""Encoders as files that timm loads."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import linen as nn
+from safetensors.numpy import save as to_safetensors
+
+from cmd_jax import __version__
+from cmd_jax.atomic import write_atomically
+from cmd_jax.convert import architecture, entries
+from cmd_jax.errors import UserError
+from cmd_jax.models.layers import DTYPES
+from cmd_jax.models.resnet import ResNet
+from cmd_jax.models.swin import SwinTransformer
+from cmd_jax.models.vit import VisionTransformer
+
+# Fields of every Flax module, not of an architecture.
+_OF_FLAX = ('parent', 'name', 'axis_name')
+
+
+def _merge_class_position(tensors: dict[str, np.ndarray]) -> None:
+  """Adds the class token's position into it, timm's no_embed_class.
+
+  timm gives registers positions unless the class token has none either. The
+  sum is the one that the encoder computes, so the function stays the same.
+  """
+  positions = tensors['pos_embed']
+  # Adding zeros would turn a negative zero positive.
+  if positions[:, 0].any():
+    tensors['cls_token'] = tensors['cls_token'] + positions[:, :1]
+  tensors['pos_embed'] = np.ascontiguousarray(positions[:, 1:])
+
+
+def to_timm(
+  encoder: nn.Module, variables: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+  """The state dict that `timm_constructor`'s class loads strictly.
+
+  Args:
+    encoder: the encoder.
+    variables: its 'params', and 'batch_stats' if it has any; other collections
+      are left alone.
+
+  Returns:
+    float32 arrays in torch's layouts, by name.
+  """
+  _, table = architecture.table_of(encoder)
+  tensors = entries.to_torch(table, variables)
+  if isinstance(encoder, VisionTransformer):
+    if encoder.positions == 'rotary':
+      tensors = {
+        re.sub(r'\.ls([12])\.gamma$', r'.gamma_\1', name): tensor
+        for name, tensor in tensors.items()
+      }
+    elif encoder.num_registers:
+      _merge_class_position(tensors)
+  for name in [n for n in tensors if n.endswith('.running_var')]:
+    counter = name.replace('running_var', 'num_batches_tracked')
+    tensors[counter] = np.zeros((), np.int64)
+  return tensors
+
+
+def _mlp_ratio(hidden: int, width: int) -> str:
+  return repr(architecture.shortest_ratio(hidden, width))
+
+
+def _vit_constructor(encoder: VisionTransformer) -> str:
+  rotary = encoder.positions == 'rotary'
+  gated = encoder.ffn == 'swiglu'
+  hidden = encoder.hidden_dim
+  arguments = {
+    'img_size': encoder.image_px,
+    'patch_size': encoder.patch_px,
+    'embed_dim': encoder.width,
+    'depth': encoder.depth,
+    'num_heads': encoder.num_heads,
+    'init_values': encoder.layer_scale or None,
+    'global_pool': "'token'" if encoder.pool == 'cls' else "'avg'",
+    'num_classes': 0,
+  }
+  norm = f'functools.partial(torch.nn.LayerNorm, eps={encoder.norm_epsilon!r})'
+  arguments['norm_layer'] = norm
+  if rotary:
+    arguments |= {
+      'mlp_ratio': _mlp_ratio(hidden, encoder.width),
+      'swiglu_mlp': gated,
+      'num_reg_tokens': encoder.num_registers,
+      # The other kinds of attention have no bias for the keys.
+      'attn_type': "'rope'",
+      'use_abs_pos_emb': False,
+      'use_rot_pos_emb': True,
+      'rope_type': "'dinov3'",
+      'rope_temperature': 100.0,
+      'rope_rotate_half': True,
+      'use_fc_norm': False,
+      'dynamic_img_size': True,
+    }
+    return _call('timm.models.eva.Eva', arguments)
+  factor = 2 if gated else 1
+  arguments |= {
+    'mlp_ratio': _mlp_ratio(factor * hidden, encoder.width),
+    'reg_tokens': encoder.num_registers,
+    'no_embed_class': encoder.num_registers > 0,
+    'fc_norm': False,
+  }
+  if gated:
+    arguments['mlp_layer'] = 'timm.layers.SwiGLUPacked'
+    arguments['act_layer'] = 'torch.nn.SiLU'
+  return _call('timm.models.vision_transformer.VisionTransformer', arguments)
+
+
+def _swin_constructor(encoder: SwinTransformer) -> str:
+  norm = f'functools.partial(torch.nn.LayerNorm, eps={encoder.norm_epsilon!r})'
+  arguments = {
+    'img_size': encoder.image_px,
+    'patch_size': encoder.patch_px,
+    'embed_dim': encoder.width,
+    'depths': encoder.depths,
+    'num_heads': encoder.num_heads,
+    'window_size': encoder.window,
+    'mlp_ratio': encoder.mlp_ratio,
+    'norm_layer': norm,
+    'num_classes': 0,
+  }
+  return _call('timm.models.swin_transformer.SwinTransformer', arguments)
+
+
+def _resnet_constructor(encoder: ResNet) -> str:
+  block = 'Bottleneck' if encoder.bottleneck else 'BasicBlock'
+  arguments = {
+    'block': f'timm.models.resnet.{block}',
+    'layers': encoder.stage_sizes,
+    'channels': tuple(encoder.base_channels * 2**i for i in range(4)),
+    'num_classes': 0,
+  }
+  return _call('timm.models.resnet.ResNet', arguments)
+
+
+def _call(function: str, arguments: Mapping[str, Any]) -> str:
+  listed = ', '.join(f'{name}={value}' for name, value in arguments.items())
+  return f'{function}({listed})'
+
+
+def timm_constructor(encoder: nn.Module) -> str:
+  """A line of Python that builds timm's class for the same architecture.
+
+  It needs functools, torch and timm. A ViT with rotary positions is timm's Eva
+  with attention of type 'rope'; its vit_*_dinov3 models have another, without
+  biases for the keys. timm's Swin shifts a map before it pads it, Microsoft's,
+  EsViT's and ours after: they agree where the windows tile the maps.
+  """
+  constructors = {
+    VisionTransformer: _vit_constructor,
+    SwinTransformer: _swin_constructor,
+    ResNet: _resnet_constructor,
+  }
+  return constructors[type(encoder)](encoder)
+
+
+def _fields(encoder: nn.Module) -> dict[str, Any]:
+  """Name and fields of an architecture, as JSON can represent them."""
+  name, _ = architecture.table_of(encoder)
+  fields = {
+    field: getattr(encoder, field)
+    for field in encoder.__dataclass_fields__
+    if field not in _OF_FLAX
+  }
+  dtypes = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+  return {'name': name} | fields | {'dtype': dtypes[np.dtype(encoder.dtype)]}
+
+
+def save_encoder(
+  path: str | pathlib.Path,
+  encoder: nn.Module,
+  variables: Mapping[str, Any],
+  metadata: Mapping[str, str] | None = None,
+) -> None:
+  """Writes an encoder as .safetensors in timm's naming.
+
+  The class of `timm_constructor` loads it with strict=True, and `load_encoder`
+  reads it back: bit for bit, except that with registers the class token comes
+  with its position added (timm's no_embed_class), which computes the same.
+
+  Args:
+    path: of the file, ending in .safetensors; an existing one is replaced as a
+      whole.
+    encoder: the encoder.
+    variables: its 'params', and 'batch_stats' if it has any.
+    metadata: strings to store beside format, cmd_jax_version, architecture
+      (JSON) and timm (the constructor).
+
+  Raises:
+    UserError: another ending, or a folder that cannot be written.
+  """
+  path = pathlib.Path(path)
+  if path.suffix != '.safetensors':
+    raise UserError(f'{path} does not end in .safetensors: name it so')
+  strings = {
+    # The mark by which transformers and timm know the layouts.
+    'format': 'pt',
+    'cmd_jax_version': __version__,
+    'architecture': json.dumps(_fields(encoder)),
+    'timm': timm_constructor(encoder),
+  }
+  content = to_safetensors(
+    to_timm(encoder, variables), {**(metadata or {}), **strings}
+  )
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+  except OSError as error:
+    raise UserError(
+      f'{path} cannot be written ({error.strerror}): choose another path'
+    ) from error

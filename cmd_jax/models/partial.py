@@ -1,0 +1,127 @@
+"""Training a part of an encoder: its last blocks, or low-rank adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from cmd_jax.errors import UserError
+from cmd_jax.models.layers import torch_default_init
+
+# Modules whose linear layers get adapters.
+_ADAPTED = ('attn', 'mlp')
+
+IsFrozen = Callable[[tuple[str, ...]], bool]
+
+
+def make_is_frozen(
+  encoder: nn.Module, *, train_last_blocks: int, lora_rank: int
+) -> IsFrozen:
+  """Tells which parameters of a network training leaves as they are.
+
+  Args:
+    encoder: the encoder.
+    train_last_blocks: number of blocks, counted from the end, that are trained
+      together with what comes after the first of them; 0 freezes the encoder,
+      -1 trains all of it.
+    lora_rank: rank of the adapters; with any, the encoder itself is frozen.
+
+  Returns:
+    path of a parameter, such as ('encoder', 'norm', 'scale') -> bool. Heads and
+    adapters are never frozen.
+
+  Raises:
+    UserError: a number out of range, both at once, or adapters for an encoder
+      without attention.
+  """
+  num_blocks = len(encoder.block_names)
+  if not -1 <= train_last_blocks <= num_blocks:
+    raise UserError(
+      f'config.optim.train_last_blocks is {train_last_blocks}: choose 0 to '
+      f'{num_blocks}, the blocks of the encoder, or -1 for all of it'
+    )
+  if lora_rank < 0:
+    raise UserError(
+      f'config.lora.rank is {lora_rank}: it must be at least 0 (no adapters)'
+    )
+  if lora_rank and train_last_blocks != -1:
+    raise UserError(
+      f'config.lora.rank is {lora_rank} and config.optim.train_last_blocks is '
+      f'{train_last_blocks}: set one of them, the other to 0 and -1'
+    )
+  if train_last_blocks == -1 and not lora_rank:
+    return lambda path: False
+  trained = ()
+  if train_last_blocks > 0:
+    names = encoder.layer_names
+    trained = names[names.index(encoder.block_names[-train_last_blocks]) :]
+  return lambda path: path[0] == 'encoder' and path[1] not in trained
+
+
+def freeze(params: Mapping[str, Any], is_frozen: IsFrozen) -> dict[str, Any]:
+  """The parameters, without gradient where they are frozen."""
+  return unflatten_dict(
+    {
+      path: jax.lax.stop_gradient(leaf) if is_frozen(path) else leaf
+      for path, leaf in flatten_dict(params).items()
+    }
+  )
+
+
+def init_lora(
+  rng: jax.Array, encoder_params: Mapping[str, Any], rank: int
+) -> dict[str, Any]:
+  """Adapters of the linear layers of attention and MLP (Hu et al. 2022).
+
+  Args:
+    rng: random key.
+    encoder_params: parameters of the encoder.
+    rank: r.
+
+  Returns:
+    The nested dict of the adapted layers with `a` [in, r], drawn uniformly,
+    and `b` [r, out], zeros, so that nothing changes at first.
+
+  Raises:
+    UserError: no layer to adapt.
+  """
+  kernels = {
+    path[:-1]: leaf.shape
+    for path, leaf in flatten_dict(encoder_params).items()
+    if path[-1] == 'kernel' and set(path) & set(_ADAPTED)
+  }
+  if not kernels:
+    raise UserError(
+      f'config.lora.rank is {rank}, but the encoder has no attention to adapt: '
+      'set it to 0, or use config.optim.train_last_blocks'
+    )
+  lora = {}
+  for index, (path, (fan_in, fan_out)) in enumerate(sorted(kernels.items())):
+    key = jax.random.fold_in(rng, index)
+    lora[*path, 'a'] = torch_default_init(fan_in)(key, (fan_in, rank))
+    lora[*path, 'b'] = jnp.zeros((rank, fan_out))
+  return unflatten_dict(lora)
+
+
+def merge_lora(
+  encoder_params: Mapping[str, Any], lora: Mapping[str, Any], scale: float
+) -> dict[str, Any]:
+  """The encoder's parameters with W + scale * A B in place of W.
+
+  Args:
+    encoder_params: parameters of the encoder.
+    lora: from `init_lora`.
+    scale: alpha / r.
+  """
+  merged = flatten_dict(encoder_params)
+  adapters = flatten_dict(lora)
+  for path in {path[:-1] for path in adapters}:
+    a, b = adapters[*path, 'a'], adapters[*path, 'b']
+    kernel = (*path, 'kernel')
+    merged[kernel] = merged[kernel] + scale * jnp.dot(a, b, precision='highest')
+  return unflatten_dict(merged)

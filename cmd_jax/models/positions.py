@@ -1,0 +1,106 @@
+"""Positions of the patches: learned embeddings and rotary angles."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmd_jax.models.layers import wide
+
+INTERPOLATIONS = ('dino', 'dinov2')
+
+
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+  x = np.abs(x)
+  near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+  far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+  return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def bicubic_matrix(old: int, new: int, scale: float) -> np.ndarray:
+  """Weights [new, old] of torch's bicubic interpolation without antialiasing.
+
+  A = -0.75, border samples clamped, source coordinate (i + 0.5) / scale - 0.5.
+  """
+  centre = (np.arange(new) + 0.5) / scale - 0.5
+  first = np.floor(centre).astype(int) - 1
+  matrix = np.zeros((new, old))
+  for tap in range(4):
+    column = np.clip(first + tap, 0, old - 1)
+    weight = _cubic(centre - (first + tap), a=-0.75)
+    np.add.at(matrix, (np.arange(new), column), weight)
+  return matrix.astype(np.float32)
+
+
+def interpolate_positions(
+  positions: jax.Array, grid: tuple[int, int], interpolation: str = 'dino'
+) -> jax.Array:
+  """Resizes patch position embeddings to another grid.
+
+  'dino' is DINO's `interpolate_pos_encoding`: one scale sqrt(new count / old
+  count) for both axes; an equal count leaves the embeddings untouched. 'dinov2'
+  is DINOv2's, PARTICLE's and Amir et al.'s: a scale (new + 0.1) / old for each
+  axis, whose 0.1 moves the samples visibly; the same square grid is untouched.
+
+  Args:
+    positions: [1, N, D] embeddings of a square grid.
+    grid: rows and columns wanted.
+    interpolation: one of INTERPOLATIONS.
+
+  Returns:
+    [1, rows * columns, D].
+  """
+  rows, columns = grid
+  _, count, dim = positions.shape
+  old = int(round(count**0.5))
+  per_axis = interpolation == 'dinov2'
+  if rows * columns == count and (rows == columns or not per_axis):
+    return positions
+  if per_axis:
+    scales = (rows + 0.1) / old, (columns + 0.1) / old
+  else:
+    scales = ((rows * columns / count) ** 0.5,) * 2
+  square = positions.reshape(old, old, dim)
+  resized = jnp.einsum(
+    'yh,xw,hwd->yxd',
+    bicubic_matrix(old, rows, scales[0]),
+    bicubic_matrix(old, columns, scales[1]),
+    square,
+    precision='highest',
+  )
+  return resized.reshape(1, rows * columns, dim)
+
+
+def rotary_angles(rows: int, columns: int, head_dim: int) -> np.ndarray:
+  """Angles of DINOv3's rotary positions (Simeoni et al. 2025, HF code).
+
+  A patch's centre has coordinates in (-1, 1); half of the pairs of channels
+  turn with the row, half with the column, at periods from 1 to 100.
+
+  Returns:
+    [rows * columns, head_dim] radians; channel c and c + head_dim / 2 are a
+    pair.
+  """
+  frequencies = 100.0 ** -np.arange(0, 1, 4 / head_dim)
+  coordinates = np.stack(
+    np.meshgrid(
+      2 * (np.arange(rows) + 0.5) / rows - 1,
+      2 * (np.arange(columns) + 0.5) / columns - 1,
+      indexing='ij',
+    ),
+    axis=-1,
+  )
+  angles = 2 * np.pi * coordinates.reshape(-1, 2, 1) * frequencies
+  return np.tile(angles.reshape(len(angles), -1), 2).astype(np.float32)
+
+
+def rotate(x: jax.Array, angles: np.ndarray) -> jax.Array:
+  """Turns the last N of [B, M, heads, d] tokens by angles [N, d]."""
+  num_prefix = x.shape[1] - len(angles)
+  prefix, patches = x[:, :num_prefix], x[:, num_prefix:].astype(wide(x.dtype))
+  first, second = jnp.split(patches, 2, axis=-1)
+  turned = jnp.concatenate([-second, first], axis=-1)
+  cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+  patches = (patches * cos + turned * sin).astype(x.dtype)
+  return jnp.concatenate([prefix, patches], axis=1)

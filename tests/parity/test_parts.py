@@ -1,0 +1,69 @@
+"""PARTICLE's ViT, extractor and hypercolumn against the released code."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from cmd_jax.convert import entries
+from cmd_jax.convert import vit as vit_table
+from cmd_jax.models import vit
+from cmd_jax.models.positions import interpolate_positions
+from tests.parity import golden
+
+
+def _close(ours, theirs):
+  np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def _encoder(fixture, *, width, depth, num_heads):
+  encoder = vit.make_vit(
+    image_px=32,
+    patch_px=8,
+    width=width,
+    depth=depth,
+    num_heads=num_heads,
+    interpolation='dinov2',
+    drop_path_rate=0.0,
+  )
+  table = vit_table.entries(encoder)
+  return encoder, entries.from_torch(table, fixture.under('w/'))
+
+
+@golden.fixtures('particle_vit')
+@pytest.mark.parametrize('size', ['32x32', '24x24', '40x24', '48x48'])
+def test_vit(fixture, size):
+  encoder, variables = _encoder(fixture, width=48, depth=2, num_heads=3)
+  images = jnp.array(golden.images(fixture[f'in/{size}']))
+  expected = fixture.under(f'out/{size}/')
+  output, state = encoder.apply(
+    variables,
+    images,
+    capture_intermediates=lambda module, _: isinstance(module, vit.Block),
+  )
+  _close(output.image, expected['cls'])
+  _close(output.tokens, expected['patches'])
+  _close(output.attention, expected['last_selfattention'][:, :, 0, 1:])
+  norm = nn.LayerNorm(epsilon=1e-6)
+  for index in range(2):
+    ((block, attention),) = state['intermediates'][f'block_{index}']['__call__']
+    block = norm.apply({'params': variables['params']['norm']}, block)
+    _close(block, expected[f'intermediate{index}'])
+  _close(attention, expected['last_selfattention'])
+  positions = jnp.array(variables['params']['pos_embed'])
+  patches = interpolate_positions(
+    positions[:, 1:], encoder.grid(*images.shape[1:3]), 'dinov2'
+  )
+  _close(
+    np.concatenate([positions[:, :1], patches], axis=1), expected['pos_embed']
+  )
+
+
+@golden.fixtures('particle_vit')
+@pytest.mark.parametrize('side', [6, 10, 16, 28])
+def test_positions(fixture, side):
+  positions = jnp.array(fixture['in/pos_embed_14'])
+  _close(
+    interpolate_positions(positions[:, 1:], (side, side), 'dinov2'),
+    fixture[f'out/pos_embed_grid{side}'][:, 1:],
+  )

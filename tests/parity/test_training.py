@@ -1,0 +1,328 @@
+"""Six iterations of the released train_one_epoch by our own train step."""
+
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cmd_jax import optim, parallel, schedules
+from cmd_jax.convert import swin
+from cmd_jax.methods import make_method
+from cmd_jax.train_state import TrainState
+from cmd_jax.train_step import Batch, make_train_step
+from configs import common
+from tests.parity import golden, small
+from tests.tiny import NO_LORA
+
+_STEPS, _STEPS_PER_EPOCH, _EPOCHS = 6, 3, 10
+_TOTAL = _EPOCHS * _STEPS_PER_EPOCH
+_SCHEDULES = {
+  'lr': schedules.cosine_schedule(0.002, 1e-5, _TOTAL),
+  'wd': schedules.cosine_schedule(0.04, 0.4, _TOTAL),
+  'momentum': schedules.cosine_schedule(0.9, 1.0, _TOTAL),
+}
+
+
+class Recorded(NamedTuple):
+  """State of `_record`: the gradients as the backward pass left them."""
+
+  gradients: dict
+
+
+def _record():
+  return optax.GradientTransformation(
+    lambda params: Recorded(jax.tree.map(jnp.zeros_like, params)),
+    lambda updates, state, params=None: (updates, Recorded(updates)),
+  )
+
+
+def _make_method(name, network, axis_name):
+  head = network.head
+  return make_method(
+    encoder=network.encoder,
+    image_px=32,
+    head=dict(
+      num_prototypes=64,
+      hidden_dim=96,
+      bottleneck_dim=24,
+      norm_last_layer=head.norm_last_layer,
+    ),
+    student_temperature=0.1,
+    teacher_temperature=schedules.stepwise_schedule(
+      0.04, 0.07, 4, _STEPS_PER_EPOCH
+    ),
+    centre_momentum=0.9,
+    teacher_normalisation='centring',
+    lora=NO_LORA,
+    axis_name=axis_name,
+    **common.method_fields(name),
+  )
+
+
+def _make_optimizer(fixture):
+  frozen = int(fixture['in/freeze_last_layer_epochs']) * _STEPS_PER_EPOCH
+  return optax.chain(
+    _record(),
+    optim.make_adamw(
+      learning_rate=_SCHEDULES['lr'],
+      weight_decay=_SCHEDULES['wd'],
+      clip_norm=float(fixture['in/clip_grad']),
+      freeze_last_layer_steps=frozen,
+    ),
+  )
+
+
+def _initial_state(method, optimizer, params):
+  _, method_state = jax.eval_shape(method.init, jax.random.key(0))
+  return TrainState(
+    step=jnp.int32(0),
+    params=params,
+    teacher_params=jax.tree.map(jnp.copy, params),
+    opt_state=optimizer.init(params),
+    method_state=jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), method_state
+    ),
+  )
+
+
+def _batch(fixture, step, dtype):
+  """The stored crops in place of canvases, which nothing augments."""
+  crops = [
+    golden.images(fixture[f'in/crop{index}'][step]) for index in range(5)
+  ]
+  stacks = [np.stack(group, axis=1) for group in (crops[:2], crops[2:])]
+  size = len(crops[0])
+  return Batch(
+    images=tuple(jnp.array(stack, dtype) for stack in stacks),
+    sizes=jnp.zeros((size, 2), jnp.int32),
+    index=jnp.arange(size, dtype=jnp.int32),
+  )
+
+
+def _stored_views(images, sizes, keys, step_key):
+  """In place of the augmentation."""
+  global_views, local_views = images
+  return SimpleNamespace(global_views=global_views, local_views=local_views)
+
+
+def _train(run, mode='jit', num_devices=1):
+  """Yields the state before each step, that after it, and the metrics."""
+  optimizer = _make_optimizer(run.fixture)
+  mesh = parallel.make_mesh(num_devices)
+
+  def make_step(axis_name):
+    return make_train_step(
+      method=_make_method(run.method, run.network, axis_name),
+      augment=_stored_views,
+      optimizer=optimizer,
+      teacher_momentum=_SCHEDULES['momentum'],
+      schedules=_SCHEDULES,
+      axis_name=axis_name,
+    )
+
+  dtype = run.network.encoder.dtype
+  params = jax.tree.map(
+    lambda x: jnp.array(x, dtype),
+    run.network.to_params(run.fixture.under('student0/')),
+  )
+  state = _initial_state(
+    _make_method(run.method, run.network, None), optimizer, params
+  )
+  state = jax.device_put(state, parallel.replicated(mesh))
+  step = parallel.compile_step(make_step, mode=mode, mesh=mesh)
+  for number in range(_STEPS):
+    # A copy: the step takes the state's buffers over.
+    before = jax.device_get(state)
+    batch = _batch(run.fixture, number, dtype)
+    state, metrics = step(state, batch, jax.random.key(0))
+    yield before, jax.device_get(state), jax.device_get(metrics)
+
+
+def _smallest_margin(run, state, step):
+  """Least difference of the two best cosines of any student token.
+
+  Which teacher token a student token is matched to is a discrete choice that
+  rounding turns over where this is within its noise; the runs part there.
+  """
+  dtype = run.network.encoder.dtype
+  views = _batch(run.fixture, step, dtype).images
+
+  @jax.jit
+  def tokens(params, images):
+    merged = images.reshape(-1, *images.shape[2:])
+    x = run.network.encoder.apply({'params': params['encoder']}, merged).tokens
+    x = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return x.reshape(*images.shape[:2], *x.shape[1:])
+
+  teacher = tokens(state.teacher_params, views[0])
+  margin = np.inf
+  for group, images in enumerate(views):
+    student = tokens(state.params, images)
+    cosines = jnp.einsum('bvnd,bumd->buvnm', student, teacher)
+    second, best = jnp.moveaxis(jnp.sort(cosines, axis=-1)[..., -2:], -1, 0)
+    margins = np.array(best - second)
+    if group == 0:
+      own = np.arange(2)
+      margins[:, own, own] = np.inf
+    margin = min(margin, margins.min())
+  return margin
+
+
+def _check_state(run, params, expected, reach, atol):
+  """At most 0.5% of the elements may differ, none by more than `reach`.
+
+  Where a gradient is mathematically zero Adam divides noise by noise. So it is
+  for the keys' third of the bias of qkv, to which the softmax is blind.
+  """
+  differing = total = 0
+  for name, ours in run.network.to_tensors(params).items():
+    theirs = expected[name]
+    difference = np.abs(ours - theirs)
+    assert difference.max() <= reach, name
+    if name.endswith('attn.qkv.bias'):
+      query, _, value = np.split(np.arange(len(ours)), 3)
+      rows = np.concatenate([query, value])
+      difference, theirs = difference[rows], theirs[rows]
+    differing += int((difference > atol + 1e-5 * np.abs(theirs)).sum())
+    total += difference.size
+  assert differing <= 0.005 * total, f'{differing} of {total} elements'
+
+
+def _check_gradients(run, state, step):
+  (recorded,) = (part for part in state.opt_state if isinstance(part, Recorded))
+  fixture, ours = run.fixture, run.network.to_tensors(recorded.gradients)
+  theirs = swin.from_official(fixture.under(f'grad_pre_clip{step}/'))
+  if theirs:
+    largest = max(np.abs(value).max() for value in theirs.values())
+    for name, gradient in theirs.items():
+      np.testing.assert_allclose(
+        ours[name], gradient, rtol=2e-3, atol=2e-5 * largest, err_msg=name
+      )
+  names = fixture['out/grad_norm_names'].tolist()
+  norms = dict(zip(names, fixture['out/grad_norms'][step], strict=True))
+  expected = swin.from_official(norms)
+  np.testing.assert_allclose(
+    [np.linalg.norm(ours[name]) for name in expected],
+    list(expected.values()),
+    rtol=2e-3,
+    atol=1e-5 * max(expected.values()),
+  )
+
+
+def _check_step(run, step, state, metrics, gradients=True, atol=2e-6):
+  """Compares what the step did with the released numbers."""
+  fixture, done = run.fixture, step + 1
+  # The cross-level terms of the released loss have both signs.
+  size = sum(abs(metrics[f'loss/{name}']) for name in run.terms)
+  loss = fixture['out/loss'][step]
+  np.testing.assert_allclose(metrics['loss'], loss, rtol=0, atol=2e-5 * size)
+  if gradients:
+    _check_gradients(run, state, step)
+  for key, centre in state.method_state.items():
+    stored = 'out/center' if key == 'image_centre' else 'out/center_grid'
+    np.testing.assert_allclose(
+      centre, fixture[stored][step, 0], rtol=1e-4, atol=2e-5
+    )
+  reach = 2 * float(fixture['in/lr'][:done].sum())
+  for stored, params in (
+    (f'student{done}/', state.params),
+    (f'teacher{done}/', state.teacher_params),
+  ):
+    expected = swin.from_official(fixture.under(stored))
+    if expected:
+      _check_state(run, params, expected, reach, atol)
+
+
+class Run(NamedTuple):
+  """A training run of the fixtures."""
+
+  fixture: golden.Fixture
+  method: str
+  network: small.Small
+
+  @property
+  def terms(self):
+    return common.method_fields(self.method).weights
+
+
+_RUNS = {
+  'dino_train_3steps': ('dino', 'vit'),
+  'esvit_train_3steps': ('esvit', 'vit'),
+  'esvit_swin_train_3steps': ('esvit', 'swin'),
+  'cmd_train_3steps': ('cmd_released', 'vit'),
+  'cmd_masked_train_3steps': ('cmd_released', 'vit'),
+}
+
+
+def _make_run(name, fixture, dtype=jnp.float32):
+  method, encoder = _RUNS[name]
+  regions = method != 'dino'
+  network = small.make_small(
+    encoder, norm_last_layer=not regions, regions=regions
+  )
+  for key, schedule in _SCHEDULES.items():
+    values = jax.vmap(schedule)(jnp.arange(_STEPS))
+    np.testing.assert_allclose(values, fixture[f'in/{key}'], rtol=1e-5)
+  encoder = network.encoder.clone(dtype=dtype)
+  return Run(fixture, method, network._replace(encoder=encoder))
+
+
+all_runs = pytest.mark.parametrize(
+  'name, golden_file',
+  [
+    pytest.param(name, *path.values, id=path.id, marks=path.marks)
+    for name in _RUNS
+    for path in golden.require(f'{name}_s[0-9]*.npz')
+  ],
+)
+
+
+@all_runs
+def test_training_lands_on_the_released_states(name, fixture):
+  with jax.enable_x64(True):
+    run = _make_run(name, fixture, jnp.float64)
+    for step, (_, state, metrics) in enumerate(_train(run)):
+      _check_step(run, step, state, metrics)
+      np.testing.assert_allclose(
+        metrics['loss'], fixture['out/loss_f64'][step], rtol=1e-6
+      )
+    assert fixture.under('student6/')
+    assert fixture.under('teacher6/')
+
+
+def _check_in_float32(run, **options):
+  """Checks every step before rounding turns a match over.
+
+  The masked logarithm amplifies what states differ by: after six steps the
+  reference itself is 2e-5 off its float64 run in one element of a hundred. So
+  gradients are compared in the first step alone.
+  """
+  masked = 'masked' in run.fixture.path.stem
+  for step, (before, state, metrics) in enumerate(_train(run, **options)):
+    if 'region' in run.terms and _smallest_margin(run, before, step) < 2e-6:
+      assert step > 0
+      return
+    _check_step(
+      run,
+      step,
+      state,
+      metrics,
+      gradients=step == 0,
+      atol=1e-4 if masked else 2e-6,
+    )
+
+
+@all_runs
+def test_so_it_does_in_float32(name, fixture):
+  _check_in_float32(_make_run(name, fixture))
+
+
+@golden.fixtures('cmd_masked_train_3steps')
+@pytest.mark.parametrize('mode', ['jit', 'pmap'])
+def test_so_it_does_on_four_devices(fixture, mode):
+  run = _make_run('cmd_masked_train_3steps', fixture)
+  _check_in_float32(run, mode=mode, num_devices=4)

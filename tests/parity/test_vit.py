@@ -1,0 +1,105 @@
+"""ViT encoder and heads against the released vision_transformer.py."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from cmd_jax.methods import networks
+from cmd_jax.models import vit
+from cmd_jax.models.positions import interpolate_positions
+from tests.parity import golden, small
+from tests.tiny import NO_LORA
+
+
+def _close(ours, theirs):
+  np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def _networks(network):
+  head = network.head
+  return networks.make_networks(
+    network.encoder,
+    head=dict(
+      num_prototypes=head.num_prototypes,
+      hidden_dim=head.hidden_dim,
+      bottleneck_dim=head.bottleneck_dim,
+      norm_last_layer=head.norm_last_layer,
+    ),
+    axis_name=None,
+    lora=NO_LORA,
+    regions=True,
+  )
+
+
+@golden.fixtures('vit_forward')
+@pytest.mark.parametrize('px', [32, 24, 40])
+def test_embeddings_logits_and_attention(fixture, px):
+  network = small.make_small('vit')
+  params = network.to_params(fixture.under('w/'))
+  images = jnp.array(golden.images(fixture[f'in/images{px}']))
+  expected = fixture.under(f'out/s{px}/')
+  output, state = network.encoder.apply(
+    {'params': params['encoder']},
+    images,
+    capture_intermediates=lambda module, _: isinstance(module, vit.Block),
+  )
+  _close(output.image, expected['cls'])
+  _close(output.tokens, expected['patches'])
+  _close(output.attention, expected['last_selfattention'][:, :, 0, 1:])
+
+  def head(name, x):
+    return network.head.apply({'params': params[name]}, x)
+
+  _close(head('image_head', output.image), expected['head'])
+  rows = output.tokens.reshape(-1, 48)
+  _close(head('region_head', rows), expected['head_dense'])
+
+  norm = nn.LayerNorm(epsilon=1e-6)
+  blocks = []
+  for index in range(2):
+    ((block, attention),) = state['intermediates'][f'block_{index}']['__call__']
+    _close(attention, expected[f'all_selfattention{index}'])
+    blocks.append(norm.apply({'params': params['encoder']['norm']}, block))
+  _close(blocks[1], expected['feature_maps'])
+  # The class tokens of the last two blocks, then the mean of the last patches.
+  last = jnp.concatenate(
+    [*(block[:, 0] for block in blocks), blocks[1][:, 1:].mean(1)], axis=1
+  )
+  _close(last, expected['n_last_blocks2_avgpool'])
+
+  positions = params['encoder']['pos_embed']
+  side = px // 8
+  patches = interpolate_positions(positions[:, 1:], (side, side))
+  _close(
+    np.concatenate([positions[:, :1], patches], axis=1), expected['pos_embed']
+  )
+
+
+@golden.fixtures('vit_forward')
+def test_views_of_two_sizes_in_one_pass(fixture):
+  network = small.make_small('vit')
+  large, local = (
+    jnp.array(golden.images(fixture[f'in/images{px}'])) for px in (40, 24)
+  )
+  views = (
+    jnp.stack([large, large[::-1]], axis=1),
+    jnp.stack([local, local[::-1], 0.5 * local], axis=1),
+  )
+  outputs, _ = networks.apply_networks(
+    _networks(network), network.to_params(fixture.under('w/')), {}, views
+  )
+  expected = fixture.under('out/multicrop/')
+
+  def crop_major(arrays):
+    """[B, V, ..., D] of each size as rows, crop by crop."""
+    return np.concatenate(
+      [np.swapaxes(x, 0, 1).reshape(-1, x.shape[-1]) for x in arrays]
+    )
+
+  assert [x.features.shape[2] for x in outputs] == list(expected['npatch'])
+  _close(crop_major([x.image_logits for x in outputs]), expected['cls_logits'])
+  _close(
+    crop_major([x.region_logits for x in outputs]), expected['region_logits']
+  )
+  _close(crop_major([x.features for x in outputs]), expected['region_fea'])
