@@ -1,5 +1,6 @@
 """The program as a user meets it: every test starts `python main.py`."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -256,6 +257,34 @@ def test_a_finished_run_is_left_as_it_is_and_can_be_evaluated(
   assert _read_results(workdir)['init'] == before['init']
   assert _read_results(workdir)['final'] == before['final']
   assert 'knn/20/top1' in scored.stdout
+
+
+def test_weights_go_out_and_in_again(program, finished, tmp_path):
+  workdir, _ = finished
+  exported = program.run(program.toybirds(workdir, '--mode=export'))
+  assert exported.returncode == 0, exported.stderr
+  weights = workdir / 'encoder.safetensors'
+  assert str(weights) in exported.stdout
+  assert 'VisionTransformer(img_size=24' in exported.stdout
+
+  start = f'--config.init.path={weights}'
+  other = tmp_path / 'run'
+  once = '--config.total_epochs=1'
+  result = program.run(program.toybirds(other, start, once))
+  assert result.returncode == 0, result.stderr
+  assert 'missing: 0' in result.stderr
+  results = _read_results(other)
+  # The new run starts where the old one ended.
+  assert results['init'] == _read_results(workdir)['final']
+  sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+  assert results['init_from']['sha256'] == sha256
+  assert sha256 in result.stderr
+
+  deeper = program.run(
+    program.toybirds(tmp_path / 'deeper', start, '--config.model.depth=2')
+  )
+  _assert_refused(deeper, 'lacks 12 parameters', '--config.model.depth=1')
+  assert not (tmp_path / 'deeper').exists()
 
 
 _TOYBIRDS = '--config=configs/toybirds.py:quicktest'

@@ -27,22 +27,27 @@ def test_what_is_not_finite_stops_the_run_and_is_named(
   train._check_finite(7, healthy, Workdir(str(tmp_path)))
 
 
-def _same_data(workdir, sha256, latest_step):
-  train._check_same_data(
-    types.SimpleNamespace(data_sha256=sha256, name='mine/pretrain'),
+def _resume(workdir, data='one', weights=None, latest_step=50):
+  imported = weights and types.SimpleNamespace(sha256=weights, path='w.npz')
+  train._check_same_start(
+    types.SimpleNamespace(
+      data_sha256=data, name='mine/pretrain', imported=imported
+    ),
     workdir,
     types.SimpleNamespace(latest_step=lambda: latest_step),
   )
 
 
-def test_resuming_on_other_images_is_refused(tmp_path):
+def test_resuming_on_other_images_or_weights_is_refused(tmp_path):
   workdir = Workdir(str(tmp_path))
   workdir.open({})
-  workdir.update_results(data_sha256='one')
-  _same_data(workdir, 'one', 50)
-  _same_data(workdir, 'other', None)
+  workdir.update_results(data_sha256='one', init_from={'sha256': 'two'})
+  _resume(workdir, weights='two')
+  _resume(workdir, data='other', weights='other', latest_step=None)
   with pytest.raises(errors.UserError, match='other images than mine/pretrain'):
-    _same_data(workdir, 'other', 50)
+    _resume(workdir, data='other', weights='two')
+  with pytest.raises(errors.UserError, match='other weights than w.npz'):
+    _resume(workdir, weights='other')
 
 
 @pytest.mark.parametrize(
@@ -58,6 +63,11 @@ def test_resuming_on_other_images_is_refused(tmp_path):
     ('eval.network', 'both', 'teacher, student'),
     ('eval.protocols', ('knn/21',), 'knn/20'),
     ('parallel.mode', 'xmap', 'jit, pmap'),
+    ('init.network', 'both', 'teacher, student'),
+    ('init.path', '/no/such.pth', '/no/such.pth'),
+    ('optim.train_last_blocks', 9, 'train_last_blocks is 9: choose 0 to 3'),
+    ('lora.rank', -3, 'lora.rank is -3'),
+    ('model.num_registers', -1, 'num_registers is -1'),
   ],
 )
 def test_impossible_values_are_explained_before_data_is_read(
