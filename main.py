@@ -5,7 +5,8 @@ r"""Trains and scores encoders that tell look-alikes apart.
     --config.dataset.path=/my/photographs --config.batch_size=32
 
 The same command again resumes where it stopped; `--mode=evaluate` scores the
-newest checkpoint again and `--mode=export` writes its encoder for timm.
+newest checkpoint again, `--mode=export` writes its encoder for timm, and
+`--mode=discover` finds parts with it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from cmd_jax.errors import UserError
 
-MODES = ('train', 'evaluate', 'export')
+MODES = ('train', 'evaluate', 'export', 'discover')
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', help_string='Config file, e.g. configs/cub.py:method=dino.'
@@ -140,6 +141,11 @@ def main() -> None:
     print(timm_constructor(built.encoder))
     return
   workdir.open(config.to_dict())
+  if _MODE.value == 'discover':
+    from cmd_jax.part_masks import discover_parts
+
+    print(f'part masks in {discover_parts(built, workdir)}')
+    return
   try:
     results = train.train(built, workdir)
   except train.Interrupted as stop:

@@ -13,7 +13,13 @@ from cmd_jax.data.canvas import Canvases
 from cmd_jax.data.source import UNLABELLED
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators import Features
+from cmd_jax.evaluators.part_segmentation import (
+  PROTOCOL,
+  PartMaps,
+  extract_maps,
+)
 from cmd_jax.experiment import Experiment
+from cmd_jax.models.feature_maps import feature_map
 from cmd_jax.pictures import save_neighbours
 from cmd_jax.train_state import TrainState
 from cmd_jax.workdir import Workdir
@@ -28,10 +34,13 @@ class Encoded(NamedTuple):
   Attributes:
     pretrain: of the images trained on.
     test: of the test images; None if there are none.
+    part_maps: feature maps and part masks of both; None if they are not asked
+      for.
   """
 
   pretrain: Features
   test: Features | None
+  part_maps: tuple[PartMaps, PartMaps] | None = None
 
 
 def network_variables(experiment: Experiment, state: TrainState):
@@ -64,7 +73,38 @@ def encode(experiment: Experiment, state: TrainState) -> Encoded:
       vectors, canvases.labels, canvases.class_names, canvases.file_names
     )
 
-  return Encoded(features(experiment.pretrain), features(experiment.test))
+  return Encoded(
+    features(experiment.pretrain),
+    features(experiment.test),
+    _encode_parts(experiment, variables),
+  )
+
+
+def _encode_parts(
+  experiment: Experiment, variables: tuple
+) -> tuple[PartMaps, PartMaps] | None:
+  """The feature maps in which parts are segmented, of both splits."""
+  segmentation = experiment.evaluation.segmentation
+  if segmentation is None:
+    return None
+  encoder_variables = experiment.method.encoder_variables(*variables)
+
+  @jax.jit
+  def encode(variables, images, sizes):
+    view = segmentation.view(images, sizes)
+    return feature_map(experiment.encoder, variables, view)
+
+  def maps(canvases: Canvases) -> PartMaps:
+    return PartMaps(
+      extract_maps(
+        lambda images, sizes: encode(encoder_variables, images, sizes),
+        canvases.images,
+        canvases.sizes,
+      ),
+      canvases.part_ids,
+    )
+
+  return maps(experiment.pretrain), maps(experiment.test)
 
 
 def why_not_scored(experiment: Experiment) -> str | None:
@@ -89,9 +129,13 @@ def score(experiment: Experiment, encoded: Encoded) -> dict[str, float]:
   """
   if why_not_scored(experiment):
     return {}
-  return evaluators.evaluate(
-    experiment.evaluation.protocols, encoded.pretrain, encoded.test
-  )
+  evaluation = experiment.evaluation
+  protocols = [name for name in evaluation.protocols if name != PROTOCOL]
+  scores = evaluators.evaluate(protocols, encoded.pretrain, encoded.test)
+  if evaluation.segmentation is not None:
+    values = evaluation.segmentation.evaluate(*encoded.part_maps)
+    scores |= {f'{PROTOCOL}/{name}': value for name, value in values.items()}
+  return scores
 
 
 def draw_neighbours(

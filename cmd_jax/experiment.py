@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cmd_jax import optim, parallel, schedules
+from cmd_jax import parallel
 from cmd_jax.checkpoint import Checkpoints
 from cmd_jax.config_check import check_config
 from cmd_jax.convert.load import Imported, Report, load_encoder
@@ -25,15 +25,31 @@ from cmd_jax.data.resident import (
 )
 from cmd_jax.data.source import Source
 from cmd_jax.errors import UserError
+from cmd_jax.evaluators import part_segmentation
 from cmd_jax.methods import make_method
 from cmd_jax.methods.base import Method
 from cmd_jax.models import make_encoder, partial
+from cmd_jax.models.fcn import make_decoder
+from cmd_jax.parts.plan import Plan, make_plan
+from cmd_jax.recipe import make_optimizer, make_schedules
 from cmd_jax.train_state import TrainState, init_train_state
 from cmd_jax.train_step import make_train_step
 from cmd_jax.workdir import Workdir
 
 # Salts of the run's root key.
 _INIT, _STEPS, _ORDER = range(3)
+
+
+class Segmentation(NamedTuple):
+  """How parts are segmented.
+
+  Attributes:
+    view: (canvases, sizes) -> whole images as the encoder sees them.
+    evaluate: (train, test) `PartMaps` -> scores.
+  """
+
+  view: Callable
+  evaluate: Callable
 
 
 class Evaluation(NamedTuple):
@@ -45,6 +61,7 @@ class Evaluation(NamedTuple):
     batch_size: images encoded at a time.
     network: 'teacher' or 'student'.
     settings: all of config.eval, as JSON gives it back.
+    segmentation: how parts are segmented; None if they are not.
   """
 
   protocols: tuple[str, ...]
@@ -52,6 +69,7 @@ class Evaluation(NamedTuple):
   batch_size: int
   network: str
   settings: dict
+  segmentation: Segmentation | None = None
 
 
 class Experiment(NamedTuple):
@@ -69,13 +87,16 @@ class Experiment(NamedTuple):
     method: the objective for global batches, as evaluation needs it.
     init_state: () -> `TrainState` on the mesh, a function of the seed.
     state_like: shapes and shardings of that state.
-    make_batches: () -> (step -> `Batch`); puts the data on the devices.
+    parts: how the parts of the images are found; None for a method without.
+    make_batches: part ids [N, R, R] or None -> (step -> `Batch`); puts the data
+      on the devices.
     compile_step: () -> the compiled train step.
     rng: root key of the steps.
     evaluation: how the encoder is scored.
     batch_size: B of all devices together.
     steps_per_epoch: steps of an epoch.
     total_steps: steps of the run.
+    round_ends: steps after which parts are found anew, the last of all.
     log_every_steps: steps from one log line to the next.
     checkpoint_every_steps: steps from one checkpoint to the next.
     checkpoints_kept: number of checkpoints kept.
@@ -92,6 +113,7 @@ class Experiment(NamedTuple):
   method: Method
   init_state: Callable[[], TrainState]
   state_like: TrainState
+  parts: Plan | None
   make_batches: Callable
   compile_step: Callable[[], Callable]
   rng: jax.Array
@@ -99,6 +121,7 @@ class Experiment(NamedTuple):
   batch_size: int
   steps_per_epoch: int
   total_steps: int
+  round_ends: tuple[int, ...]
   log_every_steps: int
   checkpoint_every_steps: int
   checkpoints_kept: int
@@ -155,28 +178,45 @@ def _load_source(dataset: dict, split: str) -> Source:
   )
 
 
-def _make_schedules(config: ConfigDict, steps_per_epoch: int, total_steps: int):
-  optimizer, teacher = config.optim, config.teacher
-  return {
-    'learning_rate': schedules.cosine_schedule(
-      optimizer.base_learning_rate * config.batch_size / 256,
-      optimizer.final_learning_rate,
-      total_steps,
-      warmup_steps=round(optimizer.warmup_epochs * steps_per_epoch),
-    ),
-    'weight_decay': schedules.cosine_schedule(
-      optimizer.base_weight_decay, optimizer.final_weight_decay, total_steps
-    ),
-    'teacher_momentum': schedules.cosine_schedule(
-      teacher.base_momentum, teacher.final_momentum, total_steps
-    ),
-    'teacher_temperature': schedules.stepwise_schedule(
-      teacher.warmup_temperature,
-      teacher.temperature,
-      teacher.warmup_temperature_epochs,
-      steps_per_epoch,
-    ),
-  }
+def _make_plan(config: ConfigDict, canvases: Canvases) -> Plan | None:
+  if 'parts' not in config:
+    return None
+  fields = config.parts.to_dict()
+  view = augment.make_eval_view(
+    view_px=fields.pop('view_px'), crop_fraction=None
+  )
+  return make_plan(canvases, view=view, seed=config.seed, **fields)
+
+
+def _round_ends(total_steps: int, plan: Plan | None) -> tuple[int, ...]:
+  rounds = 1 if plan is None else plan.rounds
+  return tuple(total_steps * (i + 1) // rounds for i in range(rounds))
+
+
+def _make_segmentation(
+  config: ConfigDict, *splits: Canvases | None
+) -> Segmentation | None:
+  """How parts are segmented; None where the protocol is not asked for."""
+  if part_segmentation.PROTOCOL not in config.protocols:
+    return None
+  masks = [split.part_ids for split in splits if split is not None]
+  if len(masks) < 2 or any(part_ids is None for part_ids in masks):
+    raise UserError(
+      f'config.eval.protocols has {part_segmentation.PROTOCOL}, but not all '
+      'splits have part masks: leave it out'
+    )
+  fields = config.segmentation.to_dict()
+  view = augment.make_eval_view(
+    view_px=fields.pop('view_px'), crop_fraction=None
+  )
+  num_classes = max(int(part_ids.max()) for part_ids in masks) + 1
+  decoder = make_decoder(
+    num_classes=num_classes,
+    variant=fields.pop('decoder'),
+    channels=fields.pop('channels'),
+  )
+  evaluate = part_segmentation.make_part_segmentation(decoder, **fields)
+  return Segmentation(view, evaluate)
 
 
 def build(config: ConfigDict) -> Experiment:
@@ -212,7 +252,10 @@ def build(config: ConfigDict) -> Experiment:
   steps_per_epoch = len(pretrain.images) // config.batch_size
   total_steps = config.total_epochs * steps_per_epoch
 
-  named = _make_schedules(config, steps_per_epoch, total_steps)
+  plan = _make_plan(config, pretrain)
+  named = make_schedules(config, steps_per_epoch, total_steps)
+  # How many parts there are is what their source says.
+  of_parts = {} if plan is None else {'num_parts': plan.num_ids}
 
   def method_for(axis_name):
     return make_method(
@@ -226,18 +269,11 @@ def build(config: ConfigDict) -> Experiment:
       axis_name=axis_name,
       lora=config.lora.to_dict(),
       is_frozen=is_frozen,
+      **of_parts,
       **config.method.to_dict(),
     )
 
-  optimizer = optim.make_adamw(
-    learning_rate=named['learning_rate'],
-    weight_decay=named['weight_decay'],
-    clip_norm=config.optim.clip_norm,
-    freeze_last_layer_steps=round(
-      config.optim.freeze_last_layer_epochs * steps_per_epoch
-    ),
-    is_frozen=is_frozen,
-  )
+  optimizer = make_optimizer(config.optim, named, steps_per_epoch, is_frozen)
   method = method_for(None)
   root = jax.random.key(config.seed)
   init = jax.jit(
@@ -278,13 +314,23 @@ def build(config: ConfigDict) -> Experiment:
     method=method,
     init_state=lambda: init(init_rng, variables),
     state_like=state_like,
-    make_batches=lambda: make_resident_batches(
-      pretrain, batch_size=config.batch_size, rng=order_rng, mesh=mesh
+    parts=plan,
+    make_batches=lambda part_ids: make_resident_batches(
+      pretrain,
+      batch_size=config.batch_size,
+      rng=order_rng,
+      mesh=mesh,
+      part_ids=part_ids,
     ),
     compile_step=lambda: parallel.compile_ahead(
       step,
       state_like,
-      batch_like(pretrain, batch_size=config.batch_size, mesh=mesh),
+      batch_like(
+        pretrain,
+        batch_size=config.batch_size,
+        mesh=mesh,
+        with_parts=plan is not None,
+      ),
       steps_rng,
     ),
     rng=steps_rng,
@@ -297,10 +343,12 @@ def build(config: ConfigDict) -> Experiment:
       batch_size=config.eval.batch_size,
       network=config.eval.network,
       settings=json.loads(json.dumps(config.eval.to_dict())),
+      segmentation=_make_segmentation(config.eval, pretrain, test),
     ),
     batch_size=config.batch_size,
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
+    round_ends=_round_ends(total_steps, plan),
     log_every_steps=config.log.every_steps,
     checkpoint_every_steps=config.checkpoint.every_steps,
     checkpoints_kept=config.checkpoint.keep,

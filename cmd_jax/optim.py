@@ -1,4 +1,4 @@
-"""AdamW as the published programs use it, as optax transformations.
+"""AdamW and SGD as the published programs use them, as optax transformations.
 
 Every transformation takes the step as the extra argument `step`, so that the
 schedules follow the run and not the number of updates a parameter has had.
@@ -15,45 +15,76 @@ import optax
 
 from cmd_jax.schedules import Schedule
 
+# Tells a set of parameters by their paths, such as ('encoder', 'norm', 'bias').
+IsIn = Callable[[tuple[str, ...]], bool]
 
-def clip_each_parameter(max_norm: float) -> optax.GradientTransformation:
+
+def _path_of_keys(path) -> tuple[str, ...]:
+  return tuple(getattr(key, 'key', None) for key in path)
+
+
+def clip_each_parameter(
+  max_norm: float, is_clipped: IsIn = lambda path: True
+) -> optax.GradientTransformation:
   """Clips every parameter's gradient to `max_norm` by itself.
 
   factor = max_norm / (norm + 1e-6) where that is below 1 (DINO, utils.py
-  `clip_gradients`); no global norm is taken.
+  `clip_gradients`); no global norm is taken. Parameters that are not
+  `is_clipped` keep their gradients.
   """
 
-  def clip(gradient):
+  def clip(path, gradient):
+    if not is_clipped(_path_of_keys(path)):
+      return gradient
     norm = jnp.linalg.norm(gradient.astype(jnp.float32).ravel())
     return gradient * jnp.minimum(1.0, max_norm / (norm + 1e-6))
 
   def update(updates, state, params=None):
     del params
-    return jax.tree.map(clip, updates), state
+    return jax.tree_util.tree_map_with_path(clip, updates), state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def decay_and_scale(
-  learning_rate: Schedule, weight_decay: Schedule
+  learning_rate: Schedule,
+  weight_decay: Schedule,
+  decay_vectors: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   """Adds decoupled weight decay and scales by minus the learning rate.
 
-  Biases and other vectors are not decayed (DINO, utils.py
-  `get_params_groups`): u <- -lr(step) * (u + wd(step) * p).
+  u <- -lr(step) * (u + wd(step) * p). Biases and other vectors are decayed only
+  with `decay_vectors` (DINO, utils.py `get_params_groups`, does not).
   """
 
   def update(updates, state, params=None, *, step, **_):
     lr, wd = learning_rate(step), weight_decay(step)
 
     def scale(u, p):
-      return -lr * (u + wd * p) if p.ndim > 1 else -lr * u
+      return -lr * (u + wd * p) if decay_vectors or p.ndim > 1 else -lr * u
 
     return jax.tree.map(scale, updates, params), state
 
   return optax.GradientTransformationExtraArgs(
     lambda params: optax.EmptyState(), update
   )
+
+
+def momentum_of_decayed(
+  weight_decay: Schedule, momentum: float
+) -> optax.GradientTransformationExtraArgs:
+  """Momentum over gradients that contain the weight decay, as torch's SGD.
+
+  m <- momentum * m + u + wd(step) * p; all parameters are decayed.
+  """
+  trace = optax.trace(momentum)
+
+  def update(updates, state, params=None, *, step, **_):
+    wd = weight_decay(step)
+    decayed = jax.tree.map(lambda u, p: u + wd * p, updates, params)
+    return trace.update(decayed, state)
+
+  return optax.GradientTransformationExtraArgs(trace.init, update)
 
 
 class FrozenState(NamedTuple):
@@ -90,10 +121,6 @@ def freeze_until(
   )
 
 
-def _path_of_keys(path) -> tuple[str, ...]:
-  return tuple(getattr(key, 'key', None) for key in path)
-
-
 def _group_of_each_parameter(params, is_frozen):
   def group(path, _):
     names = _path_of_keys(path)
@@ -110,7 +137,9 @@ def make_adamw(
   weight_decay: Schedule,
   clip_norm: float = 3.0,
   freeze_last_layer_steps: int = 0,
-  is_frozen: Callable[[tuple[str, ...]], bool] = lambda path: False,
+  is_frozen: IsIn = lambda path: False,
+  is_clipped: IsIn = lambda path: True,
+  decay_vectors: bool = False,
   b1: float = 0.9,
   b2: float = 0.999,
   eps: float = 1e-8,
@@ -126,6 +155,9 @@ def make_adamw(
       called `last_layer` stay as they are.
     is_frozen: path of a parameter -> whether it always stays as it is; it then
       has no moments.
+    is_clipped: path of a parameter -> whether its gradient is clipped; PARTICLE
+      leaves its predictor's as it is.
+    decay_vectors: whether biases and norms are decayed as well (PARTICLE).
     b1: decay of Adam's first moment.
     b2: decay of Adam's second moment.
     eps: term added outside Adam's root.
@@ -137,10 +169,12 @@ def make_adamw(
   def adamw():
     return optax.chain(
       optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-      decay_and_scale(learning_rate, weight_decay),
+      decay_and_scale(learning_rate, weight_decay, decay_vectors),
     )
 
-  clip = clip_each_parameter(clip_norm) if clip_norm else optax.identity()
+  clip = optax.identity()
+  if clip_norm:
+    clip = clip_each_parameter(clip_norm, is_clipped)
   return optax.chain(
     clip,
     optax.partition(
@@ -151,4 +185,36 @@ def make_adamw(
       },
       lambda params: _group_of_each_parameter(params, is_frozen),
     ),
+  )
+
+
+def make_sgd(
+  *,
+  learning_rate: Schedule,
+  weight_decay: Schedule,
+  momentum: float = 0.9,
+  is_frozen: IsIn = lambda path: False,
+) -> optax.GradientTransformationExtraArgs:
+  """The optimiser of PARTICLE's ResNet variant: torch's SGD.
+
+  m <- momentum * m + g + wd p;  p <- p - lr m. Everything is decayed, biases
+  and norms too, and nothing is clipped (train_particle_resnet.py).
+
+  Args:
+    learning_rate: schedule of the learning rate.
+    weight_decay: schedule of the weight decay, which enters the momentum.
+    momentum: share of the old momentum that is kept.
+    is_frozen: path of a parameter -> whether it always stays as it is; it then
+      has no momentum.
+
+  Returns:
+    An optax transformation whose update needs `params` and `step=`.
+  """
+  sgd = optax.chain(
+    momentum_of_decayed(weight_decay, momentum),
+    decay_and_scale(learning_rate, lambda step: 0.0),
+  )
+  return optax.partition(
+    {'other': sgd, 'last_layer': sgd, 'frozen': optax.set_to_zero()},
+    lambda params: _group_of_each_parameter(params, is_frozen),
   )

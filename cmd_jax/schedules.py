@@ -70,3 +70,23 @@ def stepwise_schedule(
     return jnp.where(epoch < warmup_epochs, rising, final)
 
   return schedule
+
+
+def ramped_ema_decay(limit: float) -> Schedule:
+  """Decay of a moving average that follows at once at first (torch_ema).
+
+  min(limit, (1 + n) / (10 + n)) at the n-th update, counted from 1: the
+  teacher's momentum in PARTICLE's ResNet variant.
+
+  Args:
+    limit: decay that is reached and kept.
+
+  Returns:
+    step, counted from 0 -> decay.
+  """
+
+  def schedule(step: jax.Array) -> jax.Array:
+    number = step + 1.0
+    return jnp.minimum(limit, (1 + number) / (10 + number))
+
+  return schedule

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 import cmd_jax
+from cmd_jax import part_masks
 from cmd_jax.atomic import write_atomically
 from cmd_jax.checkpoint import Checkpoints
 from cmd_jax.data.canvas import skip_report
@@ -117,6 +118,7 @@ class _Loop:
     self._checkpoints = checkpoints
     self._state, self._step = state, int(state.step)
     self._seconds_before = meta.get('train_seconds', 0.0)
+    self._parts_hash = meta.get('parts_encoder_sha256', '')
     self._seconds = self._seconds_before
     self._start = time.monotonic()
     self._pending = collections.deque()
@@ -165,33 +167,61 @@ class _Loop:
     # Only after every loss has been seen to be finite.
     self._report_down_to(0)
     seconds = self._seconds_before + time.monotonic() - self._start
-    self._checkpoints.save(self._state, {'train_seconds': seconds})
+    meta = {'train_seconds': seconds, 'parts_encoder_sha256': self._parts_hash}
+    self._checkpoints.save(self._state, meta)
+
+  def _find_parts(self, number: int, start: int) -> np.ndarray | None:
+    """The part masks of a round that began at step `start`."""
+    experiment, name = self._experiment, f'round_{number + 1}'
+    if experiment.parts is None:
+      return None
+    if self._step > start:
+      return part_masks.load_part_masks(
+        experiment, self._workdir, name, self._parts_hash
+      )
+    self._parts_hash = part_masks.hash_of_encoder(experiment, self._state)
+    return part_masks.find_part_masks(
+      experiment,
+      self._state,
+      self._workdir,
+      name,
+      path='' if number else experiment.parts.path,
+    )
+
+  def _take_steps(
+    self, batches: Callable, end: int, signals: _StopSignals
+  ) -> None:
+    while self._step < end:
+      self._state, metrics = self._train_step(
+        self._state, batches(self._step), self._experiment.rng
+      )
+      self._step += 1
+      self._pending.append((self._step, metrics))
+      self._report_down_to(_STEPS_AHEAD)
+      if self._step % self._experiment.checkpoint_every_steps == 0:
+        self._save()
+      if signals.received:
+        self._save()
+        self._checkpoints.close()
+        raise Interrupted(signals.received, self._step)
 
   def run(self) -> TrainState:
     """Trains to the end.
 
     Raises:
       Interrupted: a signal came; the state is saved.
-      UserError: the loss is not finite.
+      UserError: the loss is not finite, or part masks do not fit.
     """
-    experiment = self._experiment
+    experiment, start = self._experiment, 0
     try:
-      batches = experiment.make_batches()
       with _StopSignals() as signals:
-        while self._step < experiment.total_steps:
-          self._state, metrics = self._train_step(
-            self._state, batches(self._step), experiment.rng
-          )
-          self._step += 1
-          self._pending.append((self._step, metrics))
-          self._report_down_to(_STEPS_AHEAD)
-          if self._step % experiment.checkpoint_every_steps == 0:
+        for number, end in enumerate(experiment.round_ends):
+          if self._step < end:
+            part_ids = self._find_parts(number, start)
+            batches = experiment.make_batches(part_ids)
+            self._take_steps(batches, end, signals)
             self._save()
-          if signals.received:
-            self._save()
-            self._checkpoints.close()
-            raise Interrupted(signals.received, self._step)
-        self._save()
+          start = end
         if signals.received:
           raise Interrupted(signals.received, self._step)
     finally:

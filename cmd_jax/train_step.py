@@ -11,6 +11,7 @@ import optax
 
 from cmd_jax import parallel
 from cmd_jax.methods.base import Method
+from cmd_jax.methods.part_networks import PartViews
 from cmd_jax.schedules import Schedule
 from cmd_jax.train_state import TrainState
 
@@ -26,11 +27,14 @@ class Batch(NamedTuple):
     sizes: [B, 2] int32 height and width of the originals in pixels.
     index: [B] int32 number of the example in its data set; it alone keys the
       example's randomness within a step.
+    part_ids: [B, R, R] uint8 part of every pixel; None for a method without
+      parts.
   """
 
   images: jax.Array
   sizes: jax.Array
   index: jax.Array
+  part_ids: jax.Array | None = None
 
 
 def make_train_step(
@@ -49,7 +53,7 @@ def make_train_step(
 
   Args:
     method: the objective, built for the same `axis_name`.
-    augment: (images, sizes, keys, step_key) -> `Views`.
+    augment: (images, sizes, keys, step_key, part_ids) -> `Views`.
     optimizer: takes `step=` as an extra argument.
     teacher_momentum: m of teacher <- m teacher + (1 - m) student.
     schedules: schedules to log, by name.
@@ -87,13 +91,18 @@ def make_train_step(
       return jax.vmap(jax.random.fold_in, (None, 0))(key, batch.index)
 
     step_key = jax.random.fold_in(jax.random.fold_in(rng, _STEP), state.step)
-    views = augment(batch.images, batch.sizes, example_keys(_VIEWS), step_key)
-    images = (views.global_views, views.local_views)
-    images = tuple(x for x in images if x.shape[1])
+    views = augment(
+      batch.images, batch.sizes, example_keys(_VIEWS), step_key, batch.part_ids
+    )
+    seen = tuple(
+      x for x in (views.global_views, views.local_views) if x.shape[1]
+    )
+    if views.global_part_ids is not None:
+      seen = PartViews(seen, views.global_part_ids)
 
     (loss, (values, outputs)), grads = jax.value_and_grad(
       loss_fn, has_aux=True
-    )(state.params, state, images, example_keys(_DROP_PATH))
+    )(state.params, state, seen, example_keys(_DROP_PATH))
     loss, values, grads = parallel.pmean((loss, values, grads), axis_name)
     updates, opt_state = optimizer.update(
       grads, state.opt_state, state.params, step=state.step

@@ -61,6 +61,7 @@ class Workdir:
     self.skipped_file = self.path / 'skipped_images.txt'
     self.checkpoints = self.path / 'checkpoints'
     self.tensorboard = self.path / 'tensorboard'
+    self.parts = self.path / 'parts'
     self.encoder_file = self.path / 'encoder.safetensors'
 
   def check(self, config: Mapping) -> None:

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-METHODS = ('cmd', 'cmd_released', 'esvit', 'dino')
+METHODS = ('cmd', 'cmd_released', 'esvit', 'dino', 'particle', 'detcon')
 ENCODERS = ('vit', 'swin', 'resnet')
+PARTS = ('hypercolumn', 'cosegmentation', 'grid', 'felzenszwalb', 'annotated')
 
 
 class Argument(NamedTuple):
@@ -21,16 +22,25 @@ class Argument(NamedTuple):
   Attributes:
     method: one of `METHODS`.
     encoder: one of `ENCODERS`.
+    parts: one of `PARTS`; empty for the method's and the encoder's own.
     quicktest: whether the quick test is wanted.
   """
 
   method: str = 'cmd'
   encoder: str = 'vit'
+  parts: str = ''
   quicktest: bool = False
 
 
-def parse_argument(argument: str | None) -> Argument:
+USUAL = Argument()
+
+
+def parse_argument(argument: str | None, usual: Argument = USUAL) -> Argument:
   """Reads what follows the colon of --config.
+
+  Args:
+    argument: words separated by commas.
+    usual: what holds where no word says otherwise.
 
   Raises:
     ValueError: an unknown word or choice; the message lists the valid ones.
@@ -39,6 +49,7 @@ def parse_argument(argument: str | None) -> Argument:
     'quicktest': ('quicktest', True),
     **{f'method={name}': ('method', name) for name in METHODS},
     **{f'encoder={name}': ('encoder', name) for name in ENCODERS},
+    **{f'parts={name}': ('parts', name) for name in PARTS},
   }
   fields = {}
   for word in filter(None, (argument or '').split(',')):
@@ -48,11 +59,77 @@ def parse_argument(argument: str | None) -> Argument:
       )
     field, value = choices[word]
     fields[field] = value
-  return Argument(**fields)
+  return usual._replace(**fields)
 
 
-def method_fields(name: str) -> ConfigDict:
+def _part_method_fields(name: str, encoder: str) -> ConfigDict:
+  """cmd_jax.methods.particle.make_particle, as published for each encoder."""
+  if encoder == 'resnet':
+    hidden_dim, num_samples, initialisation = 4096, 10, ('torch', 'torch')
+  else:
+    hidden_dim, num_samples, initialisation = 2048, 6, ('normal', 'kaiming')
+  weights = dict(parts=1.0)
+  if name == 'particle' and encoder != 'resnet':
+    weights['image'] = 1.0
+  projector, predictor = initialisation
+  return ConfigDict(
+    dict(
+      name=name,
+      weights=weights,
+      num_samples=num_samples,
+      projector=dict(
+        hidden_dim=hidden_dim, output_dim=256, initialisation=projector
+      ),
+      predictor=dict(hidden_dim=hidden_dim, initialisation=predictor),
+      temperature=0.1,
+      local_negatives=True,
+      # The released sampler's empty parts are no positives here.
+      match_empty_parts=False,
+    )
+  )
+
+
+def part_fields(source: str) -> ConfigDict:
+  """cmd_jax.parts.plan.make_plan; `settings` are the source's arguments."""
+  settings = dict(
+    hypercolumn=dict(num_parts=15, grid_px=64, num_layers=4),
+    cosegmentation=dict(
+      num_parts=9, stride_px=4, log_bin=False, saliency=0.065, votes=0.75
+    ),
+    grid=dict(num_cells=4),
+    felzenszwalb=dict(
+      scale=1000.0, sigma=0.8, min_size_fraction=0.01, max_parts=16
+    ),
+    annotated=dict(),
+  )
+  return ConfigDict(
+    dict(
+      source=source,
+      settings=settings[source],
+      # Parts are found, then trained on, this often.
+      rounds=1,
+      # A folder of masks for the first round; empty finds them.
+      path='',
+      view_px=224,
+      batch_size=16,
+    )
+  )
+
+
+def _usual_parts(argument: Argument) -> str:
+  """Where parts come from: an encoder's features if it has what it takes."""
+  if argument.parts:
+    return argument.parts
+  of_encoder = {'resnet': 'hypercolumn', 'vit': 'cosegmentation'}
+  if argument.method == 'detcon':
+    return 'grid'
+  return of_encoder.get(argument.encoder, 'grid')
+
+
+def method_fields(name: str, encoder: str = 'vit') -> ConfigDict:
   """cmd_jax.methods.make_method: the terms of the loss and their weights."""
+  if name in ('particle', 'detcon'):
+    return _part_method_fields(name, encoder)
   if name == 'dino':
     return ConfigDict(dict(name='dino', weights=dict(image=1.0)))
   if name == 'esvit':
@@ -177,9 +254,13 @@ def published(argument: Argument) -> ConfigDict:
     norm_last_layer=False,
     use_bn=False,
   )
-  config.method = method_fields(argument.method)
+  config.method = method_fields(argument.method, argument.encoder)
+  if argument.method in ('particle', 'detcon'):
+    config.parts = part_fields(_usual_parts(argument))
   config.student_temperature = 0.1
   config.teacher = dict(
+    # 'ramped' follows at once at first and then with final_momentum.
+    momentum_schedule='cosine',
     base_momentum=0.996,
     final_momentum=1.0,
     warmup_temperature=0.04,
@@ -190,6 +271,7 @@ def published(argument: Argument) -> ConfigDict:
   )
   # The learning rate is for a batch of 256 and scales with the batch.
   config.optim = dict(
+    name='adamw',
     base_learning_rate=5e-4,
     final_learning_rate=1e-6,
     warmup_epochs=10.0,
@@ -197,6 +279,8 @@ def published(argument: Argument) -> ConfigDict:
     final_weight_decay=0.4,
     clip_norm=3.0,
     freeze_last_layer_epochs=1.0,
+    # Whether biases and norms decay as well.
+    decay_vectors=False,
     # Blocks trained, from the end; -1 trains the whole encoder.
     train_last_blocks=-1,
   )
@@ -209,8 +293,48 @@ def published(argument: Argument) -> ConfigDict:
     view_px=224,
     crop_fraction=0.875,
     batch_size=64,
+    # cmd_jax.evaluators.part_segmentation, for the protocol seg/pascub5; 0
+    # labelled images are all.
+    segmentation=dict(
+      view_px=224,
+      decoder='fcn',
+      channels=(256, 128, 64),
+      labelled_images=0,
+      num_steps=500,
+      batch_size=8,
+      learning_rate=3e-3,
+      num_checkpoints=10,
+    ),
   )
+  if argument.method in ('particle', 'detcon'):
+    _use_part_recipe(config)
   return config
+
+
+def _use_part_recipe(config: ConfigDict) -> None:
+  """The published settings of PARTICLE where they are not DINO's."""
+  config.augment.num_local = 0
+  if config.model.name == 'resnet':
+    config.update(batch_size=320, total_epochs=600)
+    config.optim.update(
+      name='sgd',
+      base_learning_rate=0.005 * 256 / 320,
+      final_learning_rate=0.0,
+      base_weight_decay=1.5e-6,
+      final_weight_decay=1.5e-6,
+    )
+    config.teacher.update(momentum_schedule='ramped', final_momentum=0.996)
+    return
+  config.total_epochs = 100
+  config.optim.update(
+    base_learning_rate=1e-7,
+    final_learning_rate=1e-8,
+    base_weight_decay=0.4,
+    decay_vectors=True,
+  )
+  config.teacher.warmup_temperature_epochs = 20
+  if config.model.name == 'vit':
+    config.model.patch_px = 8
 
 
 def _shrink_model(model: ConfigDict, *, image_px: int, depth: int) -> None:
@@ -269,8 +393,34 @@ def use_small_recipe(config: ConfigDict) -> None:
     warmup_temperature_epochs=6,
     normalisation='sinkhorn',
   )
+  if 'parts' in config:
+    _shrink_parts(config)
+    return
   for term in config.method.weights:
     config.method.weights[term] = 1.0 if term == 'image' else 0.1
+
+
+def _shrink_parts(config: ConfigDict) -> None:
+  """Parts for small images, trained by the small recipe."""
+  config.method.projector.update(hidden_dim=128, output_dim=64)
+  config.method.predictor.hidden_dim = 128
+  config.method.num_samples = 6
+  config.parts.view_px = 64
+  # Parts need more tokens than images.
+  if config.model.name == 'vit':
+    config.model.patch_px = 4
+  if config.parts.source == 'hypercolumn':
+    config.parts.settings.grid_px = 32
+    config.parts.settings.num_parts = 8
+  config.optim.update(
+    name='adamw',
+    final_learning_rate=1e-6,
+    base_weight_decay=0.04,
+    final_weight_decay=0.4,
+    decay_vectors=False,
+  )
+  config.teacher.momentum_schedule = 'cosine'
+  config.eval.segmentation.update(view_px=64, num_steps=300)
 
 
 def shrink_to_quicktest(config: ConfigDict) -> None:
@@ -281,6 +431,8 @@ def shrink_to_quicktest(config: ConfigDict) -> None:
   config.augment.update(global_px=24, local_px=16, num_local=2)
   _shrink_model(config.model, image_px=24, depth=2)
   config.head.update(num_prototypes=64, hidden_dim=64, bottleneck_dim=32)
+  if 'parts' in config:
+    _shrink_parts(config)
   config.optim.update(warmup_epochs=0.5, freeze_last_layer_epochs=0.5)
   config.teacher.update(base_momentum=0.9, warmup_temperature_epochs=1)
   config.eval.update(view_px=32, batch_size=128)

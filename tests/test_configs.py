@@ -34,7 +34,7 @@ def _synthetic(num_examples, canvas_px):
     labels=np.arange(num_examples, dtype=np.int32) % 2,
     file_names=tuple(f'{i}.png' for i in range(num_examples)),
     class_names=('robin', 'wren'),
-    part_ids=None,
+    part_ids=rng.integers(0, 4, shape[:3], np.uint8),
     boxes=None,
     skipped=(),
   )
@@ -75,6 +75,8 @@ def test_every_config_builds_with_every_method(
   config.batch_size = 8
   built = experiment.build(config)
   assert built.method_name == method
+  assert (built.parts is None) == (method not in ('particle', 'detcon'))
+  assert built.round_ends[-1] == built.total_steps
   terms = {name for name, w in config.method.weights.items() if w}
   assert set(built.method.terms) == terms
   state = built.state_like
@@ -109,7 +111,7 @@ def test_the_step_of_a_quicktest_runs(without_data, name, encoder):
   config.augment.num_local = 1
   built = experiment.build(config)
   step = built.compile_step()
-  batch = built.make_batches()(0)
+  batch = built.make_batches(None)(0)
   state, metrics = step(built.init_state(), batch, built.rng)
   assert jax.tree.structure(state) == jax.tree.structure(built.state_like)
   shapes = jax.tree.map(
@@ -133,7 +135,8 @@ def test_quicktest_shrinks_and_changes_no_structure(path):
   assert set(fields(full)) == set(fields(quick))
   assert quick.total_epochs < full.total_epochs
   assert quick.model.image_px <= full.model.image_px
-  assert full.method.name == 'cmd'
+  of_parts = path.stem == 'particle_toybirds'
+  assert full.method.name == ('particle' if of_parts else 'cmd')
   assert full.model.image_px % full.model.patch_px == 0
 
 
@@ -148,10 +151,11 @@ def test_an_unknown_argument_lists_the_choices(argument):
 
 
 def test_arguments_are_read_in_any_order():
-  usual = common.Argument('cmd', 'vit', False)
+  usual = common.Argument()
+  assert usual == ('cmd', 'vit', '', False)
   assert common.parse_argument(None) == common.parse_argument('') == usual
   assert common.parse_argument('quicktest') == usual._replace(quicktest=True)
-  expected = common.Argument('dino', 'swin', True)
+  expected = common.Argument('dino', 'swin', quicktest=True)
   for words in (
     'method=dino,encoder=swin,quicktest',
     'quicktest,encoder=swin,method=dino',

@@ -20,6 +20,7 @@ _MODULES = {
 _ALLOWED = {
   'cmd_jax.losses': {'losses', 'parallel'},
   'cmd_jax.models': {'models', 'parallel', 'errors'},
+  'cmd_jax.parts': {'parts', 'data', 'models', 'errors', 'atomic'},
   'cmd_jax.convert': {'convert', 'models', 'errors', 'atomic', '__version__'},
   'cmd_jax.methods': {
     'methods',
@@ -123,7 +124,13 @@ def test_the_top_is_imported_by_main_alone(top):
 
 
 def test_only_what_is_above_imports_the_experiment():
-  above = {'main', 'cmd_jax.train', 'cmd_jax.evaluate', 'cmd_jax.experiment'}
+  above = {
+    'main',
+    'cmd_jax.train',
+    'cmd_jax.evaluate',
+    'cmd_jax.part_masks',
+    'cmd_jax.experiment',
+  }
   for module in _MODULES:
     if any(_is_below(n, 'cmd_jax.experiment') for n in _imports_of(module)):
       assert module in above or module.startswith('cmd_jax.export'), module

@@ -44,9 +44,9 @@ class _Program:
   def command(self, *arguments):
     return [sys.executable, 'main.py', self._cache, *arguments]
 
-  def toybirds(self, workdir, *arguments, method='cmd'):
+  def toybirds(self, workdir, *arguments, method='cmd', config='toybirds'):
     return self.command(
-      f'--config=configs/toybirds.py:method={method},quicktest',
+      f'--config=configs/{config}.py:method={method},quicktest',
       f'--workdir={workdir}',
       '--config.dataset.builder_config=quicktest',
       f'--config.dataset.data_dir={self._data_dir}',
@@ -285,6 +285,43 @@ def test_weights_go_out_and_in_again(program, finished, tmp_path):
   )
   _assert_refused(deeper, 'lacks 12 parameters', '--config.model.depth=1')
   assert not (tmp_path / 'deeper').exists()
+
+
+def test_parts_are_found_contrasted_and_found_again(program, tmp_path):
+  workdir = tmp_path / 'run'
+  command = program.toybirds(
+    workdir,
+    '--config.total_epochs=2',
+    '--config.parts.view_px=32',
+    '--config.eval.segmentation.num_steps=10',
+    '--config.eval.segmentation.view_px=32',
+    config='particle_toybirds',
+    method='particle',
+  )
+  # Stopped in the second round, whose masks are there already.
+  code, messages = _start_and_signal(
+    program, command, workdir, signal.SIGTERM, after=16
+  )
+  assert code == 128 + signal.SIGTERM, messages
+  result = program.run(command)
+  assert result.returncode == 0, result.stderr
+  assert 'resumed after' in result.stderr
+  results = _read_results(workdir)
+  for when in ('init', 'final'):
+    for name in ('linear/logreg/top1', 'seg/pascub5/miou'):
+      assert 0 <= results[when][name] <= 1
+  manifests = [
+    json.loads((workdir / 'parts' / name / 'manifest.json').read_text())
+    for name in ('round_1', 'round_2')
+  ]
+  assert len({manifest['encoder_sha256'] for manifest in manifests}) == 2
+  for name in ('round_1', 'round_2'):
+    with Image.open(workdir / 'parts' / f'{name}.png') as sheet:
+      assert sheet.size[0] > 100
+
+  found = program.run([*command, '--mode=discover'])
+  assert found.returncode == 0, found.stderr
+  assert 'discovered_' in found.stdout
 
 
 _TOYBIRDS = '--config=configs/toybirds.py:quicktest'

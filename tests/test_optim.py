@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from cmd_jax import optim
+from cmd_jax import optim, schedules
 
 
 def _lr(step):
@@ -90,3 +90,63 @@ def test_clipping_a_zero_gradient_is_finite():
   clip = optim.clip_each_parameter(3.0)
   clipped, _ = clip.update({'w': jnp.zeros(4)}, optax.EmptyState())
   np.testing.assert_array_equal(clipped['w'], np.zeros(4))
+
+
+def test_only_some_parameters_are_clipped():
+  clip = optim.clip_each_parameter(3.0, lambda path: path[0] != 'predictor')
+  grads = {name: {'w': jnp.full(100, 2.0)} for name in ('predictor', 'encoder')}
+  clipped, _ = clip.update(grads, clip.init(grads))
+  np.testing.assert_array_equal(clipped['predictor']['w'], np.full(100, 2.0))
+  assert float(jnp.linalg.norm(clipped['encoder']['w'])) < 3.001
+
+
+def test_vectors_can_be_decayed():
+  params = {'bias': jnp.ones(3), 'kernel': jnp.ones((2, 3))}
+  for decay_vectors in (False, True):
+    optimizer = optim.make_adamw(
+      learning_rate=_lr, weight_decay=_wd, decay_vectors=decay_vectors
+    )
+    # With zero gradients decay is all there is.
+    updates, _ = optimizer.update(
+      jax.tree.map(jnp.zeros_like, params),
+      optimizer.init(params),
+      params,
+      step=jnp.int32(0),
+    )
+    np.testing.assert_allclose(updates['kernel'], -0.001, rtol=1e-6)
+    expected = -0.001 if decay_vectors else 0
+    np.testing.assert_allclose(updates['bias'], expected, rtol=1e-6)
+
+
+def test_sgd_is_that_of_torch():
+  rng = np.random.default_rng(0)
+  params = {'kernel': rng.normal(size=(2, 3)), 'bias': rng.normal(size=3)}
+  params['encoder'] = rng.normal(size=2)
+  optimizer = optim.make_sgd(
+    learning_rate=_lr,
+    weight_decay=_wd,
+    momentum=0.8,
+    is_frozen=lambda path: path[0] == 'encoder',
+  )
+  ours = jax.tree.map(jnp.array, params)
+  state = optimizer.init(ours)
+  momenta = {name: 0.0 for name in params}
+  for step in range(4):
+    grads = {name: rng.normal(size=w.shape) for name, w in params.items()}
+    updates, state = optimizer.update(
+      jax.tree.map(jnp.array, grads), state, ours, step=jnp.int32(step)
+    )
+    ours = optax.apply_updates(ours, updates)
+    for name in ('kernel', 'bias'):
+      decayed = grads[name] + _wd(step) * params[name]
+      momenta[name] = 0.8 * momenta[name] + decayed
+      params[name] = params[name] - _lr(step) * momenta[name]
+  for name, expected in params.items():
+    np.testing.assert_allclose(ours[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_ramped_decay_of_the_moving_average():
+  decay = jax.vmap(schedules.ramped_ema_decay(0.996))(jnp.arange(4000))
+  np.testing.assert_allclose(decay[:3], [2 / 11, 3 / 12, 4 / 13], rtol=1e-6)
+  assert np.all(np.diff(decay) >= 0)
+  np.testing.assert_allclose(decay[-1], 0.996, rtol=1e-6)

@@ -37,6 +37,7 @@ class Views(NamedTuple):
     local_boxes: [B, L, 4] float32.
     global_flips: [B, 2] bool, mirrored horizontally after the crop.
     local_flips: [B, L] bool.
+    global_part_ids: [B, 2, G, G] uint8 parts in the global views; None without.
   """
 
   global_views: jax.Array
@@ -45,9 +46,10 @@ class Views(NamedTuple):
   local_boxes: jax.Array
   global_flips: jax.Array
   local_flips: jax.Array
+  global_part_ids: jax.Array | None = None
 
 
-Augment = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], Views]
+Augment = Callable[..., Views]
 
 
 class _Group(NamedTuple):
@@ -221,9 +223,10 @@ def make_augment(
     std: their standard deviation.
 
   Returns:
-    (canvases [B, R, R, 3] uint8, sizes [B, 2] int32, keys [B], step_key) ->
-    `Views`, pure and jittable. `sizes` are the heights and widths in pixels of
-    the originals that were squashed into the canvases. Everything is drawn from
+    (canvases [B, R, R, 3] uint8, sizes [B, 2] int32, keys [B], step_key,
+    part_ids [B, R, R] uint8 or None) -> `Views`, pure and jittable. `sizes` are
+    the heights and widths in pixels of the originals that were squashed into
+    the canvases. Everything is drawn from
     the example's own key, but the order of the colour jitter from `step_key`,
     one for the global and one for the local views. An example's views therefore
     do not depend on the rest of its batch, if the keys' generator is threefry
@@ -272,6 +275,7 @@ def make_augment(
     sizes: jax.Array,
     keys: jax.Array,
     step_key: jax.Array,
+    part_ids: jax.Array | None = None,
   ) -> Views:
     images = _to_planes(canvases)
     group_keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
@@ -282,6 +286,11 @@ def make_augment(
     local_views, local_boxes, local_flips = _make_views(
       images, sizes, group_keys[:, 1], order_keys[1], local_group, recipe
     )
+    global_part_ids = None
+    if part_ids is not None:
+      global_part_ids = geometry.crop_part_ids(
+        part_ids, global_boxes, global_flips, global_px
+      )
     return Views(
       global_views=global_views,
       local_views=local_views,
@@ -289,6 +298,7 @@ def make_augment(
       local_boxes=local_boxes,
       global_flips=global_flips,
       local_flips=local_flips,
+      global_part_ids=global_part_ids,
     )
 
   return augment

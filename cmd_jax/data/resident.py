@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from cmd_jax import parallel
@@ -50,7 +51,12 @@ def check_num_examples(canvases: Canvases, batch_size: int) -> None:
 
 
 def make_resident_batches(
-  canvases: Canvases, *, batch_size: int, rng: jax.Array, mesh: Mesh
+  canvases: Canvases,
+  *,
+  batch_size: int,
+  rng: jax.Array,
+  mesh: Mesh,
+  part_ids: np.ndarray | None = None,
 ) -> Callable[[int], Batch]:
   """Puts a set on the devices and returns what draws its batches there.
 
@@ -59,6 +65,7 @@ def make_resident_batches(
     batch_size: B of all devices together.
     rng: random key of the order.
     mesh: every device of it gets the whole set.
+    part_ids: [N, R, R] uint8 parts to go with the images.
 
   Returns:
     step -> global `Batch`, split over the devices; compiled once.
@@ -69,19 +76,22 @@ def make_resident_batches(
   check_num_examples(canvases, batch_size)
   num_examples = len(canvases.images)
   whole, split = parallel.replicated(mesh), parallel.split_over_data(mesh)
-  images, sizes = jax.device_put((canvases.images, canvases.sizes), whole)
+  data = jax.device_put((canvases.images, canvases.sizes, part_ids), whole)
 
-  def draw(images, sizes, step):
+  def draw(data, step):
     index = batch_indices(
       rng, step, num_examples=num_examples, batch_size=batch_size
     )
-    return Batch(images[index], sizes[index], index)
+    images, sizes, part_ids = jax.tree.map(lambda x: x[index], data)
+    return Batch(images, sizes, index, part_ids)
 
-  draw = jax.jit(draw, in_shardings=(whole, whole, whole), out_shardings=split)
-  return lambda step: draw(images, sizes, jnp.int32(step))
+  draw = jax.jit(draw, in_shardings=(whole, whole), out_shardings=split)
+  return lambda step: draw(data, jnp.int32(step))
 
 
-def batch_like(canvases: Canvases, *, batch_size: int, mesh: Mesh) -> Batch:
+def batch_like(
+  canvases: Canvases, *, batch_size: int, mesh: Mesh, with_parts: bool = False
+) -> Batch:
   """Shapes and shardings of the batches of a set."""
   split = parallel.split_over_data(mesh)
 
@@ -92,4 +102,7 @@ def batch_like(canvases: Canvases, *, batch_size: int, mesh: Mesh) -> Batch:
     images=like(canvases.images.shape[1:], jnp.uint8),
     sizes=like((2,), jnp.int32),
     index=like((), jnp.int32),
+    part_ids=like(canvases.images.shape[1:3], jnp.uint8)
+    if with_parts
+    else None,
   )

@@ -16,12 +16,15 @@ def make_method(name: str, **kwargs) -> Method:
   Raises:
     UserError: unknown name.
   """
-  from cmd_jax.methods import cmd, dino, esvit
+  from cmd_jax.methods import cmd, dino, esvit, particle
 
   methods = {
     'cmd': cmd.make_cmd,
     'esvit': esvit.make_esvit,
     'dino': dino.make_dino,
+    'particle': particle.make_particle,
+    # The same with other masks.
+    'detcon': particle.make_particle,
   }
   if name not in methods:
     raise UserError(

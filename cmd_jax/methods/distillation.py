@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -87,6 +87,35 @@ def make_outputs(
   )
 
 
+def make_teacher_probs(
+  normalisation: str, temperature: Schedule, axis_name: str | None
+) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+  """What makes (logits [..., K], centre [K], step) the teacher's distributions.
+
+  Args:
+    normalisation: one of `TEACHER_NORMALISATIONS`.
+    temperature: tau_t, a schedule.
+    axis_name: axis over which the batch is spread, None if it is global.
+
+  Raises:
+    UserError: unknown normalisation.
+  """
+  if normalisation not in TEACHER_NORMALISATIONS:
+    raise UserError(
+      f'config.teacher.normalisation is {normalisation!r}: '
+      f'choose one of {", ".join(TEACHER_NORMALISATIONS)}'
+    )
+
+  def teacher_probs(logits, centre, step):
+    if normalisation == 'sinkhorn':
+      return losses.sinkhorn_probs(
+        logits, temperature(step), axis_name=axis_name
+      )
+    return losses.centred_probs(logits, centre, temperature(step))
+
+  return teacher_probs
+
+
 def _monitors(outputs: Outputs, axis_name: str | None) -> dict[str, jax.Array]:
   """Scalars that show a collapse before the loss does."""
   entropy = losses.entropy(outputs.teacher_image_probs).mean(1)  # [B]
@@ -140,11 +169,9 @@ def make_distillation(
   Raises:
     UserError: unknown normalisation.
   """
-  if teacher_normalisation not in TEACHER_NORMALISATIONS:
-    raise UserError(
-      f'config.teacher.normalisation is {teacher_normalisation!r}: '
-      f'choose one of {", ".join(TEACHER_NORMALISATIONS)}'
-    )
+  teacher_probs = make_teacher_probs(
+    teacher_normalisation, teacher_temperature, axis_name
+  )
 
   def init(rng: jax.Array) -> tuple[Params, MethodState]:
     num_prototypes = networks.image_head.num_prototypes
@@ -157,12 +184,6 @@ def make_distillation(
       # A copy, as of the teacher's parameters.
       method_state['teacher_stats'] = jax.tree.map(jnp.copy, stats)
     return params, method_state
-
-  def teacher_probs(logits, centre, step):
-    temperature = teacher_temperature(step)
-    if teacher_normalisation == 'sinkhorn':
-      return losses.sinkhorn_probs(logits, temperature, axis_name=axis_name)
-    return losses.centred_probs(logits, centre, temperature)
 
   def forward(params, teacher_params, method_state, views, keys, step):
     student, student_stats = apply_networks(

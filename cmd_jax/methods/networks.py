@@ -25,7 +25,8 @@ class Networks(NamedTuple):
 
   Attributes:
     encoder: images -> `EncoderOutput`.
-    image_head: g_I, image embedding -> logits over prototypes.
+    image_head: g_I, image embedding -> logits over prototypes; None without
+      an image term.
     region_head: g_R, tokens -> logits over prototypes; None without regions.
     mil: tokens -> attention; None where bags are not pooled by attention.
     shared_prototypes: g_R ends in g_I's last layer instead of its own.
@@ -34,7 +35,7 @@ class Networks(NamedTuple):
   """
 
   encoder: nn.Module
-  image_head: nn.Module
+  image_head: nn.Module | None
   region_head: nn.Module | None = None
   mil: nn.Module | None = None
   shared_prototypes: bool = False
@@ -47,14 +48,14 @@ class ViewOutput(NamedTuple):
 
   Attributes:
     embedding: [B, V, D] of the image.
-    image_logits: [B, V, K].
+    image_logits: [B, V, K]; None without an image head.
     features: [B, V, N, D] tokens of the encoder.
     region_logits: [B, V, N, K]; None without a region head.
     attention: [B, V, N] of the student's MIL head; None without one.
   """
 
   embedding: jax.Array
-  image_logits: jax.Array
+  image_logits: jax.Array | None
   features: jax.Array
   region_logits: jax.Array | None
   attention: jax.Array | None
@@ -181,8 +182,9 @@ def _apply_heads(
       new_stats[name] = updated['batch_stats']
     return _split_rows(logits, [x.shape[:-1] for x in arrays])
 
-  image_logits = head('image_head', [x.image for x in encoded])
-  region_logits = attention = [None] * len(encoded)
+  image_logits = region_logits = attention = [None] * len(encoded)
+  if networks.image_head is not None:
+    image_logits = head('image_head', [x.image for x in encoded])
   if networks.region_head is not None:
     region_logits = head('region_head', [x.tokens for x in encoded])
   if networks.mil is not None:

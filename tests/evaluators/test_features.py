@@ -91,6 +91,9 @@ def test_evaluate_names_every_metric():
     'retrieval/test-vs-train/rank1',
     'retrieval/test-vs-train/rank5',
     'retrieval/test-vs-train/mAP',
+    'retrieval/cmd-ratio9/rank1',
+    'retrieval/cmd-ratio9/rank5',
+    'retrieval/cmd-ratio9/mAP100',
   ]
   assert all(type(v) is float and 0 <= v <= 1 for v in got.values())
 
@@ -138,9 +141,10 @@ def test_collapsed_encoder_gives_finite_metrics(name, value):
   )
   got = evaluate([name], train, test)
   assert np.isfinite(list(got.values())).all()
-  # Everything looks like class 0, a third of the test examples.
+  # Everything looks like class 0, a third of the test examples, and all of
+  # every ninth.
   first = got.get(f'{name}/top1', got.get(f'{name}/rank1'))
-  np.testing.assert_allclose(first, 1 / 3)
+  np.testing.assert_allclose(first, 1 if name.endswith('ratio9') else 1 / 3)
 
 
 @pytest.mark.parametrize('name', list(EVALUATORS))

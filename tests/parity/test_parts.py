@@ -9,6 +9,7 @@ from cmd_jax.convert import entries
 from cmd_jax.convert import vit as vit_table
 from cmd_jax.models import vit
 from cmd_jax.models.positions import interpolate_positions
+from cmd_jax.parts import features
 from tests.parity import golden
 
 
@@ -67,3 +68,32 @@ def test_positions(fixture, side):
     interpolate_positions(positions[:, 1:], (side, side), 'dinov2'),
     fixture[f'out/pos_embed_grid{side}'][:, 1:],
   )
+
+
+@golden.fixtures('vit_extractor')
+@pytest.mark.parametrize('stride_px', [4, 8])
+def test_extractor(fixture, stride_px):
+  encoder, variables = _encoder(fixture, width=24, depth=12, num_heads=6)
+  maps = features.key_maps(
+    encoder,
+    variables,
+    jnp.array(golden.images(fixture['in/image'])),
+    stride_px=stride_px,
+    saliency_heads=(0, 2, 4, 5),
+  )
+  expected = fixture.under(f'out/stride{stride_px}_')
+  assert maps.keys.shape[1:3] == tuple(expected['num_patches'])
+  _close(maps.keys.reshape(1, 1, -1, 24), expected['key_layer11'])
+  _close(maps.saliency.reshape(1, -1), expected['saliency'])
+  if 'key_layer11_binned' in expected:
+    binned = features.log_bin(maps.keys)
+    _close(binned.reshape(1, 1, -1, 408), expected['key_layer11_binned'])
+
+
+@golden.fixtures('hypercolumn')
+@pytest.mark.parametrize('num_layers, side', [(4, 24), (5, 16), (2, 20)])
+def test_hypercolumn(fixture, num_layers, side):
+  maps = [golden.images(fixture[f'in/stage{i}']) for i in (5, 4, 3, 2, 1)]
+  ours = features.hypercolumn(maps[:num_layers], (side, side))
+  expected = fixture[f'out/layers{num_layers}_{side}']
+  _close(ours, golden.images(expected))

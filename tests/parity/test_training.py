@@ -103,10 +103,12 @@ def _batch(fixture, step, dtype):
   )
 
 
-def _stored_views(images, sizes, keys, step_key):
+def _stored_views(images, sizes, keys, step_key, part_ids):
   """In place of the augmentation."""
   global_views, local_views = images
-  return SimpleNamespace(global_views=global_views, local_views=local_views)
+  return SimpleNamespace(
+    global_views=global_views, local_views=local_views, global_part_ids=None
+  )
 
 
 def _train(run, mode='jit', num_devices=1):

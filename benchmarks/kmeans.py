@@ -1,0 +1,142 @@
+"""k-means of hypercolumns against scikit-learn's, image by image.
+
+  python benchmarks/kmeans.py [--photographs=FOLDER] [--images=6] [--rounds=3]
+
+The points are a ResNet-50's four stages at 64 x 64 (4,096 points of 3,840
+features, untrained weights) of 1/f noise or of photographs. Both run until
+scikit-learn's criterion holds (tol 1e-4, at most 300 steps), in float32, on the
+same cores, in turns; a time is the median of the rounds, compilation left out.
+Inertia is that of all points with all features, computed anew from the labels
+in float64. Prints JSON and writes it to benchmarks/results/kmeans.json.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import time
+
+import jax
+import numpy as np
+from PIL import Image
+from sklearn.cluster import KMeans
+
+from cmd_jax.models.resnet import make_resnet
+from cmd_jax.parts.features import hypercolumn, hypercolumn_maps
+from cmd_jax.parts.kmeans import kmeans, kmeans_of_maps
+
+IMAGE_PX, GRID, NUM_CLUSTERS = 224, (64, 64), 15
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RESULT = pathlib.Path(__file__).parent / 'results' / 'kmeans.json'
+
+
+def make_images(folder: str | None, count: int) -> np.ndarray:
+  """[count, 224, 224, 3] normalised images, spread over a folder's."""
+  if folder:
+    files = sorted(pathlib.Path(folder).rglob('*.jpg'))
+    images = [
+      Image.open(file).convert('RGB').resize((IMAGE_PX, IMAGE_PX))
+      for file in files[:: max(1, len(files) // count)][:count]
+    ]
+    pixels = np.stack([np.asarray(image) for image in images]) / 255
+  else:
+    rng = np.random.default_rng(0)
+    frequency = np.fft.fftfreq(IMAGE_PX)
+    radius = np.hypot(frequency[:, None], frequency)[..., None]
+    noise = rng.normal(size=(count, IMAGE_PX, IMAGE_PX, 3))
+    spectrum = np.fft.fft2(noise, axes=(1, 2)) / np.maximum(radius, 1e-3)
+    fields = np.fft.ifft2(spectrum, axes=(1, 2)).real
+    pixels = 0.5 + 0.2 * fields / fields.std((1, 2, 3), keepdims=True)
+  return ((pixels - MEAN) / STD).astype(np.float32)
+
+
+def inertia_of(points: np.ndarray, labels: np.ndarray) -> float:
+  """Squared distances to the means of the clusters, in float64."""
+  total = 0.0
+  for label in np.unique(labels):
+    own = points[labels == label].astype(np.float64)
+    total += np.square(own - own.mean(0)).sum()
+  return total
+
+
+def main() -> None:
+  """Measures, prints and writes."""
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--photographs')
+  parser.add_argument('--images', type=int, default=6)
+  parser.add_argument('--rounds', type=int, default=3)
+  arguments = parser.parse_args()
+
+  images = make_images(arguments.photographs, arguments.images)
+  encoder = make_resnet(variant='50')
+  variables = jax.jit(encoder.init)(jax.random.key(0), images[:1])
+  maps = jax.jit(lambda v, x: hypercolumn_maps(encoder, v, x))(
+    variables, images
+  )
+  points = np.asarray(jax.jit(lambda x: hypercolumn(x, GRID))(maps))
+  points = points.reshape(len(images), -1, points.shape[-1])
+  _, count, dim = points.shape
+  keys = jax.random.split(jax.random.key(0), len(images))
+
+  def theirs():
+    fits = [
+      KMeans(NUM_CLUSTERS, n_init=1, random_state=seed).fit(x)
+      for seed, x in enumerate(points)
+    ]
+    return [fit.labels_ for fit in fits], [fit.n_iter_ for fit in fits]
+
+  def ours(function, x, **options):
+    def run():
+      result = function(x, keys, num_clusters=NUM_CLUSTERS, **options)
+      return np.asarray(result.labels), np.asarray(result.num_steps)
+
+    return run
+
+  contenders = {
+    'scikit-learn': theirs,
+    'ours, from the maps': ours(kmeans_of_maps, maps, grid=GRID),
+    'ours, from the points': ours(kmeans, points),
+    'ours, k-means++ on the maps': ours(
+      kmeans_of_maps, maps, grid=GRID, warm_start=False
+    ),
+  }
+  seconds = {name: [] for name in contenders}
+  found = {}
+  for number in range(arguments.rounds + 1):
+    for name, run in contenders.items():
+      if number == 0 and name == 'scikit-learn':
+        continue
+      start = time.perf_counter()
+      found[name] = run()
+      # The first round compiles.
+      if number:
+        seconds[name].append(time.perf_counter() - start)
+  rows = {}
+  for name, (labels, steps) in found.items():
+    inertia = [inertia_of(x, own) for x, own in zip(points, labels)]
+    rows[name] = {
+      'images_per_second': len(images) / float(np.median(seconds[name])),
+      'seconds_of_rounds': [round(x, 3) for x in seconds[name]],
+      'inertia_mean': float(np.mean(inertia)),
+      'steps': [int(step) for step in steps],
+    }
+  base = rows['scikit-learn']
+  for row in rows.values():
+    row['speed_ratio'] = row['images_per_second'] / base['images_per_second']
+    row['inertia_ratio'] = row['inertia_mean'] / base['inertia_mean']
+  result = {
+    'points': [count, dim],
+    'clusters': NUM_CLUSTERS,
+    'images': len(images),
+    'source': 'photographs' if arguments.photographs else '1/f noise',
+    'cores': len(os.sched_getaffinity(0)),
+    'load_average': round(os.getloadavg()[0], 1),
+    'rows': rows,
+  }
+  RESULT.parent.mkdir(exist_ok=True)
+  RESULT.write_text(json.dumps(result, indent=2) + '\n')
+  print(json.dumps(result, indent=2))
+
+
+if __name__ == '__main__':
+  main()

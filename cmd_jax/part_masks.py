@@ -1,0 +1,189 @@
+"""The parts of a run's images: found, kept beside the run, found again."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from cmd_jax.errors import UserError
+from cmd_jax.evaluate import network_variables
+from cmd_jax.experiment import Experiment
+from cmd_jax.parts import discover, features, plan, sheet, store
+from cmd_jax.train_state import TrainState
+from cmd_jax.workdir import Workdir
+
+# Images on the contact sheet.
+_NUM_SHOWN = 24
+
+
+def encoder_variables(
+  experiment: Experiment, state: TrainState
+) -> Mapping[str, Any]:
+  """What the encoder that finds parts is applied to, on the host."""
+  variables = experiment.method.encoder_variables(
+    *network_variables(experiment, state)
+  )
+  return jax.device_get(variables)
+
+
+def hash_of_encoder(experiment: Experiment, state: TrainState) -> str:
+  """SHA-256 of the encoder that finds parts; empty where none does."""
+  if not experiment.parts.asks_encoder:
+    return ''
+  return store.hash_variables(encoder_variables(experiment, state))
+
+
+def _manifest(experiment: Experiment, encoder_sha256: str) -> store.Manifest:
+  canvases = experiment.pretrain
+  manifest = store.make_manifest(
+    {},
+    canvases.file_names,
+    settings=experiment.parts.as_json(),
+    seed=experiment.parts.seed,
+    mask_px=canvases.images.shape[1],
+  )
+  return manifest._replace(encoder_sha256=encoder_sha256)
+
+
+def _make_encode(
+  experiment: Experiment, variables: Mapping[str, Any]
+) -> Callable:
+  """(canvases, sizes) -> what `discover.discover` needs of them."""
+  parts, encoder = experiment.parts, experiment.encoder
+  settings = parts.settings
+
+  @jax.jit
+  def encode(variables, images, sizes):
+    images = parts.view(images, sizes)
+    if isinstance(settings, discover.Hypercolumn):
+      return features.hypercolumn_maps(
+        encoder, variables, images, settings.num_layers
+      )
+    return features.key_maps(
+      encoder,
+      variables,
+      images,
+      stride_px=settings.stride_px,
+      saliency_heads=settings.saliency_heads,
+    )
+
+  return lambda images, sizes: encode(variables, images, sizes)
+
+
+def load_part_masks(
+  experiment: Experiment, workdir: Workdir, name: str, encoder_sha256: str
+) -> np.ndarray:
+  """The masks that a run found earlier, [N, R, R] uint8.
+
+  Args:
+    experiment: the run's.
+    workdir: of the run.
+    name: of the masks, see `find_part_masks`.
+    encoder_sha256: from `hash_of_encoder`, of the encoder that found them.
+
+  Raises:
+    UserError: no masks, or others than these, with what differs.
+  """
+  manifest = _manifest(experiment, encoder_sha256)
+  return store.load_masks(workdir.parts / name, manifest)
+
+
+def find_part_masks(
+  experiment: Experiment,
+  state: TrainState,
+  workdir: Workdir,
+  name: str,
+  *,
+  path: str = '',
+) -> np.ndarray:
+  """Finds the parts of all training images, or reads those found already.
+
+  What is done is kept, so that an interrupted search goes on. A contact sheet
+  is drawn beside the masks.
+
+  Args:
+    experiment: the run's.
+    state: whose network of config.eval.network looks.
+    workdir: of the run; the masks are in its folder parts/<name>.
+    name: of the masks.
+    path: folder of masks to take instead of looking for them.
+
+  Returns:
+    [N, R, R] uint8.
+
+  Raises:
+    UserError: masks in `path` of another encoder, other images or settings.
+  """
+  parts, canvases = experiment.parts, experiment.pretrain
+  manifest = _manifest(experiment, hash_of_encoder(experiment, state))
+  if path:
+    return store.load_masks(pathlib.Path(path), manifest)
+  folder = workdir.parts / name
+  if folder.is_dir():
+    return store.load_masks(folder, manifest)
+  if parts.asks_encoder:
+    chunks = workdir.parts / f'{name}.unfinished'
+    masks = discover.discover(
+      _make_encode(experiment, encoder_variables(experiment, state)),
+      canvases,
+      settings=parts.settings,
+      seed=parts.seed,
+      folder=chunks,
+      manifest=manifest,
+      batch_size=parts.batch_size,
+      progress=True,
+    )
+  else:
+    masks = plan.without_encoder(parts, canvases, progress=True)
+  store.save_masks(folder, masks, manifest)
+  if parts.asks_encoder:
+    store.Chunks(chunks, manifest).remove()
+  picture = workdir.parts / f'{name}.png'
+  shown = np.linspace(0, len(masks) - 1, min(_NUM_SHOWN, len(masks)))
+  shown = np.unique(shown.astype(int))
+  sheet.save_contact_sheet(
+    picture,
+    canvases.images[shown],
+    masks[shown],
+    background=parts.has_background,
+  )
+  print(
+    f'parts of {len(masks)} images in {folder}, some drawn in {picture}',
+    file=sys.stderr,
+  )
+  return masks
+
+
+def discover_parts(experiment: Experiment, workdir: Workdir) -> pathlib.Path:
+  """Finds the parts with a run's newest checkpoint, or its initial encoder.
+
+  Args:
+    experiment: the run's.
+    workdir: of the run.
+
+  Returns:
+    The folder of the masks, parts/discovered_<step>.
+
+  Raises:
+    UserError: a method without parts, or masks that cannot be kept.
+  """
+  if experiment.parts is None:
+    raise UserError(
+      f'{experiment.method_name} has no parts to find: use '
+      '--config=FILE:method=particle'
+    )
+  state = experiment.init_state()
+  checkpoints = experiment.open_checkpoints(workdir)
+  try:
+    if checkpoints.latest_step() is not None:
+      state, _ = checkpoints.restore(experiment.state_like)
+  finally:
+    checkpoints.close()
+  name = f'discovered_{int(state.step)}'
+  find_part_masks(experiment, state, workdir, name)
+  return workdir.parts / name

@@ -1,0 +1,1 @@
+"""PARTICLE's first stage: parts of images, found in frozen features."""

@@ -1,0 +1,260 @@
+"""Part masks on disk, with a manifest of what they were made of."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pathlib
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cmd_jax.atomic import write_atomically
+from cmd_jax.errors import UserError
+
+_MANIFEST = 'manifest.json'
+_FORMAT = 1
+
+
+class Manifest(NamedTuple):
+  """What part masks depend on.
+
+  Attributes:
+    encoder_sha256: hash of the encoder's variables.
+    settings: how the parts were found; strings, numbers and lists.
+    seed: of the clustering.
+    num_images: N.
+    names_sha256: hash of the images' names in their order.
+    mask_px: R, side of a mask.
+  """
+
+  encoder_sha256: str
+  settings: Mapping[str, Any]
+  seed: int
+  num_images: int
+  names_sha256: str
+  mask_px: int
+
+  def flat(self) -> dict[str, Any]:
+    """The fields as JSON gives them back, with those of the settings."""
+    fields = json.loads(json.dumps(self._asdict()))
+    settings = fields.pop('settings')
+    return fields | {f'settings.{key}': settings[key] for key in settings}
+
+
+def hash_variables(variables: Any) -> str:
+  """SHA-256 of the names, shapes, types and values of a tree of arrays."""
+  digest = hashlib.sha256()
+  leaves = jax.tree_util.tree_leaves_with_path(variables)
+  named = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+  for name in sorted(named):
+    array = np.asarray(named[name])
+    digest.update(f'{name} {array.shape} {array.dtype}\n'.encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+  return digest.hexdigest()
+
+
+def make_manifest(
+  variables: Any,
+  file_names: Sequence[str],
+  *,
+  settings: Mapping[str, Any],
+  seed: int,
+  mask_px: int,
+) -> Manifest:
+  """The manifest of masks about to be made, or expected.
+
+  Args:
+    variables: of the encoder.
+    file_names: [N] names of the images.
+    settings: see `Manifest`.
+    seed: of the clustering.
+    mask_px: R.
+  """
+  names = json.dumps(list(file_names)).encode()
+  return Manifest(
+    encoder_sha256=hash_variables(variables),
+    settings=settings,
+    seed=seed,
+    num_images=len(file_names),
+    names_sha256=hashlib.sha256(names).hexdigest(),
+    mask_px=mask_px,
+  )
+
+
+def _short(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) <= 20 else f'{text[:13]}...'
+
+
+def _check_same(where: str, there: Mapping, expected: Manifest) -> None:
+  """Raises UserError with what differs from the manifest wanted."""
+  here = expected.flat()
+  differing = [
+    f'{key} is {_short(there.get(key))} there and {_short(here.get(key))} here'
+    for key in sorted(there.keys() | here.keys())
+    if there.get(key) != here.get(key)
+  ]
+  if differing:
+    raise UserError(
+      f'{where} has part masks that do not fit this run '
+      f'({", ".join(differing)}): discover the parts again, in another folder'
+    )
+
+
+def _npz(**arrays: np.ndarray) -> bytes:
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, **arrays)
+  return buffer.getvalue()
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    value = json.loads(path.read_text(encoding='utf-8'))
+    if not isinstance(value, dict):
+      raise ValueError('not a JSON object')
+    return value
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f'{path} cannot be read ({error}): discover the parts again'
+    ) from error
+
+
+def save_masks(
+  folder: pathlib.Path, masks: np.ndarray, manifest: Manifest
+) -> None:
+  """Writes masks and their manifest; what was there before stays until then.
+
+  Args:
+    folder: made if it is not there.
+    masks: [N, R, R] uint8 part ids.
+    manifest: of these masks.
+
+  Raises:
+    UserError: the folder can't be written.
+    ValueError: masks of another number, size or type.
+  """
+  shape = (manifest.num_images, manifest.mask_px, manifest.mask_px)
+  if masks.shape != shape or masks.dtype != np.uint8:
+    raise ValueError(f'masks {masks.shape} {masks.dtype}, not {shape} uint8')
+  content = _npz(masks=masks)
+  sha256 = hashlib.sha256(content).hexdigest()
+  name = f'masks-{sha256[:16]}.npz'
+  record = {'format': _FORMAT, 'file': name, 'file_sha256': sha256}
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / name, content)
+    # Only now do the new masks count.
+    write_atomically(
+      folder / _MANIFEST,
+      json.dumps(record | manifest._asdict(), indent=2) + '\n',
+    )
+    for old in folder.glob('masks-*.npz'):
+      if old.name != name:
+        old.unlink()
+  except OSError as error:
+    raise UserError(
+      f'{folder} cannot be written ({error.strerror}): choose another folder'
+    ) from error
+
+
+def load_masks(folder: pathlib.Path, expected: Manifest) -> np.ndarray:
+  """Reads masks if they are those expected.
+
+  Args:
+    folder: of `save_masks`.
+    expected: what the masks must have been made of.
+
+  Returns:
+    [N, R, R] uint8 part ids.
+
+  Raises:
+    UserError: no masks, damaged ones, or masks of another encoder, of other
+      images, of another size or with other settings, with what differs.
+  """
+  path = folder / _MANIFEST
+  if not path.exists():
+    raise UserError(f'{folder} has no part masks: discover the parts first')
+  record = _read_json(path)
+  if record.get('format') != _FORMAT:
+    raise UserError(
+      f'{path} has format {record.get("format")!r}, not {_FORMAT}: discover '
+      'the parts again'
+    )
+  file = folder / str(record.get('file'))
+  try:
+    there = Manifest(*(record[field] for field in Manifest._fields)).flat()
+    _check_same(str(folder), there, expected)
+    content = file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != record['file_sha256']:
+      raise ValueError('another content than its manifest says')
+    with np.load(io.BytesIO(content)) as arrays:
+      return arrays['masks']
+  except (OSError, ValueError, KeyError, AttributeError) as error:
+    raise UserError(
+      f'{file} cannot be read ({error}): discover the parts again'
+    ) from error
+
+
+class Chunks:
+  """Results for chunks of images, kept on disk so that a run can go on.
+
+  Args:
+    folder: where they are kept; None keeps them in memory.
+    manifest: of the masks in the making; needed with a folder.
+
+  Raises:
+    UserError: the folder has chunks of another manifest or can't be written.
+  """
+
+  def __init__(
+    self, folder: pathlib.Path | None, manifest: Manifest | None
+  ) -> None:
+    self._folder = folder
+    self._memory: dict[str, dict[str, np.ndarray]] = {}
+    if folder is None:
+      return
+    if manifest is None:
+      raise ValueError('chunks in a folder need a manifest')
+    path = folder / _MANIFEST
+    if path.exists():
+      _check_same(str(folder), _read_json(path), manifest)
+      return
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      write_atomically(path, json.dumps(manifest.flat(), indent=2) + '\n')
+    except OSError as error:
+      raise UserError(
+        f'{folder} cannot be written ({error.strerror}): choose another folder'
+      ) from error
+
+  def get(
+    self, name: str, compute: Callable[[], dict[str, np.ndarray]]
+  ) -> dict[str, np.ndarray]:
+    """The arrays of a chunk, computed unless they are there already."""
+    if self._folder is None:
+      if name not in self._memory:
+        self._memory[name] = compute()
+      return self._memory[name]
+    path = self._folder / f'{name}.npz'
+    try:
+      with np.load(path) as arrays:
+        return dict(arrays)
+    except (OSError, ValueError, zipfile.BadZipFile):
+      # Missing, or damaged from outside: either way it is made anew.
+      arrays = compute()
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
+    return arrays
+
+  def remove(self) -> None:
+    """Deletes the chunks once the masks are safe."""
+    self._memory.clear()
+    if self._folder is not None:
+      shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,272 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmd_jax import errors, parallel, schedules
+from cmd_jax.methods.part_networks import PartViews
+from cmd_jax.methods.particle import make_particle
+from tests import tiny
+
+_BATCH = 4
+# Tuples, which unlike dicts are keys of a cache.
+_BOTH = (('image', 1.0), ('parts', 1.0))
+_PARTS = (('parts', 1.0),)
+
+
+def _make(encoder='vit', *, axis_name=None, **changes):
+  fields = dict(
+    head=dict(num_prototypes=12, hidden_dim=16, bottleneck_dim=8),
+    weights=_BOTH,
+    num_parts=5,
+    num_samples=3,
+    projector=dict(hidden_dim=16, output_dim=8, initialisation='normal'),
+    predictor=dict(hidden_dim=16, initialisation='kaiming'),
+    temperature=0.1,
+    local_negatives=True,
+    match_empty_parts=True,
+    lora=tiny.NO_LORA,
+    image_px=16,
+    student_temperature=0.1,
+    teacher_temperature=schedules.stepwise_schedule(0.04, 0.07, 2, 2),
+    teacher_normalisation='centring',
+    centre_momentum=0.9,
+  )
+  fields |= changes
+  fields['weights'] = dict(fields['weights'])
+  return make_particle(
+    tiny.make_tiny_encoder(encoder, axis_name=axis_name),
+    axis_name=axis_name,
+    **fields,
+  )
+
+
+def _views(px=16, local=True, seed=0):
+  rng = np.random.default_rng(seed)
+  shapes = [(_BATCH, 2, px, px, 3)] + [(_BATCH, 1, 8, 8, 3)] * local
+  images = tuple(jnp.array(rng.normal(size=s), jnp.float32) for s in shapes)
+  part_ids = rng.integers(0, 5, (_BATCH, 2, px // 4, px // 4), np.uint8)
+  return PartViews(images, jnp.array(part_ids.repeat(4, 2).repeat(4, 3)))
+
+
+def _keys():
+  return jax.random.split(jax.random.key(7), _BATCH)
+
+
+def _init(method):
+  params, state = jax.jit(method.init)(jax.random.key(0))
+  # Away from the start, where hidden layers are all but constant.
+  params = jax.tree.map(
+    lambda x: x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape),
+    params,
+  )
+  return params, jax.tree.map(lambda x: x * 1.1, params), state
+
+
+def _forward(method, start, views, keys):
+  """Terms, monitors, outputs and the next state."""
+  params, teacher, state = start
+  outputs = method.forward(params, teacher, state, views, keys, jnp.int32(1))
+  terms = {
+    name: term.value(outputs, state) for name, term in method.terms.items()
+  }
+  return terms, method.monitors(outputs), outputs, method.update(state, outputs)
+
+
+@functools.cache
+def _make_runner(encoder, changes):
+  method = _make(encoder, **dict(changes))
+  start = _init(method)
+  return (
+    method,
+    start,
+    jax.jit(lambda views, keys: _forward(method, start, views, keys)),
+  )
+
+
+def _runner(encoder='vit', **changes):
+  """A method, where it starts, and (views, keys) -> what `_forward` gives."""
+  return _make_runner(encoder, tuple(changes.items()))
+
+
+def _gradients(method, start, views, keys):
+  """Gradients of the mean of each term, for student and teacher."""
+
+  def means(params, teacher):
+    terms, *_ = _forward(method, (params, teacher, start[2]), views, keys)
+    return {name: values.mean() for name, values in terms.items()}
+
+  return jax.jit(jax.jacrev(means, argnums=(0, 1)))(*start[:2])
+
+
+def _moved(gradients):
+  return {
+    name
+    for name, tree in gradients.items()
+    if any(np.any(x != 0) for x in jax.tree.leaves(tree))
+  }
+
+
+def _is_finite(tree):
+  return all(np.all(np.isfinite(x)) for x in jax.tree.leaves(tree))
+
+
+def test_each_term_trains_just_its_modules_and_never_the_teacher():
+  method, start, _ = _runner()
+  expected = {
+    'image': {'encoder', 'image_head'},
+    'parts': {'encoder', 'projector', 'predictor'},
+  }
+  gradients = _gradients(method, start, _views(), _keys())
+  assert _is_finite(gradients)
+  assert set(gradients) == set(expected)
+  for name, (student, teacher) in gradients.items():
+    assert _moved(student) == expected[name]
+    assert _moved(teacher) == set()
+
+
+def test_terms_monitors_and_centre():
+  _, _, run = _runner()
+  terms, monitors, _, state = run(_views(), _keys())
+  for values in terms.values():
+    assert values.shape == (_BATCH,)
+    assert np.all(values > 0)
+  assert _is_finite((terms, monitors))
+  assert set(state) == {'image_centre'}
+  assert np.any(state['image_centre'] != 0)
+  assert 0 < monitors['part_positives'] < 1
+  assert 0 < monitors['part_spread'] < 1
+
+
+def test_permuting_the_batch_permutes_every_term():
+  _, _, run = _runner()
+  views, keys, order = _views(), _keys(), np.array([2, 0, 3, 1])
+  plain, *_ = run(views, keys)
+  shuffled, *_ = run(jax.tree.map(lambda x: x[order], views), keys[order])
+  for term, values in plain.items():
+    np.testing.assert_allclose(shuffled[term], values[order], rtol=1e-4)
+
+
+def test_four_devices_do_as_one():
+  views, keys = _views(), _keys()
+  _, start, run = _runner()
+  terms, monitors, _, state = run(views, keys)
+  mesh = parallel.make_mesh(4)
+  spread = jax.device_put((views, keys), parallel.split_over_data(mesh))
+  by_jit = run(*spread)
+
+  def share(views, keys):
+    method = _make(axis_name=parallel.DATA_AXIS)
+    return _forward(method, start, views, keys)
+
+  def split(x):
+    return x.reshape(4, 1, *x.shape[1:])
+
+  by_pmap = jax.pmap(share, axis_name=parallel.DATA_AXIS)(
+    *jax.tree.map(split, (views, keys))
+  )
+  by_pmap = (
+    jax.tree.map(lambda x: x[:, 0], by_pmap[0]),
+    *jax.tree.map(lambda x: x[0], (by_pmap[1], None, by_pmap[3])),
+  )
+  for other_terms, other_monitors, _, other_state in (by_jit, by_pmap):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+      (other_terms, other_monitors, other_state),
+      (terms, monitors, state),
+    )
+
+
+@pytest.mark.parametrize('part', [0, 255])
+def test_images_of_one_part_or_none_have_finite_terms(part):
+  _, _, run = _runner()
+  views = _views()
+  views = views._replace(part_ids=jnp.full_like(views.part_ids, part))
+  terms, monitors, _, _ = run(views, _keys())
+  assert _is_finite((terms, monitors))
+
+
+def test_swin_contrasts_parts_without_images():
+  method, (params, _, state), run = _runner('swin', weights=_PARTS)
+  assert set(params) == {'encoder', 'projector', 'predictor'}
+  views = _views(local=False)
+  terms, monitors, _, after = run(views, _keys())
+  assert set(terms) == {'parts'}
+  assert _is_finite((terms, monitors))
+  assert state == after == {}
+
+
+def test_statistics_of_a_resnet_are_shared_and_updated_once_a_view():
+  method, start, run = _runner('resnet', weights=_PARTS)
+  params, teacher, state = start
+  views = _views(64, local=False)
+  _, _, _, after = run(views, _keys())
+  encoder = tiny.make_tiny_encoder('resnet')
+
+  @jax.jit
+  def update(params, stats, images):
+    _, updated = encoder.apply(
+      {'params': params, 'batch_stats': stats},
+      images,
+      train=True,
+      mutable=['batch_stats'],
+    )
+    return updated['batch_stats']
+
+  stats = state['student_stats']['encoder']
+  for weights in (teacher, params):
+    for view in range(2):
+      images = views.images[0][:, view]
+      stats = update(weights['encoder'], stats, images)
+  assert set(after) == {'student_stats', 'teacher_stats'}
+  for shared in after.values():
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+      shared,
+      {'encoder': stats},
+    )
+  embedding = jax.jit(method.embed)(
+    teacher, after['teacher_stats'], views.images[0][:, 0]
+  )
+  assert _is_finite(embedding)
+
+
+def test_frozen_parameters_get_no_gradient():
+  method, start, _ = _runner(
+    weights=_PARTS, is_frozen=lambda path: path[0] == 'encoder'
+  )
+  gradients = _gradients(method, start, _views(local=False), _keys())
+  assert _moved(gradients['parts'][0]) == {'projector', 'predictor'}
+
+
+def test_sinkhorn_uses_the_prototypes_equally():
+  _, _, run = _runner(teacher_normalisation='sinkhorn')
+  _, _, outputs, _ = run(_views(), _keys())
+  use = outputs.distilled.teacher_image_probs.sum((0, 1))
+  _, _, outputs, _ = _runner()[2](_views(), _keys())
+  centred = outputs.distilled.teacher_image_probs.sum((0, 1))
+  assert use.std() < 0.5 * centred.std()
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    (dict(weights=dict(image=1.0)), "no 'parts'.*dino"),
+    (dict(weights=dict(parts=1.0, region=1.0)), 'region.*image, parts'),
+    (dict(num_parts=300), 'num_parts is 300.*1 to 256'),
+    (dict(num_samples=6), 'num_samples is 6.*num_parts, 5'),
+    (dict(num_samples=0), 'num_samples is 0'),
+    (dict(teacher_normalisation='none'), 'centring, sinkhorn'),
+  ],
+)
+def test_wrong_choices_are_explained(changes, words):
+  with pytest.raises(errors.UserError, match=words):
+    _make(**changes)
+
+
+def test_views_that_the_tokens_do_not_tile_are_explained():
+  method, start, run = _runner('resnet', weights=_PARTS)
+  with pytest.raises(errors.UserError, match='global_px'):
+    jax.eval_shape(run, _views(68, local=False), _keys())

@@ -1,0 +1,193 @@
+"""Stored inputs of PARTICLE's programs, driven through our own train step."""
+
+import re
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cmd_jax import parallel
+from cmd_jax.convert import entries
+from cmd_jax.methods import part_networks
+from cmd_jax.train_state import TrainState
+from cmd_jax.train_step import Batch, make_train_step
+from tests.parity import golden
+
+STEPS = 3
+
+# Where torchvision's names are in the released Sequential.
+_CHILDREN = {'0': 'conv1', '1': 'bn1'} | {
+  str(3 + stage): f'layer{stage}' for stage in range(1, 5)
+}
+
+
+def mlp_entries(prefix):
+  """The table of a projector or predictor, a Sequential with a ReLU."""
+  return [
+    *entries.linear('fc1', f'{prefix}0'),
+    *entries.norm('norm', f'{prefix}1'),
+    *entries.linear('fc2', f'{prefix}3'),
+  ]
+
+
+def with_prefix(prefix, table):
+  return [entry._replace(name=prefix + entry.name) for entry in table]
+
+
+def from_sequential(tensors):
+  """The released Network's tensors with torchvision's names."""
+
+  def rename(name):
+    return re.sub(
+      r'\bencoder\.(\d)',
+      lambda match: f'encoder.{_CHILDREN[match.group(1)]}',
+      name,
+    )
+
+  return {
+    rename(name): tensor
+    for name, tensor in tensors.items()
+    if not name.endswith('num_batches_tracked')
+  }
+
+
+class Recorded(NamedTuple):
+  """State of `_record`: the gradients as the backward pass left them."""
+
+  gradients: dict
+
+
+def _record():
+  return optax.GradientTransformation(
+    lambda params: Recorded(jax.tree.map(jnp.zeros_like, params)),
+    lambda updates, state, params=None: (updates, Recorded(updates)),
+  )
+
+
+class _Stored(NamedTuple):
+  """What comes beside the images; `shape` is what the step looks at."""
+
+  part_ids: jax.Array
+  sampled_ids: jax.Array
+
+  @property
+  def shape(self):
+    return self.part_ids.shape
+
+
+def _stored_views(images, sizes, keys, step_key, part_ids):
+  """In place of the augmentation."""
+  images, stored = images
+  return SimpleNamespace(
+    global_views=images, local_views=stored, global_part_ids=None
+  )
+
+
+def _with_stored_parts(method):
+  """The method, given the stored parts in place of local views."""
+
+  def forward(params, teacher_params, state, views, keys, step):
+    images, stored = views
+    views = part_networks.PartViews((images,), *stored)
+    return method.forward(params, teacher_params, state, views, keys, step)
+
+  return method._replace(forward=forward)
+
+
+def _batch(fixture, step):
+  def both(name):
+    return [fixture[f'in/{name}{view}'][step] for view in (1, 2)]
+
+  images = np.stack([golden.images(x) for x in both('images')], axis=1)
+  part_ids = np.stack(both('masks'), axis=1).astype(np.uint8)
+  # [draw, image, sample], the draws in our order.
+  sampled_ids = fixture['in/sampled_ids'][step].swapaxes(0, 1)
+  size = len(images)
+  return Batch(
+    images=(
+      jnp.array(images),
+      _Stored(jnp.array(part_ids), jnp.array(sampled_ids)),
+    ),
+    sizes=jnp.zeros((size, 2), jnp.int32),
+    index=jnp.arange(size, dtype=jnp.int32),
+  )
+
+
+class Recipe(NamedTuple):
+  """One of the two programs, small.
+
+  Attributes:
+    make_method: axis_name -> the method.
+    optimizer: its optimiser.
+    teacher_momentum: its schedule.
+    tables: entries of every module of the method's parameters.
+  """
+
+  make_method: Callable
+  optimizer: optax.GradientTransformationExtraArgs
+  teacher_momentum: Callable
+  tables: dict
+
+  def to_tensors(self, params, stats):
+    """A state dict, with the running statistics of modules that have any."""
+    tensors = {}
+    for name, table in self.tables.items():
+      variables = {'params': params[name], 'batch_stats': stats.get(name)}
+      tensors |= entries.to_torch(table, variables)
+    return tensors
+
+  def initial_state(self, optimizer, tensors):
+    """The state before the first step, from a state dict."""
+    variables = {
+      name: entries.from_torch(table, tensors)
+      for name, table in self.tables.items()
+    }
+    params, method_state = jax.eval_shape(
+      self.make_method(None).init, jax.random.key(0)
+    )
+    stored = {name: tree['params'] for name, tree in variables.items()}
+    assert jax.tree.map(np.shape, stored) == jax.tree.map(np.shape, params)
+    params = jax.tree.map(jnp.array, stored)
+    method_state = jax.tree.map(lambda x: jnp.zeros(x.shape), method_state)
+    for name in ('student_stats', 'teacher_stats'):
+      if name in method_state:
+        method_state[name] = {
+          module: jax.tree.map(jnp.array, variables[module]['batch_stats'])
+          for module in method_state[name]
+        }
+    return TrainState(
+      step=jnp.int32(0),
+      params=params,
+      teacher_params=jax.tree.map(jnp.copy, params),
+      opt_state=optimizer.init(params),
+      method_state=method_state,
+    )
+
+
+def train(recipe, fixture, tensors, *, mode, num_devices):
+  """Yields the state after each step, its gradients and its metrics."""
+  optimizer = optax.chain(_record(), recipe.optimizer)
+  mesh = parallel.make_mesh(num_devices)
+
+  def make_step(axis_name):
+    return make_train_step(
+      method=_with_stored_parts(recipe.make_method(axis_name)),
+      augment=_stored_views,
+      optimizer=optimizer,
+      teacher_momentum=recipe.teacher_momentum,
+      schedules={},
+      axis_name=axis_name,
+    )
+
+  state = recipe.initial_state(optimizer, tensors)
+  state = jax.device_put(state, parallel.replicated(mesh))
+  step = parallel.compile_step(make_step, mode=mode, mesh=mesh)
+  for number in range(STEPS):
+    state, metrics = step(state, _batch(fixture, number), jax.random.key(0))
+    on_host = jax.device_get(state)
+    recorded, _ = on_host.opt_state
+    yield on_host, recorded.gradients, jax.device_get(metrics)
