@@ -4,6 +4,7 @@
 exists is taken. Every `<fixture>_s<seed>.npz` in it is tested.
 """
 
+import json
 import os
 import pathlib
 
@@ -52,21 +53,34 @@ class Fixture:
 
 
 def require(pattern):
-  """The files of a fixture, or why there are none, for `pytest.mark`."""
+  """The files of a fixture, or why there are none, for `pytest.mark`.
+
+  Raises:
+    FileNotFoundError: the folder has no fixture at all.
+  """
   paths = sorted(folder().glob(pattern))
   if paths:
     return [pytest.param(path, id=path.stem) for path in paths]
+  if not any(folder().glob('*_s[0-9]*.npz')):
+    raise FileNotFoundError(
+      f'{folder()} has no golden fixtures: set CMD_JAX_GOLDEN_DIR to a folder '
+      'that has them'
+    )
   reason = f'no {pattern} in {folder()}: set CMD_JAX_GOLDEN_DIR to have it'
-  if folder() != _SELECTION:
-    raise FileNotFoundError(reason)
   return [pytest.param(None, id=pattern, marks=pytest.mark.skip(reason))]
+
+
+def read_json(name):
+  """A fixture without seed; the selection has all of these."""
+  path = folder() / name
+  return json.loads((path if path.exists() else _SELECTION / name).read_text())
 
 
 def fixtures(name):
   """Parametrizes `golden_file` by every seed of a fixture.
 
-  The selection in tests/golden lacks the large ones, whose tests are skipped
-  with the reason; in any other folder a missing fixture is an error.
+  The tests of one that the folder lacks, as tests/golden lacks the large ones,
+  are skipped with the reason.
   """
   return pytest.mark.parametrize('golden_file', require(f'{name}_s[0-9]*.npz'))
 

@@ -1,7 +1,5 @@
 """The initialisation against the statistics of the released one."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,7 @@ from cmd_jax.models.swin import make_swin
 from cmd_jax.models.vit import make_vit
 from tests.parity import golden
 
-_STATS = json.loads((golden.folder() / 'init_stats.json').read_text())
+_STATS = golden.read_json('init_stats.json')
 
 
 def _deit_with_heads():

@@ -1,7 +1,5 @@
 """Clipping and parameter groups against the released utils.py."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ from cmd_jax import optim
 from cmd_jax.convert import swin
 from tests.parity import golden, small
 
-_GROUPS = json.loads((golden.folder() / 'param_groups.json').read_text())
+_GROUPS = golden.read_json('param_groups.json')
 
 
 @golden.fixtures('clip_gradients')

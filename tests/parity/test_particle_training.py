@@ -1,7 +1,5 @@
 """Three iterations of both released PARTICLE programs by our own train step."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -229,9 +227,8 @@ def test_the_vit_program(fixture, mode):
   _check_vit_state(recipe.to_tensors(state.teacher_params, {}), average, reach)
 
 
-@pytest.mark.parametrize('path', golden.require('particle_schedules.json'))
-def test_learning_rate_and_moving_average_of_the_resnet_program(path):
-  stored = json.loads(path.read_text())
+def test_learning_rate_and_moving_average_of_the_resnet_program():
+  stored = golden.read_json('particle_schedules.json')
   cosine, average = stored['resnet_cos'], stored['ema_unit_step_response']
   fields = cosine['args']
   warmup, total = (

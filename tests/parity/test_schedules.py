@@ -1,7 +1,5 @@
 """Schedules against the released cosine_scheduler and temperatures."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 from cmd_jax import schedules
 from tests.parity import golden
 
-_STORED = json.loads((golden.folder() / 'schedules.json').read_text())
+_STORED = golden.read_json('schedules.json')
 _ARGUMENTS = _STORED['args']
 
 
