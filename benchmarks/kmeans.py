@@ -1,11 +1,11 @@
 """k-means of hypercolumns against scikit-learn's, image by image.
 
-  python benchmarks/kmeans.py [--photographs=FOLDER] [--images=6] [--rounds=3]
+  taskset -c 0 python benchmarks/kmeans.py [--photographs=FOLDER]
 
 The points are a ResNet-50's four stages at 64 x 64 (4,096 points of 3,840
 features, untrained weights) of 1/f noise or of photographs. Both run until
 scikit-learn's criterion holds (tol 1e-4, at most 300 steps), in float32, on the
-same cores, in turns; a time is the median of the rounds, compilation left out.
+same cores, in turns; a time is the best of the rounds, compilation left out.
 Inertia is that of all points with all features, computed anew from the labels
 in float64. Prints JSON and writes it to benchmarks/results/kmeans.json.
 """
@@ -115,7 +115,7 @@ def main() -> None:
   for name, (labels, steps) in found.items():
     inertia = [inertia_of(x, own) for x, own in zip(points, labels)]
     rows[name] = {
-      'images_per_second': len(images) / float(np.median(seconds[name])),
+      'images_per_second': len(images) / min(seconds[name]),
       'seconds_of_rounds': [round(x, 3) for x in seconds[name]],
       'inertia_mean': float(np.mean(inertia)),
       'steps': [int(step) for step in steps],

@@ -182,9 +182,7 @@ def _make_plan(config: ConfigDict, canvases: Canvases) -> Plan | None:
   if 'parts' not in config:
     return None
   fields = config.parts.to_dict()
-  view = augment.make_eval_view(
-    view_px=fields.pop('view_px'), crop_fraction=None
-  )
+  view = augment.make_eval_view(view_px=fields['view_px'], crop_fraction=None)
   return make_plan(canvases, view=view, seed=config.seed, **fields)
 
 

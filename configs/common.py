@@ -94,7 +94,7 @@ def part_fields(source: str) -> ConfigDict:
   settings = dict(
     hypercolumn=dict(num_parts=15, grid_px=64, num_layers=4),
     cosegmentation=dict(
-      num_parts=9, stride_px=4, log_bin=False, saliency=0.065, votes=0.75
+      num_parts=9, stride_px=8, log_bin=False, saliency=0.065, votes=0.75
     ),
     grid=dict(num_cells=4),
     felzenszwalb=dict(
@@ -409,6 +409,8 @@ def _shrink_parts(config: ConfigDict) -> None:
   # Parts need more tokens than images.
   if config.model.name == 'vit':
     config.model.patch_px = 4
+  if config.parts.source == 'cosegmentation':
+    config.parts.settings.stride_px = 4
   if config.parts.source == 'hypercolumn':
     config.parts.settings.grid_px = 32
     config.parts.settings.num_parts = 8

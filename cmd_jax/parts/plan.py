@@ -33,6 +33,7 @@ class Plan(NamedTuple):
     rounds: how often parts are found and then trained on.
     path: folder of masks for the first round; empty to find them.
     view: (canvases, sizes) -> images as the encoder sees them, whole.
+    view_px: side of these images.
     batch_size: images encoded at a time.
     seed: of everything random.
     num_ids: number of part ids, the background's included.
@@ -43,6 +44,7 @@ class Plan(NamedTuple):
   rounds: int
   path: str
   view: Callable
+  view_px: int
   batch_size: int
   seed: int
   num_ids: int
@@ -60,7 +62,7 @@ class Plan(NamedTuple):
   def as_json(self) -> dict[str, Any]:
     """What a manifest has of it."""
     if self.asks_encoder:
-      return discover.as_json(self.settings)
+      return {**discover.as_json(self.settings), 'view_px': self.view_px}
     return {'kind': self.source, **self.settings}
 
 
@@ -71,6 +73,7 @@ def make_plan(
   rounds: int,
   path: str,
   view: Callable,
+  view_px: int,
   batch_size: int,
   seed: int,
   settings: Mapping[str, Any],
@@ -83,6 +86,7 @@ def make_plan(
     rounds: see `Plan`.
     path: see `Plan`.
     view: see `Plan`.
+    view_px: see `Plan`.
     batch_size: see `Plan`.
     seed: see `Plan`.
     settings: arguments of the source: `discover.Hypercolumn`,
@@ -114,7 +118,9 @@ def make_plan(
         'masks: choose another source'
       )
     num_ids = int(canvases.part_ids.max()) + 1
-  return Plan(source, settings, rounds, path, view, batch_size, seed, num_ids)
+  return Plan(
+    source, settings, rounds, path, view, view_px, batch_size, seed, num_ids
+  )
 
 
 def without_encoder(

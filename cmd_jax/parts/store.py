@@ -250,7 +250,13 @@ class Chunks:
       arrays = compute()
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
+    try:
+      write_atomically(path, buffer.getvalue())
+    except OSError as error:
+      raise UserError(
+        f'{path} cannot be written ({error.strerror}): make room, or choose '
+        'another folder'
+      ) from error
     return arrays
 
   def remove(self) -> None:
