@@ -6,7 +6,8 @@ r"""Trains and scores encoders that tell look-alikes apart.
 
 The same command again resumes where it stopped; `--mode=evaluate` scores the
 newest checkpoint again, `--mode=export` writes its encoder for timm, and
-`--mode=discover` finds parts with it.
+`--mode=discover` finds parts with it. `--mode=prepare` makes a data set of
+files fetched by hand.
 """
 
 from __future__ import annotations
@@ -22,13 +23,18 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from cmd_jax.errors import UserError
 
-MODES = ('train', 'evaluate', 'export', 'discover')
+MODES = ('train', 'evaluate', 'export', 'discover', 'prepare')
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', help_string='Config file, e.g. configs/cub.py:method=dino.'
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of the run: checkpoints, metrics, results.'
+)
+_MANUAL_DIR = flags.DEFINE_string(
+  'manual_dir',
+  None,
+  'Folder of the files fetched by hand, for --mode=prepare: docs/datasets.md.',
 )
 _MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
 _CACHE = flags.DEFINE_string(
@@ -111,12 +117,18 @@ def parse_flags(argv: list[str]) -> None:
     raise UserError(f'--config is missing: choose e.g. {", ".join(known)}')
   if not isinstance(_CONFIG.value, ConfigDict):
     raise UserError('--config names a file that does not exist or cannot load')
-  if not _WORKDIR.value:
+  if _MODE.value != 'prepare' and not _WORKDIR.value:
     raise UserError('--workdir is missing: name a directory for the run')
 
 
 def main() -> None:
   """Runs the mode that the flags name."""
+  if _MODE.value == 'prepare':
+    from cmd_jax.data.prepare import prepare_config
+
+    dataset = _CONFIG.value.dataset.to_dict()
+    print(prepare_config(dataset, manual_dir=_MANUAL_DIR.value))
+    return
   # Imported late: a mistake in the flags is told without waiting for JAX.
   import jax
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from cmd_jax.errors import UserError
 from cmd_jax.evaluate import network_variables
+from cmd_jax.evaluators import parts_hit
 from cmd_jax.experiment import Experiment
 from cmd_jax.parts import discover, features, plan, sheet, store
 from cmd_jax.train_state import TrainState
-from cmd_jax.workdir import Workdir
+from cmd_jax.workdir import Workdir, write_json
 
 # Images on the contact sheet.
 _NUM_SHOWN = 24
@@ -156,7 +157,24 @@ def find_part_masks(
     f'parts of {len(masks)} images in {folder}, some drawn in {picture}',
     file=sys.stderr,
   )
+  _compare_with_keypoints(experiment, masks, workdir.parts / f'{name}.json')
   return masks
+
+
+def _compare_with_keypoints(
+  experiment: Experiment, masks: np.ndarray, path: pathlib.Path
+) -> None:
+  """Writes and prints parts/hit where there are keypoints."""
+  canvases, keypoints = experiment.pretrain, experiment.parts.keypoints
+  if not keypoints:
+    return
+  table = parts_hit.read_keypoints(
+    keypoints, canvases.file_names, canvases.sizes
+  )
+  scores = parts_hit.make_parts_hit()(masks, table)
+  write_json(path, {f'parts/hit/{name}': x for name, x in scores.items()})
+  for name, value in scores.items():
+    print(f'parts/hit/{name:<22} {value:.3f}', file=sys.stderr)
 
 
 def discover_parts(experiment: Experiment, workdir: Workdir) -> pathlib.Path:

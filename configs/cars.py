@@ -3,10 +3,10 @@ r"""Stanford Cars (Krause et al. 2013): 196 models, 8,144 + 8,041 images.
   python main.py --config=configs/cars.py --workdir=runs/cars
   python main.py --config=configs/cars.py:method=dino --workdir=runs/cars_dino
 
-Needs the TFDS builder `stanford_cars`. The settings are the published
-ones but for the encoder: ViT-S/16, and the published Swin-T with window 14 by
-`:encoder=swin`. The published run starts from ImageNet weights:
---config.init.path=FILE. Not yet reproduced.
+`--mode=prepare --manual_dir=FOLDER` makes the data set (docs/datasets.md). The
+settings are the published ones but for the encoder: ViT-S/16, and the published
+Swin-T with window 14 by `:encoder=swin`. The published run starts from ImageNet
+weights: --config.init.path=FILE. Not yet reproduced.
 """
 
 from configs import common

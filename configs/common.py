@@ -110,6 +110,9 @@ def part_fields(source: str) -> ConfigDict:
       rounds=1,
       # A folder of masks for the first round; empty finds them.
       path='',
+      # A CSV file of keypoints that the parts found are compared with
+      # (parts/hit), with the columns file, part_id, x, y, visible.
+      keypoints='',
       view_px=224,
       batch_size=16,
     )

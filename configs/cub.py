@@ -3,10 +3,10 @@ r"""CUB-200-2011 (Wah et al. 2011): 200 bird species, 5,994 + 5,794 images.
   python main.py --config=configs/cub.py --workdir=runs/cub
   python main.py --config=configs/cub.py:method=dino --workdir=runs/cub_dino
 
-Needs the TFDS builder `cub_200_2011`. The settings are the published
-ones but for the encoder: ViT-S/16, and the published Swin-T with window 14 by
-`:encoder=swin`. The published run starts from ImageNet weights:
---config.init.path=FILE. Not yet reproduced.
+`--mode=prepare --manual_dir=FOLDER` makes the data set (docs/datasets.md). The
+settings are the published ones but for the encoder: ViT-S/16, and the published
+Swin-T with window 14 by `:encoder=swin`. The published run starts from ImageNet
+weights: --config.init.path=FILE. Not yet reproduced.
 """
 
 from configs import common

@@ -63,9 +63,9 @@ def tfds_source(
       if it has no images or is not stored as ArrayRecord.
   """
   name, _, config_in_name = name.partition('/')
-  builder_class = _builder_class(name)
+  builder_class = find_builder_class(name)
   config = builder_config or config_in_name or None
-  _check_config(builder_class, name, config)
+  check_config(builder_class, name, config)
   make_builder = functools.partial(
     builder_class, data_dir=data_dir, config=config
   )
@@ -73,8 +73,15 @@ def tfds_source(
   return _source(builder, split)
 
 
-def _builder_class(name: str) -> type[tfds.core.DatasetBuilder]:
-  own = [m.name for m in pkgutil.iter_modules(tfds_builders.__path__)]
+def find_builder_class(name: str) -> type[tfds.core.DatasetBuilder]:
+  """The builder of a data set, ours before TFDS's own.
+
+  Raises:
+    UserError: no such data set.
+  """
+  own = [
+    m.name for m in pkgutil.iter_modules(tfds_builders.__path__) if m.ispkg
+  ]
   if name in own:
     module = f'tfds_builders.{name}.{name}_dataset_builder'
     return importlib.import_module(module).Builder
@@ -94,9 +101,10 @@ def _builder_class(name: str) -> type[tfds.core.DatasetBuilder]:
     ) from e
 
 
-def _check_config(
+def check_config(
   builder_class: type[tfds.core.DatasetBuilder], name: str, config: str | None
 ) -> None:
+  """Raises UserError unless the builder has the config; None is its own."""
   valid = list(builder_class.builder_configs)
   if config is None or config in valid:
     return
@@ -114,7 +122,7 @@ def _prepared(
     return builder
   set_name = builder.info.full_name.replace('/', '-')
   try:
-    with _lock(builder.data_dir_root, set_name):
+    with lock(builder.data_dir_root, set_name):
       # A builder looks for its files when it is made, and another process may
       # have prepared them meanwhile.
       builder = make_builder()
@@ -123,7 +131,7 @@ def _prepared(
   except OSError as e:
     raise UserError(
       f'{builder.info.full_name} could not be prepared in {builder.data_dir}: '
-      + _one_line(str(e))
+      + one_line(str(e))
     ) from e
   return builder
 
@@ -132,12 +140,12 @@ def _prepare(builder: tfds.core.DatasetBuilder, progress: bool) -> None:
   name = builder.info.full_name
   instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
   try:
-    with _quiet(progress):
+    with quiet(progress):
       builder.download_and_prepare(file_format='array_record')
   except ImportError as e:
     raise UserError(
       f'{name} could not be prepared, a Python package that it needs is not '
-      f'installed: {_one_line(str(e))}'
+      f'installed: {one_line(str(e))}'
     ) from e
   except (AssertionError, FileNotFoundError) as e:
     # TFDS reports a missing folder by the first, builders a missing file by
@@ -147,16 +155,17 @@ def _prepare(builder: tfds.core.DatasetBuilder, progress: bool) -> None:
     folder = os.path.join(builder.data_dir_root, 'downloads', 'manual')
     raise UserError(
       f'{name} needs files that must be fetched by hand and put into {folder}: '
-      + _one_line(instructions)
+      + one_line(instructions)
     ) from e
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+  """A text without line breaks."""
   return ' '.join(text.split())
 
 
 @contextlib.contextmanager
-def _quiet(progress: bool) -> Iterator[None]:
+def quiet(progress: bool) -> Iterator[None]:
   """Keeps TFDS from printing, but for its progress bars if wanted."""
   from tensorflow_datasets.core.utils import tqdm_utils
 
@@ -170,7 +179,7 @@ def _quiet(progress: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _lock(folder: str | os.PathLike[str], name: str) -> Iterator[None]:
+def lock(folder: str | os.PathLike[str], name: str) -> Iterator[None]:
   """Holds a file lock, where the file system and the platform have them.
 
   TFDS itself writes to a folder with a random name and renames it in the end,

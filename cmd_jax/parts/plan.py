@@ -32,6 +32,8 @@ class Plan(NamedTuple):
     settings: of the source; `discover.Settings` where an encoder is asked.
     rounds: how often parts are found and then trained on.
     path: folder of masks for the first round; empty to find them.
+    keypoints: CSV file of keypoints that found parts are compared with; empty
+      for none.
     view: (canvases, sizes) -> images as the encoder sees them, whole.
     view_px: side of these images.
     batch_size: images encoded at a time.
@@ -43,6 +45,7 @@ class Plan(NamedTuple):
   settings: Any
   rounds: int
   path: str
+  keypoints: str
   view: Callable
   view_px: int
   batch_size: int
@@ -72,6 +75,7 @@ def make_plan(
   source: str,
   rounds: int,
   path: str,
+  keypoints: str,
   view: Callable,
   view_px: int,
   batch_size: int,
@@ -85,6 +89,7 @@ def make_plan(
     source: one of `SOURCES`.
     rounds: see `Plan`.
     path: see `Plan`.
+    keypoints: see `Plan`.
     view: see `Plan`.
     view_px: see `Plan`.
     batch_size: see `Plan`.
@@ -119,7 +124,16 @@ def make_plan(
       )
     num_ids = int(canvases.part_ids.max()) + 1
   return Plan(
-    source, settings, rounds, path, view, view_px, batch_size, seed, num_ids
+    source=source,
+    settings=settings,
+    rounds=rounds,
+    path=path,
+    keypoints=keypoints,
+    view=view,
+    view_px=view_px,
+    batch_size=batch_size,
+    seed=seed,
+    num_ids=num_ids,
   )
 
 

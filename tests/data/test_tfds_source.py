@@ -182,7 +182,7 @@ class _Plain(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def test_a_set_with_images_only(tmp_path, monkeypatch):
   monkeypatch.setattr(
-    'cmd_jax.data.tfds_source._builder_class', lambda name: _Plain
+    'cmd_jax.data.tfds_source.find_builder_class', lambda name: _Plain
   )
   source = tfds_source('plain', 'train', data_dir=tmp_path, progress=False)
   assert source.class_names == ()

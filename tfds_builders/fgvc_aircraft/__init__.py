@@ -1,0 +1,1 @@
+"""FGVC-Aircraft: photographs of 100 variants of aircraft."""

@@ -1,0 +1,1 @@
+"""Stanford Cars: photographs of 196 models of cars."""
