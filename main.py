@@ -112,7 +112,7 @@ def parse_flags(argv: list[str]) -> None:
     known = sorted(
       str(path)
       for path in pathlib.Path('configs').glob('*.py')
-      if path.stem not in ('__init__', 'common')
+      if path.stem not in ('__init__', 'common', 'small')
     )
     raise UserError(f'--config is missing: choose e.g. {", ".join(known)}')
   if not isinstance(_CONFIG.value, ConfigDict):

@@ -217,26 +217,8 @@ def _make_segmentation(
   return Segmentation(view, evaluate)
 
 
-def build(config: ConfigDict) -> Experiment:
-  """Builds an experiment.
-
-  Args:
-    config: as configs/common.py makes it.
-
-  Raises:
-    UserError: anything in the config that cannot be.
-  """
-  check_config(config)
-  mesh = parallel.make_mesh(config.parallel.num_devices)
-  parallel.check_batch_size(config.batch_size, mesh)
-  encoder = make_encoder(**config.model)
-  is_frozen = partial.make_is_frozen(
-    encoder,
-    train_last_blocks=config.optim.train_last_blocks,
-    lora_rank=config.lora.rank,
-  )
-  imported = _import_encoder(config.init, encoder)
-
+def _load_splits(config: ConfigDict) -> tuple[Canvases, Canvases | None]:
+  """The images trained on, and the test images if there are any."""
   dataset = config.dataset.to_dict()
   pretrain = make_canvases(
     _load_source(dataset, dataset['pretrain_split']),
@@ -244,14 +226,50 @@ def build(config: ConfigDict) -> Experiment:
   )
   check_num_examples(pretrain, config.batch_size)
   test_source = _load_source(dataset, dataset['test_split'])
-  test = None
-  if test_source.file_names:
-    test = make_canvases(test_source, canvas_px=config.canvas_px)
-  steps_per_epoch = len(pretrain.images) // config.batch_size
-  total_steps = config.total_epochs * steps_per_epoch
+  if not test_source.file_names:
+    return pretrain, None
+  return pretrain, make_canvases(test_source, canvas_px=config.canvas_px)
 
-  plan = _make_plan(config, pretrain)
+
+def _make_evaluation(
+  config: ConfigDict, pretrain: Canvases, test: Canvases | None
+) -> Evaluation:
+  return Evaluation(
+    protocols=tuple(config.protocols),
+    view=augment.make_eval_view(
+      view_px=config.view_px, crop_fraction=config.crop_fraction or None
+    ),
+    batch_size=config.batch_size,
+    network=config.network,
+    settings=json.loads(json.dumps(config.to_dict())),
+    segmentation=_make_segmentation(config, pretrain, test),
+  )
+
+
+class _Functions(NamedTuple):
+  """What is compiled.
+
+  Attributes:
+    method: the objective for global batches.
+    init: (rng, encoder variables or None) -> `TrainState` on the mesh.
+    step: the train step, compiled when it is first called.
+  """
+
+  method: Method
+  init: Callable
+  step: Callable
+
+
+def _make_functions(
+  config: ConfigDict,
+  mesh: Mesh,
+  plan: Plan | None,
+  is_frozen: partial.IsFrozen,
+  steps_per_epoch: int,
+) -> _Functions:
+  total_steps = config.total_epochs * steps_per_epoch
   named = make_schedules(config, steps_per_epoch, total_steps)
+  optimizer = make_optimizer(config.optim, named, steps_per_epoch, is_frozen)
   # How many parts there are is what their source says.
   of_parts = {} if plan is None else {'num_parts': plan.num_ids}
 
@@ -271,16 +289,6 @@ def build(config: ConfigDict) -> Experiment:
       **config.method.to_dict(),
     )
 
-  optimizer = make_optimizer(config.optim, named, steps_per_epoch, is_frozen)
-  method = method_for(None)
-  root = jax.random.key(config.seed)
-  init = jax.jit(
-    lambda rng, variables: init_train_state(method, optimizer, rng, variables),
-    out_shardings=parallel.replicated(mesh),
-  )
-  variables = imported and imported.variables
-  init_rng = jax.random.fold_in(root, _INIT)
-
   def make_step(axis_name):
     return make_train_step(
       method=method_for(axis_name),
@@ -291,15 +299,58 @@ def build(config: ConfigDict) -> Experiment:
       axis_name=axis_name,
     )
 
-  step = parallel.compile_step(make_step, mode=config.parallel.mode, mesh=mesh)
+  method = method_for(None)
+  return _Functions(
+    method,
+    jax.jit(
+      lambda rng, variables: init_train_state(
+        method, optimizer, rng, variables
+      ),
+      out_shardings=parallel.replicated(mesh),
+    ),
+    parallel.compile_step(make_step, mode=config.parallel.mode, mesh=mesh),
+  )
+
+
+def build(config: ConfigDict) -> Experiment:
+  """Builds an experiment.
+
+  Args:
+    config: as configs/common.py makes it.
+
+  Raises:
+    UserError: anything in the config that cannot be.
+  """
+  check_config(config)
+  mesh = parallel.make_mesh(config.parallel.num_devices)
+  parallel.check_batch_size(config.batch_size, mesh)
+  encoder = make_encoder(**config.model)
+  is_frozen = partial.make_is_frozen(
+    encoder,
+    train_last_blocks=config.optim.train_last_blocks,
+    lora_rank=config.lora.rank,
+  )
+  imported = _import_encoder(config.init, encoder)
+  variables = imported and imported.variables
+  pretrain, test = _load_splits(config)
+  plan = _make_plan(config, pretrain)
+  steps_per_epoch = len(pretrain.images) // config.batch_size
+  total_steps = config.total_epochs * steps_per_epoch
+  method, init, step = _make_functions(
+    config, mesh, plan, is_frozen, steps_per_epoch
+  )
+  root = jax.random.key(config.seed)
+  init_rng, steps_rng, order_rng = (
+    jax.random.fold_in(root, salt) for salt in (_INIT, _STEPS, _ORDER)
+  )
   state_like = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=parallel.replicated(mesh)
     ),
     jax.eval_shape(init, init_rng, variables),
   )
-  steps_rng = jax.random.fold_in(root, _STEPS)
-  order_rng = jax.random.fold_in(root, _ORDER)
+  with_parts = plan is not None
+  batches = dict(batch_size=config.batch_size, mesh=mesh)
   return Experiment(
     name=pretrain.name,
     method_name=_method_name(config.method),
@@ -314,35 +365,16 @@ def build(config: ConfigDict) -> Experiment:
     state_like=state_like,
     parts=plan,
     make_batches=lambda part_ids: make_resident_batches(
-      pretrain,
-      batch_size=config.batch_size,
-      rng=order_rng,
-      mesh=mesh,
-      part_ids=part_ids,
+      pretrain, rng=order_rng, part_ids=part_ids, **batches
     ),
     compile_step=lambda: parallel.compile_ahead(
       step,
       state_like,
-      batch_like(
-        pretrain,
-        batch_size=config.batch_size,
-        mesh=mesh,
-        with_parts=plan is not None,
-      ),
+      batch_like(pretrain, with_parts=with_parts, **batches),
       steps_rng,
     ),
     rng=steps_rng,
-    evaluation=Evaluation(
-      protocols=tuple(config.eval.protocols),
-      view=augment.make_eval_view(
-        view_px=config.eval.view_px,
-        crop_fraction=config.eval.crop_fraction or None,
-      ),
-      batch_size=config.eval.batch_size,
-      network=config.eval.network,
-      settings=json.loads(json.dumps(config.eval.to_dict())),
-      segmentation=_make_segmentation(config.eval, pretrain, test),
-    ),
+    evaluation=_make_evaluation(config.eval, pretrain, test),
     batch_size=config.batch_size,
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,

@@ -9,7 +9,7 @@ Swin-T with window 14 by `:encoder=swin`. The published run starts from ImageNet
 weights: --config.init.path=FILE. Not yet reproduced.
 """
 
-from configs import common
+from configs import common, small
 
 
 def get_config(argument=None):
@@ -18,5 +18,5 @@ def get_config(argument=None):
   config = common.published(words)
   config.dataset.update(name='fgvc_aircraft', pretrain_split='trainval')
   if words.quicktest:
-    common.shrink_to_quicktest(config)
+    small.shrink_to_quicktest(config)
   return config.lock()

@@ -7,14 +7,14 @@ The folder may be flat (no scores then), have class subfolders at any depth, or
 a labels.csv with the columns file, class_name, label, split.
 """
 
-from configs import common
+from configs import common, small
 
 
 def get_config(argument=None):
   """The config; `argument` is what follows the colon of --config."""
   words = common.parse_argument(argument)
   config = common.published(words)
-  common.use_small_recipe(config)
+  small.use_small_recipe(config)
   config.total_epochs = 40
   config.canvas_px = 96
   config.dataset = dict(
@@ -30,5 +30,5 @@ def get_config(argument=None):
     config.model.image_px = 64
   config.eval.update(view_px=96, crop_fraction=0.0, batch_size=128)
   if words.quicktest:
-    common.shrink_to_quicktest(config)
+    small.shrink_to_quicktest(config)
   return config.lock()

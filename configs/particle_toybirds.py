@@ -8,7 +8,7 @@ Parts that all images share are found in the keys of a ViT; `:encoder=resnet`
 clusters each image's hypercolumn instead.
 """
 
-from configs import common
+from configs import common, small
 
 
 def get_config(argument=None):
@@ -16,7 +16,7 @@ def get_config(argument=None):
   usual = common.Argument(method='particle')
   words = common.parse_argument(argument, usual)
   config = common.published(words)
-  common.use_small_recipe(config)
+  small.use_small_recipe(config)
   config.total_epochs = 20
   config.canvas_px = 64
   config.dataset.update(name='toybirds', builder_config='64px')
@@ -29,6 +29,6 @@ def get_config(argument=None):
     batch_size=256,
   )
   if words.quicktest:
-    common.shrink_to_quicktest(config)
+    small.shrink_to_quicktest(config)
     config.dataset.builder_config = '32px'
   return config.lock()

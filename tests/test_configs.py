@@ -14,7 +14,7 @@ _REPO = pathlib.Path(__file__).resolve().parents[1]
 _CONFIGS = sorted(
   path
   for path in (_REPO / 'configs').glob('*.py')
-  if path.stem not in ('__init__', 'common')
+  if path.stem not in ('__init__', 'common', 'small')
 )
 
 
