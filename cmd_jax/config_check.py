@@ -63,9 +63,20 @@ def _check_sizes(config: ConfigDict) -> None:
     ('augment.global_px', config.augment.global_px),
     ('augment.local_px', config.augment.local_px),
     ('eval.view_px', config.eval.view_px),
+    *_part_sizes(config),
   ):
     if patch_px < 1 or value < patch_px or value % patch_px:
       raise UserError(
         f'config.{field} is {value}: it must be a multiple of '
         f'config.model.patch_px, which is {patch_px}'
       )
+
+
+def _part_sizes(config: ConfigDict) -> list[tuple[str, int]]:
+  sizes = []
+  if 'parts' in config:
+    sizes.append(('parts.view_px', config.parts.view_px))
+  if PROTOCOL in config.eval.protocols:
+    view_px = config.eval.segmentation.view_px
+    sizes.append(('eval.segmentation.view_px', view_px))
+  return sizes

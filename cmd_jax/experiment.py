@@ -182,6 +182,13 @@ def _make_plan(config: ConfigDict, canvases: Canvases) -> Plan | None:
   if 'parts' not in config:
     return None
   fields = config.parts.to_dict()
+  needed = {'hypercolumn': 'resnet', 'cosegmentation': 'vit'}
+  encoder = needed.get(fields['source'], config.model.name)
+  if config.model.name != encoder:
+    raise UserError(
+      f'config.parts.source is {fields["source"]!r}, which needs '
+      f'--config=FILE:encoder={encoder}: use that or another source'
+    )
   view = augment.make_eval_view(view_px=fields['view_px'], crop_fraction=None)
   return make_plan(canvases, view=view, seed=config.seed, **fields)
 

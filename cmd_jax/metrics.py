@@ -94,6 +94,12 @@ class Progress:
     self._bar.set_postfix(postfix, refresh=False)
     self._bar.update()
 
+  def skip_pause(self) -> None:
+    """Leaves the time since the last step out of the throughput."""
+    now = time.monotonic()
+    self._start += now - self._last
+    self._last = now
+
   def note(self, text: str) -> None:
     """Prints a line without tearing the bar."""
     self._bar.write(text, file=sys.stderr)

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from cmd_jax.errors import UserError
-from cmd_jax.evaluate import network_variables
 from cmd_jax.evaluators import parts_hit
 from cmd_jax.experiment import Experiment
 from cmd_jax.parts import discover, features, plan, sheet, store
@@ -25,11 +24,11 @@ _NUM_SHOWN = 24
 def encoder_variables(
   experiment: Experiment, state: TrainState
 ) -> Mapping[str, Any]:
-  """What the encoder that finds parts is applied to, on the host."""
-  variables = experiment.method.encoder_variables(
-    *network_variables(experiment, state)
+  """What the teacher's encoder, which finds parts, is applied to."""
+  stats = state.method_state.get('teacher_stats', {})
+  return jax.device_get(
+    experiment.method.encoder_variables(state.teacher_params, stats)
   )
-  return jax.device_get(variables)
 
 
 def hash_of_encoder(experiment: Experiment, state: TrainState) -> str:
@@ -109,7 +108,7 @@ def find_part_masks(
 
   Args:
     experiment: the run's.
-    state: whose network of config.eval.network looks.
+    state: whose teacher looks.
     workdir: of the run; the masks are in its folder parts/<name>.
     name: of the masks.
     path: folder of masks to take instead of looking for them.
@@ -121,12 +120,18 @@ def find_part_masks(
     UserError: masks in `path` of another encoder, other images or settings.
   """
   parts, canvases = experiment.parts, experiment.pretrain
+  keypoints = _read_keypoints(experiment)
   manifest = _manifest(experiment, hash_of_encoder(experiment, state))
-  if path:
-    return store.load_masks(pathlib.Path(path), manifest)
   folder = workdir.parts / name
-  if folder.is_dir():
-    return store.load_masks(folder, manifest)
+  if store.has_masks(folder):
+    masks = store.load_masks(folder, manifest)
+    _compare(experiment, masks, keypoints, workdir.parts / f'{name}.json')
+    return masks
+  if path:
+    # The run keeps its own, so that it goes on without those.
+    masks = store.load_masks(pathlib.Path(path), manifest)
+    store.save_masks(folder, masks, manifest)
+    return masks
   if parts.asks_encoder:
     chunks = workdir.parts / f'{name}.unfinished'
     masks = discover.discover(
@@ -157,21 +162,30 @@ def find_part_masks(
     f'parts of {len(masks)} images in {folder}, some drawn in {picture}',
     file=sys.stderr,
   )
-  _compare_with_keypoints(experiment, masks, workdir.parts / f'{name}.json')
+  _compare(experiment, masks, keypoints, workdir.parts / f'{name}.json')
   return masks
 
 
-def _compare_with_keypoints(
-  experiment: Experiment, masks: np.ndarray, path: pathlib.Path
+def _read_keypoints(experiment: Experiment) -> parts_hit.Keypoints | None:
+  """The keypoints that parts are compared with, read before the search."""
+  canvases, path = experiment.pretrain, experiment.parts.keypoints
+  if not path:
+    return None
+  return parts_hit.read_keypoints(path, canvases.file_names, canvases.sizes)
+
+
+def _compare(
+  experiment: Experiment,
+  masks: np.ndarray,
+  keypoints: parts_hit.Keypoints | None,
+  path: pathlib.Path,
 ) -> None:
   """Writes and prints parts/hit where there are keypoints."""
-  canvases, keypoints = experiment.pretrain, experiment.parts.keypoints
-  if not keypoints:
+  if keypoints is None:
     return
-  table = parts_hit.read_keypoints(
-    keypoints, canvases.file_names, canvases.sizes
-  )
-  scores = parts_hit.make_parts_hit()(masks, table)
+  # 0 is the background to parts/hit.
+  part_ids = masks.astype(np.int16) + (not experiment.parts.has_background)
+  scores = parts_hit.make_parts_hit()(part_ids, keypoints)
   write_json(path, {f'parts/hit/{name}': x for name, x in scores.items()})
   for name, value in scores.items():
     print(f'parts/hit/{name:<22} {value:.3f}', file=sys.stderr)

@@ -180,13 +180,15 @@ class _Loop:
         experiment, self._workdir, name, self._parts_hash
       )
     self._parts_hash = part_masks.hash_of_encoder(experiment, self._state)
-    return part_masks.find_part_masks(
+    part_ids = part_masks.find_part_masks(
       experiment,
       self._state,
       self._workdir,
       name,
       path='' if number else experiment.parts.path,
     )
+    self._progress.skip_pause()
+    return part_ids
 
   def _take_steps(
     self, batches: Callable, end: int, signals: _StopSignals
@@ -214,16 +216,17 @@ class _Loop:
     """
     experiment, start = self._experiment, 0
     try:
-      with _StopSignals() as signals:
-        for number, end in enumerate(experiment.round_ends):
-          if self._step < end:
-            part_ids = self._find_parts(number, start)
-            batches = experiment.make_batches(part_ids)
+      for number, end in enumerate(experiment.round_ends):
+        if self._step < end:
+          # A signal ends the search at once: what is found is kept.
+          part_ids = self._find_parts(number, start)
+          batches = experiment.make_batches(part_ids)
+          with _StopSignals() as signals:
             self._take_steps(batches, end, signals)
             self._save()
-          start = end
-        if signals.received:
-          raise Interrupted(signals.received, self._step)
+            if signals.received:
+              raise Interrupted(signals.received, self._step)
+        start = end
     finally:
       self._seconds = self._seconds_before + time.monotonic() - self._start
       self._progress.close()
@@ -310,6 +313,11 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
   """
   _announce(experiment, workdir)
   checkpoints = experiment.open_checkpoints(workdir)
+  start = {
+    'data_sha256': experiment.data_sha256,
+    'eval': experiment.evaluation.settings,
+    'init_from': _describe_start(experiment),
+  }
   try:
     # The step compiles while the initial encoder is scored.
     with futures.ThreadPoolExecutor(1) as pool:
@@ -317,14 +325,13 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
       state, meta = experiment.init_state(), {}
       _check_same_start(experiment, workdir, checkpoints)
       # Scored again where it was scored otherwise: a gain needs one protocol.
-      if workdir.results().get('eval') != experiment.evaluation.settings:
+      before = workdir.results()
+      if any(before.get(key) != value for key, value in start.items()):
         workdir.update_results(
           dataset=experiment.name,
-          data_sha256=experiment.data_sha256,
           method=experiment.method_name,
           protocols=list(experiment.evaluation.protocols),
-          eval=experiment.evaluation.settings,
-          init_from=_describe_start(experiment),
+          **start,
           init=score(experiment, encode(experiment, state)),
         )
     if checkpoints.latest_step() is not None:

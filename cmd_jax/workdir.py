@@ -12,7 +12,14 @@ from cmd_jax.errors import UserError
 
 # Fields that may differ between a run and its resumption: they change what is
 # recorded and where it runs, not what is computed.
-FREE_FIELDS = ('checkpoint.', 'eval.', 'log.', 'parallel.', 'dataset.data_dir')
+FREE_FIELDS = (
+  'checkpoint.',
+  'eval.',
+  'log.',
+  'parallel.',
+  'dataset.data_dir',
+  'parts.keypoints',
+)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -77,9 +77,15 @@ def _shrink_parts(config: ConfigDict) -> None:
   config.method.predictor.hidden_dim = 128
   config.method.num_samples = 6
   config.parts.view_px = 64
-  # Parts need more tokens than images.
+  # Parts need more tokens than images; local views have no parts.
+  config.augment.num_local = 0
   if config.model.name == 'vit':
     config.model.patch_px = 4
+  if config.model.name == 'resnet':
+    config.canvas_px = 128
+    config.augment.global_px = 128
+    config.parts.view_px = 128
+    config.eval.view_px = 128
   if config.parts.source == 'cosegmentation':
     config.parts.settings.stride_px = 4
   if config.parts.source == 'hypercolumn':

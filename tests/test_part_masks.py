@@ -92,6 +92,10 @@ def test_masks_of_another_encoder_are_refused(build, workdir):
     built, state, workdir, 'round_2', path=workdir.parts / 'round_1'
   )
   assert same.shape == (_COUNT, _PX, _PX)
+  # The run keeps them: it goes on without that folder.
+  sha256 = part_masks.hash_of_encoder(built, state)
+  kept = part_masks.load_part_masks(built, workdir, 'round_2', sha256)
+  np.testing.assert_array_equal(kept, same)
   with pytest.raises(errors.UserError, match='settings.num_parts'):
     fewer = build(settings=dict(num_parts=7))
     sha256 = part_masks.hash_of_encoder(built, state)
@@ -121,6 +125,26 @@ def test_every_source_gives_masks(build, workdir, words, num_ids):
     np.testing.assert_array_equal(masks, _canvases().part_ids)
 
 
+def test_parts_are_compared_with_keypoints(build, workdir, tmp_path):
+  table = tmp_path / 'parts.csv'
+  rows = [
+    f'{i}.png,{kind},{8 + 16 * kind},5,1'
+    for i in range(_COUNT)
+    for kind in (0, 1)
+  ]
+  table.write_text('\n'.join(['file,part_id,x,y,visible', *rows]))
+  built = build('method=detcon', keypoints=str(table))
+  part_masks.find_part_masks(built, built.init_state(), workdir, 'round_1')
+  scores = json.loads((workdir.parts / 'round_1.json').read_text())
+  # Two kinds in two cells of the grid, of which one has the id 0.
+  assert scores['parts/hit/coverage'] == 1
+  assert scores['parts/hit/purity'] == 1
+  assert scores['parts/hit/completeness'] == 1
+  with pytest.raises(errors.UserError, match='missing.csv'):
+    built = build('method=detcon', keypoints=str(tmp_path / 'missing.csv'))
+    part_masks.find_part_masks(built, built.init_state(), workdir, 'round_2')
+
+
 def test_discovering_alone_takes_the_newest_encoder(build, workdir):
   built = build()
   folder = part_masks.discover_parts(built, workdir)
@@ -140,6 +164,9 @@ def test_discovering_alone_takes_the_newest_encoder(build, workdir):
     (dict(rounds=0), 'rounds is 0'),
     (dict(settings=dict(num_parts=0)), 'num_parts is 0'),
     (dict(settings=dict(num_parts=2)), 'num_samples is 6'),
+    (dict(source='hypercolumn'), 'encoder=resnet'),
+    (dict(source='grid'), 'parts=grid'),
+    (dict(view_px=33), 'parts.view_px is 33'),
   ],
 )
 def test_impossible_parts_are_explained(build, changes, words):

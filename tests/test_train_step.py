@@ -87,9 +87,19 @@ def _train_partly(encoder, **partly):
     lora=dict(rank=rank, alpha=2.0),
   )
   before = jax.device_get((state.params, state.teacher_params))
+  stats = {
+    name: jax.device_get(state.method_state[name])
+    for name in ('student_stats', 'teacher_stats')
+    if name in state.method_state
+  }
   opt_state = jax.eval_shape(lambda x: x, state.opt_state)
   after, _ = tiny.run_steps(step, state, 2)
   students = _moved(before[0], after.params)
+  for name, old in stats.items():
+    changed = {path[1] for path in _moved(old, after.method_state[name])}
+    # The running statistics of frozen layers stand still as well.
+    assert changed <= {path[1] for path in students if path[0] == 'encoder'}
+    assert bool(changed) == (partly.get('train_last_blocks', 0) > 0)
   # The teacher follows: what stands still is equal to the bit.
   assert _moved(before[1], after.teacher_params) == students
   return students, opt_state
@@ -101,6 +111,7 @@ def _train_partly(encoder, **partly):
     ('vit', 1, {'block_1', 'norm'}),
     ('swin', 2, {'stage_1_block_0', 'stage_1_block_1', 'norm'}),
     ('resnet', 1, {'layer4_0'}),
+    ('resnet', 0, set()),
     ('vit', 0, set()),
   ],
 )

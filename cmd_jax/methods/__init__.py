@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 from cmd_jax.errors import UserError
 from cmd_jax.methods.base import Method
 
@@ -14,7 +16,7 @@ def make_method(name: str, **kwargs) -> Method:
     **kwargs: arguments of that method's factory.
 
   Raises:
-    UserError: unknown name.
+    UserError: unknown name, or one whose fields the config lacks.
   """
   from cmd_jax.methods import cmd, dino, esvit, particle
 
@@ -29,5 +31,17 @@ def make_method(name: str, **kwargs) -> Method:
   if name not in methods:
     raise UserError(
       f'config.method.name is {name!r}: choose one of {", ".join(methods)}'
+    )
+  missing = [
+    parameter.name
+    for parameter in inspect.signature(methods[name]).parameters.values()
+    if parameter.kind is parameter.KEYWORD_ONLY
+    and parameter.default is parameter.empty
+    and parameter.name not in kwargs
+  ]
+  if missing:
+    raise UserError(
+      f'config.method has no {", ".join(missing)}, which {name} needs: use '
+      f'--config=FILE:method={name}'
     )
   return methods[name](**kwargs)

@@ -222,6 +222,11 @@ def make_cmd(encoder: nn.Module, *, variant: str, **kwargs) -> base.Method:
       f'config.method.variant is {variant!r}: choose one of '
       f'{", ".join(VARIANTS)}'
     )
+  if variant == 'paper' and 'pooling' not in kwargs:
+    raise UserError(
+      "config.method.variant is 'paper', whose fields the config lacks: use "
+      '--config=FILE:method=cmd'
+    )
   if variant == 'paper':
     return _make_paper(encoder, **kwargs)
   unused = sorted({'mil', 'pooling', 'kl_direction'} & set(kwargs))

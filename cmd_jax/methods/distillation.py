@@ -242,7 +242,7 @@ def make_distillation(
         value, logits[name], momentum=centre_momentum, axis_name=axis_name
       )
       if name in logits
-      else stats[name]
+      else partial.keep_frozen(stats[name], value, is_frozen)
       for name, value in method_state.items()
     }
 

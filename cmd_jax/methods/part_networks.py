@@ -80,13 +80,13 @@ def check_sampling(sampling: Sampling) -> None:
   num_parts, num_samples, _ = sampling
   if not 1 <= num_parts <= 256:
     raise UserError(
-      f'config.method.num_parts is {num_parts}: part ids are bytes, so use 1 '
-      'to 256'
+      f'there are {num_parts} part ids, which are bytes: choose settings in '
+      'config.parts that give 1 to 256'
     )
   if not 1 <= num_samples <= num_parts:
     raise UserError(
       f'config.method.num_samples is {num_samples}: it must be at least 1 and '
-      f'at most config.method.num_parts, {num_parts}'
+      f'at most the number of part ids that config.parts gives, {num_parts}'
     )
 
 

@@ -212,15 +212,17 @@ def _add_parts(
   def forward(params, teacher_params, method_state, views, keys, step):
     params = partial.freeze(params, is_frozen)
     stats = method_state.get('student_stats', {})
+    # Local views have no parts: without the image term nothing looks at them.
+    images = views.images if modules.has_image_head else views.images[:1]
     (teacher,), stats = jax.lax.stop_gradient(
       apply_view_by_view(networks, teacher_params, stats, views.images[:1])
     )
     uniforms = [
-      draw_uniforms(keys, index, images.shape[1], networks.encoder.depth)
-      for index, images in enumerate(views.images)
+      draw_uniforms(keys, index, x.shape[1], networks.encoder.depth)
+      for index, x in enumerate(images)
     ]
     student, stats = apply_view_by_view(
-      networks, params, stats, views.images, uniforms
+      networks, params, stats, images, uniforms
     )
     parts = project_parts(
       modules,

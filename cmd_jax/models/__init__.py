@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 from flax import linen as nn
 
 from cmd_jax.errors import UserError
@@ -30,6 +32,13 @@ def make_encoder(
   if name not in encoders:
     raise UserError(
       f'config.model.name is {name!r}: choose one of {", ".join(encoders)}'
+    )
+  known = inspect.signature(encoders[name]).parameters
+  unknown = [field for field in kwargs if field not in known]
+  if unknown:
+    raise UserError(
+      f'config.model has {", ".join(unknown)}, which a {name} lacks: use '
+      f'--config=FILE:encoder={name}'
     )
   if name == 'resnet':
     # Batch normalisation alone looks across the batch.

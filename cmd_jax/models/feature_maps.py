@@ -9,7 +9,6 @@ import jax
 from flax import linen as nn
 
 from cmd_jax.models.resnet import ResNet
-from cmd_jax.models.vit import VisionTransformer, encode_with_keys
 
 
 def feature_map(
@@ -17,10 +16,10 @@ def feature_map(
 ) -> jax.Array:
   """What a frozen encoder says of every place of an image.
 
-  As PARTICLE's segmentation heads take them: of a residual network the last
-  stage, computed at the stride of the one before (evaluation/fcn.py); of a ViT
-  the keys of the last block, here of all heads (evaluation/fcn_dino.py takes
-  the first); of a Swin the tokens.
+  Of a residual network the last stage, computed at the stride of the one before
+  (PARTICLE's evaluation/fcn.py); of the others the tokens. The released head
+  for ViT takes the keys of the first head of the last block instead
+  (evaluation/fcn_dino.py), which no term of the loss trains to tell parts.
 
   Args:
     encoder: the encoder.
@@ -33,10 +32,6 @@ def feature_map(
   if isinstance(encoder, ResNet):
     wider = encoder.clone(last_stride=1)
     return wider.apply(variables, images, method='stages')[-1]
-  if isinstance(encoder, VisionTransformer):
-    _, features = encode_with_keys(encoder, variables, images)
-    features = features.reshape(*features.shape[:2], -1)
-  else:
-    features = encoder.apply(variables, images).tokens
+  features = encoder.apply(variables, images).tokens
   side = round(features.shape[1] ** 0.5)
   return features.reshape(len(images), side, side, -1)

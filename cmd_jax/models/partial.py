@@ -73,6 +73,19 @@ def freeze(params: Mapping[str, Any], is_frozen: IsFrozen) -> dict[str, Any]:
   )
 
 
+def keep_frozen(
+  new: Mapping[str, Any], old: Mapping[str, Any], is_frozen: IsFrozen
+) -> dict[str, Any]:
+  """Running batch statistics, the old ones where the layer is frozen."""
+  before = flatten_dict(old)
+  return unflatten_dict(
+    {
+      path: before[path] if is_frozen(path) else leaf
+      for path, leaf in flatten_dict(new).items()
+    }
+  )
+
+
 def init_lora(
   rng: jax.Array, encoder_params: Mapping[str, Any], rank: int
 ) -> dict[str, Any]:

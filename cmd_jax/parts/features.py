@@ -79,7 +79,7 @@ def hypercolumn_maps(
   if not hasattr(encoder, 'stages'):
     raise UserError(
       f'hypercolumns need a residual network, not {type(encoder).__name__}: '
-      'set config.model.name to resnet, or look for parts in the keys of a ViT'
+      'use --config=FILE:encoder=resnet, or parts=cosegmentation'
     )
   maps = encoder.apply(variables, images, method='stages')
   return tuple(x.astype(jnp.float32) for x in maps[::-1][:num_layers])
@@ -112,8 +112,8 @@ def key_maps(
   """
   if not isinstance(encoder, VisionTransformer):
     raise UserError(
-      f'keys need a ViT, not {type(encoder).__name__}: set config.model.name '
-      'to vit, or look for parts in the hypercolumn of a residual network'
+      f'keys need a ViT, not {type(encoder).__name__}: use '
+      '--config=FILE:encoder=vit, or another source of parts'
     )
   if not 0 < stride_px <= encoder.patch_px:
     raise UserError(

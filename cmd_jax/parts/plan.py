@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -108,6 +109,20 @@ def make_plan(
   for field, value in (('rounds', rounds), ('batch_size', batch_size)):
     if value < 1:
       raise UserError(f'config.parts.{field} is {value}: it must be at least 1')
+  functions = {
+    **_DISCOVERED,
+    'grid': baselines.grid_masks,
+    'felzenszwalb': baselines.felzenszwalb_masks,
+  }
+  known = ()
+  if source in functions:
+    known = inspect.signature(functions[source]).parameters
+  unknown = [field for field in settings if field not in known]
+  if unknown:
+    raise UserError(
+      f'config.parts.settings has {", ".join(unknown)}, which {source!r} '
+      f'lacks: use --config=FILE:parts={source}'
+    )
   if source in _DISCOVERED:
     settings = _DISCOVERED[source](**settings)
     discover.check_settings(settings)

@@ -163,6 +163,11 @@ def save_masks(
     ) from error
 
 
+def has_masks(folder: pathlib.Path) -> bool:
+  """Whether `save_masks` has ended in a folder."""
+  return (folder / _MANIFEST).exists()
+
+
 def load_masks(folder: pathlib.Path, expected: Manifest) -> np.ndarray:
   """Reads masks if they are those expected.
 

@@ -255,8 +255,8 @@ def test_sinkhorn_uses_the_prototypes_equally():
   [
     (dict(weights=dict(image=1.0)), "no 'parts'.*dino"),
     (dict(weights=dict(parts=1.0, region=1.0)), 'region.*image, parts'),
-    (dict(num_parts=300), 'num_parts is 300.*1 to 256'),
-    (dict(num_samples=6), 'num_samples is 6.*num_parts, 5'),
+    (dict(num_parts=300), 'there are 300 part ids.*1 to 256'),
+    (dict(num_samples=6), 'num_samples is 6.*config.parts gives, 5'),
     (dict(num_samples=0), 'num_samples is 0'),
     (dict(teacher_normalisation='none'), 'centring, sinkhorn'),
   ],
