@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import pathlib
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from cmd_jax.atomic import write_atomically
 from cmd_jax.evaluators import Features
 
 _CELL_PX = 96
@@ -97,7 +99,6 @@ def save_neighbours(
       cells.append((gallery[index], frame))
     for column, cell in enumerate(cells):
       sheet.paste(_cell(*cell), (column * _CELL_PX, row * _CELL_PX + 16))
-  # Whole or not at all.
-  temporary = path.with_name(f'.{path.name}')
-  sheet.save(temporary, 'PNG', optimize=True)
-  temporary.replace(path)
+  buffer = io.BytesIO()
+  sheet.save(buffer, 'PNG', optimize=True)
+  write_atomically(path, buffer.getvalue())

@@ -1,8 +1,8 @@
 """What all configs share: the fields, the methods and their settings.
 
 A sub-dict with a name above it holds the keyword arguments of that function;
-cmd_jax/experiment.py reads the others. Durations end in `_steps` or `_epochs`,
-sizes in `_px`.
+cmd_jax/experiment.py and recipe.py read the others. Durations end in `_steps`
+or `_epochs`, sizes in `_px`.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ class Method(NamedTuple):
     init: rng -> (params, method_state); the teacher starts as a copy of params.
     forward: (params, teacher_params, method_state, views, keys, step) ->
       outputs; one pass of the student and one of the teacher. `views` holds the
-      images of each size, [B, V, H, W, 3]; the teacher sees the first. `keys`
+      images of each size, [B, V, H, W, 3]; the teacher sees the first. A method
+      of parts takes `part_networks.PartViews` in their place. `keys`
       [B] are per-example random keys.
     terms: the terms of the loss by name.
     monitors: outputs -> named scalars worth watching, global over the batch.
