@@ -71,18 +71,22 @@ def decay_and_scale(
 
 
 def momentum_of_decayed(
-  weight_decay: Schedule, momentum: float
+  weight_decay: Schedule, momentum: float, decay_vectors: bool = True
 ) -> optax.GradientTransformationExtraArgs:
   """Momentum over gradients that contain the weight decay, as torch's SGD.
 
-  m <- momentum * m + u + wd(step) * p; all parameters are decayed.
+  m <- momentum * m + u + wd(step) * p. Biases and other vectors are decayed
+  only with `decay_vectors`.
   """
   trace = optax.trace(momentum)
 
   def update(updates, state, params=None, *, step, **_):
     wd = weight_decay(step)
-    decayed = jax.tree.map(lambda u, p: u + wd * p, updates, params)
-    return trace.update(decayed, state)
+
+    def decay(u, p):
+      return u + wd * p if decay_vectors or p.ndim > 1 else u
+
+    return trace.update(jax.tree.map(decay, updates, params), state)
 
   return optax.GradientTransformationExtraArgs(trace.init, update)
 
@@ -131,6 +135,30 @@ def _group_of_each_parameter(params, is_frozen):
   return jax.tree_util.tree_map_with_path(group, params)
 
 
+def _assemble(
+  inner: optax.GradientTransformationExtraArgs,
+  clip_norm: float,
+  freeze_last_layer_steps: int,
+  is_frozen: IsIn,
+  is_clipped: IsIn,
+) -> optax.GradientTransformationExtraArgs:
+  """Clips, then updates what is not frozen."""
+  clip = optax.identity()
+  if clip_norm:
+    clip = clip_each_parameter(clip_norm, is_clipped)
+  return optax.chain(
+    clip,
+    optax.partition(
+      {
+        'last_layer': freeze_until(inner, freeze_last_layer_steps),
+        'other': inner,
+        'frozen': optax.set_to_zero(),
+      },
+      lambda params: _group_of_each_parameter(params, is_frozen),
+    ),
+  )
+
+
 def make_adamw(
   *,
   learning_rate: Schedule,
@@ -165,26 +193,12 @@ def make_adamw(
   Returns:
     An optax transformation whose update needs `params` and `step=`.
   """
-
-  def adamw():
-    return optax.chain(
-      optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-      decay_and_scale(learning_rate, weight_decay, decay_vectors),
-    )
-
-  clip = optax.identity()
-  if clip_norm:
-    clip = clip_each_parameter(clip_norm, is_clipped)
-  return optax.chain(
-    clip,
-    optax.partition(
-      {
-        'last_layer': freeze_until(adamw(), freeze_last_layer_steps),
-        'other': adamw(),
-        'frozen': optax.set_to_zero(),
-      },
-      lambda params: _group_of_each_parameter(params, is_frozen),
-    ),
+  adamw = optax.chain(
+    optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+    decay_and_scale(learning_rate, weight_decay, decay_vectors),
+  )
+  return _assemble(
+    adamw, clip_norm, freeze_last_layer_steps, is_frozen, is_clipped
   )
 
 
@@ -193,28 +207,35 @@ def make_sgd(
   learning_rate: Schedule,
   weight_decay: Schedule,
   momentum: float = 0.9,
+  clip_norm: float = 0.0,
+  freeze_last_layer_steps: int = 0,
   is_frozen: IsIn = lambda path: False,
+  is_clipped: IsIn = lambda path: True,
+  decay_vectors: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
   """The optimiser of PARTICLE's ResNet variant: torch's SGD.
 
-  m <- momentum * m + g + wd p;  p <- p - lr m. Everything is decayed, biases
-  and norms too, and nothing is clipped (train_particle_resnet.py).
+  m <- momentum * m + g + wd p;  p <- p - lr m. By default everything is
+  decayed, biases and norms too, and nothing is clipped or waits
+  (train_particle_resnet.py).
 
   Args:
     learning_rate: schedule of the learning rate.
     weight_decay: schedule of the weight decay, which enters the momentum.
     momentum: share of the old momentum that is kept.
-    is_frozen: path of a parameter -> whether it always stays as it is; it then
-      has no momentum.
+    clip_norm: see `make_adamw`.
+    freeze_last_layer_steps: see `make_adamw`.
+    is_frozen: see `make_adamw`.
+    is_clipped: see `make_adamw`.
+    decay_vectors: whether biases and norms are decayed as well.
 
   Returns:
     An optax transformation whose update needs `params` and `step=`.
   """
   sgd = optax.chain(
-    momentum_of_decayed(weight_decay, momentum),
+    momentum_of_decayed(weight_decay, momentum, decay_vectors),
     decay_and_scale(learning_rate, lambda step: 0.0),
   )
-  return optax.partition(
-    {'other': sgd, 'last_layer': sgd, 'frozen': optax.set_to_zero()},
-    lambda params: _group_of_each_parameter(params, is_frozen),
+  return _assemble(
+    sgd, clip_norm, freeze_last_layer_steps, is_frozen, is_clipped
   )

@@ -69,19 +69,16 @@ def make_optimizer(
   Raises:
     UserError: an unknown optimiser.
   """
-  shared = dict(
-    learning_rate=named['learning_rate'],
-    weight_decay=named['weight_decay'],
-    is_frozen=is_frozen,
-  )
-  if config.name == 'sgd':
-    return optim.make_sgd(**shared)
-  if config.name != 'adamw':
+  if config.name not in OPTIMIZERS:
     raise UserError(
       f'config.optim.name is {config.name!r}: choose one of '
       f'{", ".join(OPTIMIZERS)}'
     )
-  return optim.make_adamw(
+  make = {'adamw': optim.make_adamw, 'sgd': optim.make_sgd}[config.name]
+  return make(
+    learning_rate=named['learning_rate'],
+    weight_decay=named['weight_decay'],
+    is_frozen=is_frozen,
     clip_norm=config.clip_norm,
     freeze_last_layer_steps=round(
       config.freeze_last_layer_epochs * steps_per_epoch
@@ -89,5 +86,4 @@ def make_optimizer(
     # PARTICLE's program clips the student and not its predictor.
     is_clipped=lambda path: path[0] != 'predictor',
     decay_vectors=config.decay_vectors,
-    **shared,
   )

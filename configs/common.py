@@ -94,7 +94,18 @@ def part_fields(source: str) -> ConfigDict:
   settings = dict(
     hypercolumn=dict(num_parts=15, grid_px=64, num_layers=4),
     cosegmentation=dict(
-      num_parts=9, stride_px=8, log_bin=False, saliency=0.065, votes=0.75
+      num_parts=9,
+      stride_px=8,
+      # None are all; the released code takes 0, 2, 4, 5 of a ViT-S's six.
+      saliency_heads=(),
+      log_bin=False,
+      # 0 is found by the elbow, up to max_clusters.
+      num_clusters=0,
+      max_clusters=14,
+      elbow=0.975,
+      saliency=0.065,
+      votes=0.75,
+      num_sampled=20_000,
     ),
     grid=dict(num_cells=4),
     felzenszwalb=dict(
@@ -325,6 +336,9 @@ def _use_part_recipe(config: ConfigDict) -> None:
       final_learning_rate=0.0,
       base_weight_decay=1.5e-6,
       final_weight_decay=1.5e-6,
+      clip_norm=0.0,
+      freeze_last_layer_epochs=0.0,
+      decay_vectors=True,
     )
     config.teacher.update(momentum_schedule='ramped', final_momentum=0.996)
     return

@@ -96,10 +96,14 @@ def _shrink_parts(config: ConfigDict) -> None:
     final_learning_rate=1e-6,
     base_weight_decay=0.04,
     final_weight_decay=0.4,
+    clip_norm=3.0,
+    freeze_last_layer_epochs=1.0,
     decay_vectors=False,
   )
   config.teacher.momentum_schedule = 'cosine'
-  config.eval.segmentation.update(view_px=64, num_steps=300)
+  config.eval.segmentation.update(
+    view_px=64, labelled_images=100, num_steps=300
+  )
 
 
 def shrink_to_quicktest(config: ConfigDict) -> None:

@@ -288,21 +288,27 @@ def test_weights_go_out_and_in_again(program, finished, tmp_path):
 
 
 def test_parts_are_found_contrasted_and_found_again(program, tmp_path):
+  def command_for(workdir, *arguments):
+    return program.toybirds(
+      workdir,
+      '--config.total_epochs=2',
+      '--config.parts.view_px=32',
+      '--config.eval.segmentation.labelled_images=40',
+      '--config.eval.segmentation.num_steps=10',
+      '--config.eval.segmentation.view_px=32',
+      *arguments,
+      config='particle_toybirds',
+      method='particle',
+    )
+
   workdir = tmp_path / 'run'
-  command = program.toybirds(
-    workdir,
-    '--config.total_epochs=2',
-    '--config.parts.view_px=32',
-    '--config.eval.segmentation.num_steps=10',
-    '--config.eval.segmentation.view_px=32',
-    config='particle_toybirds',
-    method='particle',
-  )
-  # Stopped in the second round, whose masks are there already.
-  code, messages = _start_and_signal(
-    program, command, workdir, signal.SIGTERM, after=16
-  )
-  assert code == 128 + signal.SIGTERM, messages
+  command = command_for(workdir)
+  # Stopped in the first round, and in the second, whose masks are there then.
+  for number, after in ((signal.SIGKILL, 5), (signal.SIGTERM, 16)):
+    code, messages = _start_and_signal(
+      program, command, workdir, number, after=after
+    )
+    assert code == (-number if number == signal.SIGKILL else 128 + number)
   result = program.run(command)
   assert result.returncode == 0, result.stderr
   assert 'resumed after' in result.stderr
@@ -322,6 +328,17 @@ def test_parts_are_found_contrasted_and_found_again(program, tmp_path):
   found = program.run([*command, '--mode=discover'])
   assert found.returncode == 0, found.stderr
   assert 'discovered_' in found.stdout
+
+  undisturbed = tmp_path / 'undisturbed'
+  result = program.run(
+    command_for(undisturbed, "--config.eval.protocols=('linear/logreg',)")
+  )
+  assert result.returncode == 0, result.stderr
+  _assert_same_state(undisturbed, workdir)
+  for name in ('round_1', 'round_2'):
+    for file in sorted((undisturbed / 'parts' / name).iterdir()):
+      same = workdir / 'parts' / name / file.name
+      assert file.read_bytes() == same.read_bytes(), file.name
 
 
 _TOYBIRDS = '--config=configs/toybirds.py:quicktest'

@@ -145,6 +145,40 @@ def test_sgd_is_that_of_torch():
     np.testing.assert_allclose(ours[name], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_sgd_clips_waits_and_spares_vectors_where_asked():
+  optimizer = optim.make_sgd(
+    learning_rate=_lr,
+    weight_decay=_wd,
+    clip_norm=1.0,
+    freeze_last_layer_steps=1,
+    decay_vectors=False,
+  )
+  params = {
+    'last_layer': jnp.ones((2, 2)),
+    'kernel': jnp.ones((2, 2)),
+    'bias': jnp.ones(2),
+  }
+  state = optimizer.init(params)
+  for step, frozen in ((0, True), (1, False)):
+    updates, state = optimizer.update(
+      jax.tree.map(lambda w: 3.0 * w, params),
+      state,
+      params,
+      step=jnp.int32(step),
+    )
+    assert np.all(updates['last_layer'] == 0) == frozen
+  # [2, 2] of norm 6 and [2] of norm 4.2, clipped to 1; twice with momentum.
+  clipped, wd = 0.5, _wd(1)
+  kernel = 0.9 * (clipped + _wd(0)) + clipped + wd
+  np.testing.assert_allclose(updates['kernel'], -_lr(1) * kernel, rtol=1e-5)
+  np.testing.assert_allclose(
+    updates['bias'], -_lr(1) * 1.9 * 0.5**0.5, rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    updates['last_layer'], -_lr(1) * (clipped + wd), rtol=1e-5
+  )
+
+
 def test_ramped_decay_of_the_moving_average():
   decay = jax.vmap(schedules.ramped_ema_decay(0.996))(jnp.arange(4000))
   np.testing.assert_allclose(decay[:3], [2 / 11, 3 / 12, 4 / 13], rtol=1e-6)

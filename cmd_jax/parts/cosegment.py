@@ -27,9 +27,9 @@ class Cosegmentation(NamedTuple):
   Attributes:
     num_parts: parts of the foreground, at most 255.
     stride_px: distance of neighbouring patches.
-    saliency_heads: heads whose attention is averaged, None for all.
+    saliency_heads: heads whose attention is averaged, none for all.
     log_bin: whether descriptors have their surroundings in them.
-    num_clusters: clusters of the first round, None for the elbow.
+    num_clusters: clusters of the first round, 0 for the elbow.
     max_clusters: most clusters that the elbow tries.
     elbow: the first number of clusters whose inertia is above this times that
       of one cluster fewer is taken.
@@ -41,9 +41,9 @@ class Cosegmentation(NamedTuple):
 
   num_parts: int = 9
   stride_px: int = 8
-  saliency_heads: tuple[int, ...] | None = None
+  saliency_heads: tuple[int, ...] = ()
   log_bin: bool = False
-  num_clusters: int | None = None
+  num_clusters: int = 0
   max_clusters: int = 14
   elbow: float = 0.975
   saliency: float = 0.065

@@ -47,7 +47,9 @@ def as_json(settings: Settings) -> dict[str, Any]:
 def check_settings(settings: Settings) -> None:
   """Raises UserError for settings that no mask can have."""
   for field, value in settings._asdict().items():
-    # None means that the data decide.
+    # A number of clusters of 0 leaves it to the data; False is no number.
+    if field == 'num_clusters' and value == 0:
+      continue
     if type(value) in (int, float) and value <= 0:
       raise UserError(
         f'config.parts.settings.{field} is {value}: it must be positive'

@@ -91,7 +91,7 @@ def key_maps(
   images: jax.Array,
   *,
   stride_px: int,
-  saliency_heads: Sequence[int] | None = None,
+  saliency_heads: Sequence[int] = (),
 ) -> KeyMaps:
   """Keys and saliency of overlapping patches (Amir et al. 2021).
 
@@ -104,7 +104,7 @@ def key_maps(
     variables: of the encoder.
     images: [B, H, W, 3] normalised; an incomplete patch at the border is cut.
     stride_px: distance of neighbouring patches, at most the patch's side.
-    saliency_heads: heads whose attention is averaged, None for all; the
+    saliency_heads: heads whose attention is averaged, none for all; the
       released code takes 0, 2, 4 and 5 of the six heads of a ViT-S.
 
   Raises:
@@ -126,14 +126,12 @@ def key_maps(
       f'images of {height} x {width} are smaller than a patch of '
       f'{encoder.patch_px}: make the view larger'
     )
-  heads = list(range(encoder.num_heads))
-  if saliency_heads is not None:
-    if not saliency_heads or not set(saliency_heads) <= set(heads):
-      raise UserError(
-        f'saliency heads {tuple(saliency_heads)}: give some of 0 to '
-        f'{encoder.num_heads - 1}'
-      )
-    heads = list(saliency_heads)
+  if not set(saliency_heads) <= set(range(encoder.num_heads)):
+    raise UserError(
+      f'config.parts.settings.saliency_heads is {tuple(saliency_heads)}: give '
+      f'some of 0 to {encoder.num_heads - 1}, or none for all'
+    )
+  heads = list(saliency_heads) or list(range(encoder.num_heads))
   encoder = encoder.clone(patch_stride_px=stride_px, interpolation='dinov2')
   output, keys = encode_with_keys(encoder, variables, images)
   grid = encoder.grid(height, width)

@@ -128,8 +128,11 @@ def make_plan(
     discover.check_settings(settings)
     num_ids = settings.num_parts + (source == 'cosegmentation')
   elif source == 'grid':
-    num_ids = settings['num_cells'] ** 2
+    # Made once here, so that what cannot be is refused before training.
+    mask_px = canvases.images.shape[1]
+    num_ids = int(baselines.grid_masks(1, mask_px, **settings).max()) + 1
   elif source == 'felzenszwalb':
+    baselines.felzenszwalb_masks(np.empty((0, 1, 1, 3), np.uint8), **settings)
     num_ids = settings['max_parts']
   else:
     if canvases.part_ids is None:
