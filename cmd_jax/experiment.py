@@ -280,7 +280,7 @@ def _make_functions(
   # How many parts there are is what their source says.
   of_parts = {} if plan is None else {'num_parts': plan.num_ids}
 
-  def method_for(axis_name):
+  def method_for(axis_name, mesh):
     return make_method(
       encoder=make_encoder(axis_name=axis_name, **config.model),
       image_px=config.augment.global_px,
@@ -290,23 +290,25 @@ def _make_functions(
       centre_momentum=config.teacher.centre_momentum,
       teacher_normalisation=config.teacher.normalisation,
       axis_name=axis_name,
+      mesh=mesh,
       lora=config.lora.to_dict(),
       is_frozen=is_frozen,
       **of_parts,
       **config.method.to_dict(),
     )
 
-  def make_step(axis_name):
+  def make_step(axis_name, mesh):
     return make_train_step(
-      method=method_for(axis_name),
+      method=method_for(axis_name, mesh),
       augment=augment.make_augment(**config.augment),
       optimizer=optimizer,
       teacher_momentum=named['teacher_momentum'],
       schedules=named,
       axis_name=axis_name,
+      mesh=mesh,
     )
 
-  method = method_for(None)
+  method = method_for(None, None)
   return _Functions(
     method,
     jax.jit(

@@ -82,6 +82,32 @@ def axis_index(axis_name: str | None) -> jax.Array | int:
   return 0 if axis_name is None else jax.lax.axis_index(axis_name)
 
 
+def on_each_device(
+  fn: Callable, mesh: Mesh | None, axis_name: str | None = None
+) -> Callable:
+  """Lets each device compute on its share of an example axis.
+
+  Args:
+    fn: (shared, examples, axis_name) -> (equal on all devices, of the
+      examples); `axis_name` is for collectives, None if there is one device.
+    mesh: the devices over which global arrays are spread; None where the
+      arrays are one device's share already.
+    axis_name: what `fn` is given then.
+
+  Returns:
+    (shared, examples) -> what `fn` returns, for arrays like those given.
+  """
+  if mesh is None or mesh.size == 1:
+    return lambda shared, examples: fn(shared, examples, axis_name)
+  return jax.shard_map(
+    lambda shared, examples: fn(shared, examples, DATA_AXIS),
+    mesh=mesh,
+    in_specs=(P(), P(DATA_AXIS)),
+    out_specs=(P(), P(DATA_AXIS)),
+    check_vma=False,
+  )
+
+
 def compile_step(
   make_step: Callable[..., Callable], *, mode: str, mesh: Mesh
 ) -> Callable:
@@ -92,7 +118,8 @@ def compile_step(
   implemented by jit and shard_map; it is offered because it was asked for.
 
   Args:
-    make_step: axis_name -> step(state, batch, rng) -> (state, metrics), pure.
+    make_step: (axis_name, mesh) -> step(state, batch, rng) -> (state, metrics),
+      pure; there is an axis name under pmap, and a mesh under jit.
     mode: 'jit' or 'pmap'.
     mesh: the devices.
 
@@ -105,14 +132,14 @@ def compile_step(
   if mode == 'jit':
     whole, split = replicated(mesh), split_over_data(mesh)
     return jax.jit(
-      make_step(axis_name=None),
+      make_step(axis_name=None, mesh=mesh),
       in_shardings=(whole, split, whole),
       out_shardings=(whole, whole),
       donate_argnums=0,
     )
   if mode == 'pmap':
     step = jax.pmap(
-      make_step(axis_name=DATA_AXIS),
+      make_step(axis_name=DATA_AXIS, mesh=None),
       axis_name=DATA_AXIS,
       in_axes=(None, 0, None),
       out_axes=(None, None),

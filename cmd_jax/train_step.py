@@ -8,8 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from cmd_jax import parallel
+from cmd_jax.losses import blocks
 from cmd_jax.methods.base import Method
 from cmd_jax.methods.part_networks import PartViews
 from cmd_jax.schedules import Schedule
@@ -45,6 +47,7 @@ def make_train_step(
   teacher_momentum: Schedule,
   schedules: dict[str, Schedule],
   axis_name: str | None = None,
+  mesh: Mesh | None = None,
 ) -> Callable:
   """Builds step(state, batch, rng) -> (state, metrics).
 
@@ -58,6 +61,8 @@ def make_train_step(
     teacher_momentum: m of teacher <- m teacher + (1 - m) student.
     schedules: schedules to log, by name.
     axis_name: axis over which the batch is spread, None if it is global.
+    mesh: the devices over which a global batch is spread; None for arrays of
+      one device.
 
   Returns:
     The step. `rng` is the run's root key and never changes; metrics are float32
@@ -65,8 +70,16 @@ def make_train_step(
     schedules' values.
   """
 
+  def compare(prototypes, examples, constants):
+    of_method, weights = constants
+    outputs = method.compare(prototypes, examples, of_method)
+    values = {name: term.value(outputs) for name, term in method.terms.items()}
+    total = sum(weights[name] * value for name, value in values.items())
+    reported = {f'loss/{name}': value for name, value in values.items()}
+    return total, {**reported, **method.example_monitors(outputs)}
+
   def loss_fn(params, state, views, keys):
-    outputs = method.forward(
+    seen = method.forward(
       params,
       state.teacher_params,
       state.method_state,
@@ -74,15 +87,19 @@ def make_train_step(
       keys,
       state.step,
     )
-    values = {
-      name: jnp.mean(term.value(outputs, state.method_state))
+    weights = {
+      name: jnp.float32(term.weight(state.step))
       for name, term in method.terms.items()
     }
-    total = sum(
-      term.weight(state.step) * values[name]
-      for name, term in method.terms.items()
+    loss, reported = blocks.mean_over_examples(
+      compare,
+      seen.prototypes,
+      seen.examples,
+      (seen.constants, weights),
+      bytes_an_example=method.logit_bytes(seen),
+      mesh=mesh,
     )
-    return total, (values, outputs)
+    return loss, (jax.tree.map(jnp.mean, reported), seen)
 
   def step(state: TrainState, batch: Batch, rng: jax.Array):
     def example_keys(stream):
@@ -100,7 +117,7 @@ def make_train_step(
     if views.global_part_ids is not None:
       seen = PartViews(seen, views.global_part_ids)
 
-    (loss, (values, outputs)), grads = jax.value_and_grad(
+    (loss, (values, features)), grads = jax.value_and_grad(
       loss_fn, has_aux=True
     )(state.params, state, seen, example_keys(_DROP_PATH))
     loss, values, grads = parallel.pmean((loss, values, grads), axis_name)
@@ -115,8 +132,8 @@ def make_train_step(
     )
     metrics = {
       'loss': loss,
-      **{f'loss/{name}': value for name, value in values.items()},
-      **method.monitors(outputs),
+      **values,
+      **method.monitors(features),
       'grad_norm': optax.tree.norm(grads),
       **{name: schedule(state.step) for name, schedule in schedules.items()},
     }
@@ -125,7 +142,7 @@ def make_train_step(
       params=params,
       teacher_params=teacher_params,
       opt_state=opt_state,
-      method_state=method.update(state.method_state, outputs),
+      method_state=method.update(state.method_state, features),
     )
     return new_state, jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
 

@@ -240,5 +240,5 @@ def test_more_devices_than_there_are_is_refused():
 def test_unknown_mode_lists_the_modes():
   with pytest.raises(errors.UserError, match='jit, pmap'):
     parallel.compile_step(
-      lambda axis_name: None, mode='xmap', mesh=parallel.make_mesh(1)
+      lambda axis_name, mesh: None, mode='xmap', mesh=parallel.make_mesh(1)
     )

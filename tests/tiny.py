@@ -51,6 +51,7 @@ def make_tiny_method(
   name='cmd',
   *,
   axis_name=None,
+  mesh=None,
   drop_path=0.2,
   encoder='vit',
   use_bn=False,
@@ -73,8 +74,15 @@ def make_tiny_method(
     teacher_temperature=schedules.stepwise_schedule(0.04, 0.07, 2, 2),
     centre_momentum=0.9,
     axis_name=axis_name,
+    mesh=mesh,
     **fields | changes,
   )
+
+
+def compare(method, params, teacher, state, views, keys, step=0):
+  """Everything the terms of a method are made of."""
+  seen = method.forward(params, teacher, state, views, keys, jnp.int32(step))
+  return method.compare(seen.prototypes, seen.examples, seen.constants)
 
 
 def make_batch(seed=0, batch=BATCH):
@@ -104,14 +112,15 @@ def make_step(name='cmd', *, mode='jit', num_devices=1, **changes):
   is_frozen = changes.get('is_frozen', lambda path: False)
   optimizer = make_optimizer(is_frozen=is_frozen)
 
-  def make(axis_name):
+  def make(axis_name, mesh):
     return make_train_step(
-      method=make_tiny_method(name, axis_name=axis_name, **changes),
+      method=make_tiny_method(name, axis_name=axis_name, mesh=mesh, **changes),
       augment=augment.make_augment(global_px=16, local_px=8, num_local=2),
       optimizer=optimizer,
       teacher_momentum=schedules.cosine_schedule(0.9, 1.0, 20),
       schedules={},
       axis_name=axis_name,
+      mesh=mesh,
     )
 
   state = init_train_state(

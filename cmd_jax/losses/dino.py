@@ -6,10 +6,14 @@ V views. A pair (u, v) with u = v compares a view with itself and is left out.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from cmd_jax import parallel
+from cmd_jax.losses import blocks
 
 
 def pair_mask(num_teacher: int, num_student: int) -> jax.Array:
@@ -81,36 +85,66 @@ def update_centre(
   return momentum * centre + (1 - momentum) * mean
 
 
-def sinkhorn_probs(
-  logits: jax.Array,
+def sinkhorn_centre(
+  features: jax.Array,
+  prototypes: jax.Array,
   temperature: jax.Array,
   *,
   num_iterations: int = 3,
-  axis_name: str | None,
+  axis_name: str | None = None,
+  mesh: Mesh | None = None,
 ) -> jax.Array:
-  """Teacher distributions that use all prototypes equally, without gradient.
+  """The centre with which all prototypes are used equally, without gradient.
 
   Sinkhorn-Knopp normalisation over the global batch (SwAV, Caron et al. 2020,
   Sec. 3.1; used for DINO in DINOv2): columns and rows of exp(logits / tau) are
-  scaled in turn; every row adds up to 1 at the end.
+  scaled in turn, rows last. The scales of the columns are all that is needed:
+  as -tau times their logarithm they are a centre for `centred_probs`, which
+  scales the rows.
 
   Args:
-    logits: [..., K] of the teacher.
-    temperature: scalar.
+    features: [B, ..., d] of the teacher's head.
+    prototypes: [d, K].
+    temperature: scalar tau.
     num_iterations: number of alternations.
     axis_name: axis over which the batch is spread, None if it is global.
+    mesh: the devices over which a global batch is spread.
 
   Returns:
-    Probabilities in the shape of `logits`.
+    [K].
   """
-  scaled = jax.lax.stop_gradient(logits) / temperature
-  # One shift per row cancels in its normalisation and keeps exp finite.
-  rows = jnp.exp(scaled - scaled.max(-1, keepdims=True))
-  rows = rows.reshape(-1, logits.shape[-1])
-  for _ in range(num_iterations):
-    rows = rows / jnp.maximum(parallel.psum(rows.sum(0), axis_name), 1e-30)
-    rows = rows / rows.sum(1, keepdims=True)
-  return rows.reshape(logits.shape)
+
+  def of_device(shared, features, axis_name):
+    prototypes, temperature = shared
+    rows = math.prod(features.shape[1:-1])
+    num_bytes = 4 * rows * prototypes.shape[1]
+    size = blocks.examples_in_a_block(len(features), num_bytes)
+    features = features.reshape(-1, size * rows, features.shape[-1])
+    log_scale = jnp.zeros(prototypes.shape[1])
+    for iteration in range(num_iterations):
+
+      def add(total, block, log_scale=log_scale, is_first=not iteration):
+        logits = jnp.dot(
+          block,
+          prototypes.astype(block.dtype),
+          preferred_element_type=jnp.promote_types(block.dtype, jnp.float32),
+        )
+        scaled = logits / temperature + log_scale
+        if is_first:
+          # One shift per row cancels in its normalisation and keeps exp finite.
+          log_rows = scaled - scaled.max(-1, keepdims=True)
+        else:
+          log_rows = jax.nn.log_softmax(scaled)
+        return total + jnp.exp(log_rows).sum(0), None
+
+      total, _ = jax.lax.scan(add, jnp.zeros_like(log_scale), features)
+      total = parallel.psum(total, axis_name)
+      log_scale = log_scale - jnp.log(jnp.maximum(total, 1e-30))
+    return -temperature * log_scale, ()
+
+  spread = parallel.on_each_device(of_device, mesh, axis_name)
+  centre, _ = spread((prototypes, temperature), features)
+  return jax.lax.stop_gradient(centre)
 
 
 def entropy(probs: jax.Array) -> jax.Array:

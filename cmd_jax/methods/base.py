@@ -18,11 +18,27 @@ class Term(NamedTuple):
 
   Attributes:
     weight: step -> scalar.
-    value: (outputs, method_state) -> [B], reduced by nobody but the train step.
+    value: outputs -> [B], reduced by nobody but the train step.
   """
 
   weight: Callable[[jax.Array], jax.Array | float]
-  value: Callable[[Any, MethodState], jax.Array]
+  value: Callable[[Any], jax.Array]
+
+
+class Seen(NamedTuple):
+  """What both networks say of a batch, prototypes aside.
+
+  Attributes:
+    examples: arrays [B, ...], of each example by itself.
+    prototypes: the student's; None where there are none.
+    constants: what has no gradient and belongs to no example.
+    stats: running batch statistics after this pass, by name in the state.
+  """
+
+  examples: Any
+  prototypes: Any
+  constants: Any
+  stats: Mapping[str, Any]
 
 
 class Method(NamedTuple):
@@ -31,13 +47,19 @@ class Method(NamedTuple):
   Attributes:
     init: rng -> (params, method_state); the teacher starts as a copy of params.
     forward: (params, teacher_params, method_state, views, keys, step) ->
-      outputs; one pass of the student and one of the teacher. `views` holds the
+      `Seen`; one pass of the student and one of the teacher. `views` holds the
       images of each size, [B, V, H, W, 3]; the teacher sees the first. A method
       of parts takes `part_networks.PartViews` in their place. `keys`
       [B] are per-example random keys.
+    compare: (prototypes, examples, constants) of `Seen` -> outputs, what the
+      terms are made of.
+    logit_bytes: `Seen` -> size of an example's logits in its outputs; 0 where
+      the terms of an example depend on other examples, so that all have to be
+      compared at once.
     terms: the terms of the loss by name.
-    monitors: outputs -> named scalars worth watching, global over the batch.
-    update: (method_state, outputs) -> method_state.
+    example_monitors: outputs -> [B] of each thing worth watching.
+    monitors: `Seen` -> named scalars worth watching, global over the batch.
+    update: (method_state, `Seen`) -> method_state.
     encoder_variables: (params, stats) -> what the encoder is applied to,
       adapters merged in.
     embed: (params, stats, images [B, H, W, 3]) -> image embeddings [B, D];
@@ -49,10 +71,13 @@ class Method(NamedTuple):
   """
 
   init: Callable[..., tuple[Params, MethodState]]
-  forward: Callable[..., Any]
+  forward: Callable[..., Seen]
+  compare: Callable[[Any, Any, Any], Any]
+  logit_bytes: Callable[[Seen], int]
   terms: Mapping[str, Term]
-  monitors: Callable[[Any], Mapping[str, jax.Array]]
-  update: Callable[[MethodState, Any], MethodState]
+  example_monitors: Callable[[Any], Mapping[str, jax.Array]]
+  monitors: Callable[[Seen], Mapping[str, jax.Array]]
+  update: Callable[[MethodState, Seen], MethodState]
   encoder_variables: Callable[[Params, Any], Mapping[str, Any]]
   embed: Callable[[Params, Any, jax.Array], jax.Array]
   attend: Callable[[Params, Any, jax.Array], jax.Array]

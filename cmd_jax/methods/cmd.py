@@ -50,9 +50,9 @@ def _weights(view: ViewOutput, pooling: str) -> jax.Array | None:
 def _paper_values(
   pooling: str, kl_direction: str, attend_regions: bool
 ) -> Mapping:
-  def region(outputs, state):
+  def region(outputs):
     if not attend_regions:
-      return esvit.region_value(outputs, state)
+      return esvit.region_value(outputs)
     return region_losses.region_loss(
       outputs.teacher_region_probs,
       outputs.teacher.features,
@@ -61,7 +61,7 @@ def _paper_values(
       tuple(view.attention for view in outputs.student),
     )
 
-  def student_bag(outputs, _):
+  def student_bag(outputs):
     bags = jnp.concatenate(
       [
         losses.bag_distribution(jnp.exp(log_probs), _weights(view, pooling))
@@ -74,7 +74,7 @@ def _paper_values(
     image = jnp.exp(outputs.student_image_log_probs)
     return losses.cross_level_kl(image, bags, direction=kl_direction)
 
-  def teacher_bag(outputs, _):
+  def teacher_bag(outputs):
     bags = losses.bag_distribution(
       outputs.teacher_region_probs, _weights(outputs.teacher, pooling)
     )
@@ -91,7 +91,7 @@ def _paper_values(
 
 
 def _released_values(student_temperature: float) -> Mapping:
-  def student_bag(outputs, _):
+  def student_bag(outputs):
     per_view = jnp.concatenate(
       [
         losses.released_kl(
@@ -111,7 +111,7 @@ def _released_values(student_temperature: float) -> Mapping:
     pairs = image_losses.num_pairs(num_teacher, num_student)
     return per_view @ (count / pairs)
 
-  def teacher_bag(outputs, _):
+  def teacher_bag(outputs):
     return losses.released_kl(
       outputs.teacher_image_probs, outputs.teacher_region_probs.sum(-2)
     ).mean(1)

@@ -12,7 +12,7 @@ from cmd_jax.methods import base, distillation
 from cmd_jax.methods.networks import make_networks
 
 
-def image_value(outputs: distillation.Outputs, _) -> jax.Array:
+def image_value(outputs: distillation.Outputs) -> jax.Array:
   """L_I, [B]."""
   return losses.image_loss(
     outputs.teacher_image_probs, outputs.student_image_log_probs

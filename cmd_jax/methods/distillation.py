@@ -2,30 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from cmd_jax import parallel
 from cmd_jax.errors import UserError
 from cmd_jax.losses import dino as losses
-from cmd_jax.methods.base import Method, MethodState, Params, Term
+from cmd_jax.methods.base import Method, MethodState, Params, Seen, Term
 from cmd_jax.methods.networks import (
   Networks,
+  Prototypes,
   Stats,
+  ViewFeatures,
   ViewOutput,
   apply_networks,
   draw_uniforms,
   encoder_variables,
   init_networks,
+  prototypes_of,
+  with_logits,
 )
-from cmd_jax.models import heads, partial
+from cmd_jax.models import partial
+from cmd_jax.models.heads import l2_normalise, prototype_logits
 from cmd_jax.models.layers import EncoderOutput
 from cmd_jax.schedules import Schedule
 
 TEACHER_NORMALISATIONS = ('centring', 'sinkhorn')
+
+
+class Examples(NamedTuple):
+  """What the networks say of each example, prototypes aside.
+
+  Attributes:
+    student: for each view size; the first size is the teacher's.
+    teacher: for the teacher's views; the attention is that of the student's
+      MIL head on the teacher's tokens and alone has a gradient.
+  """
+
+  student: tuple[ViewFeatures, ...]
+  teacher: ViewFeatures
+
+
+class Constants(NamedTuple):
+  """What the comparison needs besides, without gradient.
+
+  Attributes:
+    prototypes: the teacher's.
+    centres: [K] of each of the teacher's heads, by 'image' and 'region'.
+    temperature: tau_t, scalar.
+  """
+
+  prototypes: Prototypes
+  centres: Mapping[str, jax.Array]
+  temperature: jax.Array
 
 
 class Outputs(NamedTuple):
@@ -33,15 +68,11 @@ class Outputs(NamedTuple):
 
   Attributes:
     student: outputs for each view size; the first size is the teacher's.
-    teacher: outputs for the teacher's views; the attention is that of the
-      student's MIL head on the teacher's tokens and alone has a gradient.
+    teacher: outputs for the teacher's views.
     student_image_log_probs: [B, V, K] over all views.
     student_region_log_probs: [B, V, N, K] for each view size.
     teacher_image_probs: [B, T, K].
     teacher_region_probs: [B, T, N, K]; None without a region head.
-    student_stats: running batch statistics of the student after this pass,
-      by module; empty without batch normalisation.
-    teacher_stats: the teacher's.
   """
 
   student: tuple[ViewOutput, ...]
@@ -50,8 +81,6 @@ class Outputs(NamedTuple):
   student_region_log_probs: tuple[jax.Array, ...]
   teacher_image_probs: jax.Array
   teacher_region_probs: jax.Array | None
-  student_stats: Stats
-  teacher_stats: Stats
 
 
 def make_outputs(
@@ -59,86 +88,189 @@ def make_outputs(
   teacher: ViewOutput,
   *,
   student_temperature: float,
-  **fields,
+  centres: Mapping[str, jax.Array],
+  teacher_temperature: jax.Array,
 ) -> Outputs:
-  """Adds the student's distributions, softmax(logits / tau_s).
+  """Adds the distributions, softmax(logits / tau).
 
   Args:
     student: outputs for each view size.
     teacher: outputs for the teacher's views.
     student_temperature: tau_s.
-    **fields: the other attributes of `Outputs`.
+    centres: see `Constants`.
+    teacher_temperature: tau_t.
   """
 
   def log_probs(logits):
     return jax.nn.log_softmax(logits / student_temperature)
 
-  image_logits = [view.image_logits for view in student]
+  def teacher_probs(name, logits):
+    if logits is None:
+      return None
+    return losses.centred_probs(logits, centres[name], teacher_temperature)
+
   return Outputs(
     student=student,
     teacher=teacher,
-    student_image_log_probs=log_probs(jnp.concatenate(image_logits, axis=1)),
+    student_image_log_probs=log_probs(
+      jnp.concatenate([view.image_logits for view in student], axis=1)
+    ),
     student_region_log_probs=tuple(
       log_probs(view.region_logits)
       for view in student
       if view.region_logits is not None
     ),
-    **fields,
+    teacher_image_probs=teacher_probs('image', teacher.image_logits),
+    teacher_region_probs=teacher_probs('region', teacher.region_logits),
   )
 
 
-def make_teacher_probs(
-  normalisation: str, temperature: Schedule, axis_name: str | None
-) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-  """What makes (logits [..., K], centre [K], step) the teacher's distributions.
+def compare(
+  prototypes: Prototypes,
+  examples: Examples,
+  constants: Constants,
+  *,
+  student_temperature: float,
+) -> Outputs:
+  """Looks at the prototypes.
 
   Args:
-    normalisation: one of `TEACHER_NORMALISATIONS`.
-    temperature: tau_t, a schedule.
-    axis_name: axis over which the batch is spread, None if it is global.
-
-  Raises:
-    UserError: unknown normalisation.
+    prototypes: the student's.
+    examples: what the networks say.
+    constants: see `Constants`.
+    student_temperature: tau_s.
   """
-  if normalisation not in TEACHER_NORMALISATIONS:
-    raise UserError(
-      f'config.teacher.normalisation is {normalisation!r}: '
-      f'choose one of {", ".join(TEACHER_NORMALISATIONS)}'
-    )
-
-  def teacher_probs(logits, centre, step):
-    if normalisation == 'sinkhorn':
-      return losses.sinkhorn_probs(
-        logits, temperature(step), axis_name=axis_name
-      )
-    return losses.centred_probs(logits, centre, temperature(step))
-
-  return teacher_probs
+  return make_outputs(
+    tuple(with_logits(view, prototypes) for view in examples.student),
+    with_logits(examples.teacher, constants.prototypes),
+    student_temperature=student_temperature,
+    centres=constants.centres,
+    teacher_temperature=constants.temperature,
+  )
 
 
-def _monitors(outputs: Outputs, axis_name: str | None) -> dict[str, jax.Array]:
-  """Scalars that show a collapse before the loss does."""
-  entropy = losses.entropy(outputs.teacher_image_probs).mean(1)  # [B]
+def logit_bytes(seen: Seen) -> int:
+  """Bytes of the float32 logits of an example, of both networks."""
+  total = 0
+  for view in (*seen.examples.student, seen.examples.teacher):
+    for features, prototypes in (
+      (view.image_bottleneck, seen.prototypes.image),
+      (view.region_bottleneck, seen.prototypes.region),
+    ):
+      if features is not None:
+        rows = math.prod(features.shape[1:-1])
+        total += 4 * rows * prototypes.shape[1]
+  return total
+
+
+def example_monitors(outputs: Outputs) -> dict[str, jax.Array]:
+  """[B] of each: what shows a collapse before the loss does."""
+  entropy = losses.entropy(outputs.teacher_image_probs).mean(1)
   cross_entropy = losses.image_loss(
     outputs.teacher_image_probs, outputs.student_image_log_probs
   )
-  unit = heads.l2_normalise(outputs.teacher.embedding)  # [B, T, D]
   monitors = {
-    'teacher_entropy': entropy.mean(),
-    'student_teacher_kl': (cross_entropy - entropy).mean(),
-    'mean_direction': unit.mean((0, 1)),
+    'teacher_entropy': entropy,
+    'student_teacher_kl': cross_entropy - entropy,
   }
   if outputs.teacher.attention is not None:
     attention = outputs.teacher.attention
     relative = losses.entropy(attention) / jnp.log(attention.shape[-1])
-    monitors['attention_entropy'] = relative.mean()
-  monitors = parallel.pmean(monitors, axis_name)
-  # 1 for directions spread evenly over the sphere, 0 for a single one.
-  mean_direction = monitors.pop('mean_direction')
-  monitors['feature_spread'] = jnp.sqrt(
-    jnp.maximum(1 - jnp.sum(mean_direction**2), 0)
-  )
+    monitors['attention_entropy'] = relative.mean(1)
   return monitors
+
+
+def feature_spread(
+  embedding: jax.Array, axis_name: str | None
+) -> dict[str, jax.Array]:
+  """1 for directions spread evenly over the sphere, 0 for a single one.
+
+  Args:
+    embedding: [B, T, D] of the teacher.
+    axis_name: axis over which the batch is spread, None if it is global.
+  """
+  unit = l2_normalise(embedding)
+  mean = parallel.pmean(unit.mean((0, 1)), axis_name)
+  return {'feature_spread': jnp.sqrt(jnp.maximum(1 - jnp.sum(mean**2), 0))}
+
+
+class Centring(NamedTuple):
+  """How the teacher's logits are normalised.
+
+  Attributes:
+    normalisation: one of `TEACHER_NORMALISATIONS`.
+    momentum: of the moving average of the logits, for 'centring'.
+    axis_name: axis over which the batch is spread, None if it is global.
+    mesh: the devices over which global arrays are spread; None for arrays of
+      one device.
+  """
+
+  normalisation: str
+  momentum: float
+  axis_name: str | None
+  mesh: Mesh | None
+
+  def check(self) -> None:
+    """Raises UserError for an unknown normalisation."""
+    if self.normalisation not in TEACHER_NORMALISATIONS:
+      raise UserError(
+        f'config.teacher.normalisation is {self.normalisation!r}: '
+        f'choose one of {", ".join(TEACHER_NORMALISATIONS)}'
+      )
+
+  def centres(
+    self,
+    method_state: MethodState,
+    teacher: ViewFeatures,
+    prototypes: Prototypes,
+    temperature: jax.Array,
+  ) -> dict[str, jax.Array]:
+    """[K] of each head: what is subtracted from the teacher's logits.
+
+    Args:
+      method_state: with the moving averages.
+      teacher: what the teacher says.
+      prototypes: the teacher's.
+      temperature: tau_t.
+    """
+    centres = {}
+    for name, features in bottlenecks(teacher).items():
+      if self.normalisation == 'centring':
+        centres[name] = method_state[f'{name}_centre']
+        continue
+      centres[name] = losses.sinkhorn_centre(
+        features,
+        getattr(prototypes, name),
+        temperature,
+        axis_name=self.axis_name,
+        mesh=self.mesh,
+      )
+    return centres
+
+  def update(
+    self, method_state: MethodState, seen: Seen, teacher: ViewFeatures
+  ) -> dict[str, jax.Array]:
+    """The moving averages after a step, by their names in the state."""
+    return {
+      f'{name}_centre': losses.update_centre(
+        method_state[f'{name}_centre'],
+        # Logits are linear: their mean is that of the features times the
+        # prototypes.
+        prototype_logits(
+          features.astype(jnp.float32).mean(tuple(range(features.ndim - 1))),
+          getattr(seen.constants.prototypes, name),
+        ),
+        momentum=self.momentum,
+        axis_name=self.axis_name,
+      )
+      for name, features in bottlenecks(teacher).items()
+    }
+
+
+def bottlenecks(view: ViewFeatures) -> dict[str, jax.Array]:
+  """What the heads there are say, by 'image' and 'region'."""
+  found = {'image': view.image_bottleneck, 'region': view.region_bottleneck}
+  return {name: x for name, x in found.items() if x is not None}
 
 
 def make_distillation(
@@ -151,6 +283,7 @@ def make_distillation(
   centre_momentum: float,
   teacher_normalisation: str,
   axis_name: str | None,
+  mesh: Mesh | None = None,
   is_frozen: partial.IsFrozen = lambda path: False,
 ) -> Method:
   """A method whose student learns the teacher's distributions.
@@ -164,14 +297,15 @@ def make_distillation(
     centre_momentum: momentum of the centres of the teacher's logits.
     teacher_normalisation: one of `TEACHER_NORMALISATIONS`.
     axis_name: axis over which the batch is spread, None if it is global.
+    mesh: the devices over which a global batch is spread; None for arrays of
+      one device.
     is_frozen: from `partial.make_is_frozen`.
 
   Raises:
     UserError: unknown normalisation.
   """
-  teacher_probs = make_teacher_probs(
-    teacher_normalisation, teacher_temperature, axis_name
-  )
+  centring = Centring(teacher_normalisation, centre_momentum, axis_name, mesh)
+  centring.check()
 
   def init(rng: jax.Array) -> tuple[Params, MethodState]:
     num_prototypes = networks.image_head.num_prototypes
@@ -186,9 +320,10 @@ def make_distillation(
     return params, method_state
 
   def forward(params, teacher_params, method_state, views, keys, step):
+    params = partial.freeze(params, is_frozen)
     student, student_stats = apply_networks(
       networks,
-      partial.freeze(params, is_frozen),
+      params,
       method_state.get('student_stats', {}),
       views,
       [
@@ -204,45 +339,27 @@ def make_distillation(
         views[:1],
       )
     )
+    prototypes = jax.lax.stop_gradient(prototypes_of(networks, teacher_params))
+    temperature = teacher_temperature(step)
+    centres = centring.centres(method_state, teacher, prototypes, temperature)
     if networks.mil is not None:
       attention = networks.mil.apply(
         {'params': params['mil']}, teacher.features
       )
       teacher = teacher._replace(attention=attention)
-
-    image_probs = teacher_probs(
-      teacher.image_logits, method_state['image_centre'], step
-    )
-    region_probs = None
-    if networks.region_head is not None:
-      region_probs = teacher_probs(
-        teacher.region_logits, method_state['region_centre'], step
-      )
-    return make_outputs(
-      student,
-      teacher,
-      student_temperature=student_temperature,
-      teacher_image_probs=image_probs,
-      teacher_region_probs=region_probs,
-      student_stats=student_stats,
-      teacher_stats=teacher_stats,
+    return Seen(
+      Examples(student, teacher),
+      prototypes_of(networks, params),
+      Constants(prototypes, centres, temperature),
+      {'student_stats': student_stats, 'teacher_stats': teacher_stats},
     )
 
-  def update(method_state: MethodState, outputs: Outputs) -> MethodState:
-    logits = {
-      'image_centre': outputs.teacher.image_logits,
-      'region_centre': outputs.teacher.region_logits,
-    }
-    stats = {
-      'student_stats': outputs.student_stats,
-      'teacher_stats': outputs.teacher_stats,
-    }
+  def update(method_state: MethodState, seen: Seen) -> MethodState:
+    centres = centring.update(method_state, seen, seen.examples.teacher)
     return {
-      name: losses.update_centre(
-        value, logits[name], momentum=centre_momentum, axis_name=axis_name
-      )
-      if name in logits
-      else partial.keep_frozen(stats[name], value, is_frozen)
+      name: centres[name]
+      if name in centres
+      else partial.keep_frozen(seen.stats[name], value, is_frozen)
       for name, value in method_state.items()
     }
 
@@ -266,8 +383,13 @@ def make_distillation(
   return Method(
     init=init,
     forward=forward,
+    compare=functools.partial(compare, student_temperature=student_temperature),
+    logit_bytes=logit_bytes,
     terms=terms,
-    monitors=lambda outputs: _monitors(outputs, axis_name),
+    example_monitors=example_monitors,
+    monitors=lambda seen: feature_spread(
+      seen.examples.teacher.embedding, axis_name
+    ),
     update=update,
     encoder_variables=variables,
     embed=embed,

@@ -13,7 +13,7 @@ from cmd_jax.methods import base, dino, distillation
 from cmd_jax.methods.networks import make_networks
 
 
-def region_value(outputs: distillation.Outputs, _) -> jax.Array:
+def region_value(outputs: distillation.Outputs) -> jax.Array:
   """L_R with uniform weights, [B]."""
   return losses.region_loss(
     outputs.teacher_region_probs,

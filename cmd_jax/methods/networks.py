@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from cmd_jax.methods.base import Params
 from cmd_jax.models import partial
-from cmd_jax.models.heads import PrototypeHead
+from cmd_jax.models.heads import PrototypeHead, prototype_logits
 from cmd_jax.models.layers import EncoderOutput
 
 # Running batch statistics by module.
@@ -43,6 +43,24 @@ class Networks(NamedTuple):
   lora_scale: float = 1.0
 
 
+class ViewFeatures(NamedTuple):
+  """What one network says of the views of one size, prototypes aside.
+
+  Attributes:
+    embedding: [B, V, D] of the image.
+    image_bottleneck: [B, V, d] of the image head, of length 1; None without.
+    features: [B, V, N, D] tokens of the encoder.
+    region_bottleneck: [B, V, N, d] of the region head; None without one.
+    attention: [B, V, N] of the student's MIL head; None without one.
+  """
+
+  embedding: jax.Array
+  image_bottleneck: jax.Array | None
+  features: jax.Array
+  region_bottleneck: jax.Array | None
+  attention: jax.Array | None
+
+
 class ViewOutput(NamedTuple):
   """What one network says of the views of one size.
 
@@ -59,6 +77,18 @@ class ViewOutput(NamedTuple):
   features: jax.Array
   region_logits: jax.Array | None
   attention: jax.Array | None
+
+
+class Prototypes(NamedTuple):
+  """The last layers of a network's heads.
+
+  Attributes:
+    image: [d, K]; None without an image head.
+    region: [d, K]; None without a region head.
+  """
+
+  image: jax.Array | None
+  region: jax.Array | None
 
 
 def make_networks(
@@ -163,41 +193,72 @@ def _apply_heads(
   params: Params,
   stats: Stats,
   encoded: Sequence[EncoderOutput],
-) -> tuple[list[ViewOutput], Stats]:
+) -> tuple[list[ViewFeatures], Stats]:
   """Heads on [B, V, ...] outputs; each sees the views of all sizes at once."""
   new_stats = {}
 
   def head(name, arrays):
-    head_params = params[name]
-    if networks.shared_prototypes and name == 'region_head':
-      last_layer = params['image_head']['last_layer']
-      head_params = {**head_params, 'last_layer': last_layer}
-    variables = {'params': head_params}
+    variables = {'params': params[name]}
     if name in stats:
       variables['batch_stats'] = stats[name]
-    logits, updated = getattr(networks, name).apply(
-      variables, _concatenate_rows(arrays), train=True, mutable=['batch_stats']
+    features, updated = getattr(networks, name).apply(
+      variables,
+      _concatenate_rows(arrays),
+      train=True,
+      mutable=['batch_stats'],
+      method='bottleneck',
     )
     if name in stats:
       new_stats[name] = updated['batch_stats']
-    return _split_rows(logits, [x.shape[:-1] for x in arrays])
+    return _split_rows(features, [x.shape[:-1] for x in arrays])
 
-  image_logits = region_logits = attention = [None] * len(encoded)
+  of_image = of_region = attention = [None] * len(encoded)
   if networks.image_head is not None:
-    image_logits = head('image_head', [x.image for x in encoded])
+    of_image = head('image_head', [x.image for x in encoded])
   if networks.region_head is not None:
-    region_logits = head('region_head', [x.tokens for x in encoded])
+    of_region = head('region_head', [x.tokens for x in encoded])
   if networks.mil is not None:
     attention = [
       networks.mil.apply({'params': params['mil']}, x.tokens) for x in encoded
     ]
   outputs = [
-    ViewOutput(x.image, image, x.tokens, region, weights)
+    ViewFeatures(x.image, image, x.tokens, region, weights)
     for x, image, region, weights in zip(
-      encoded, image_logits, region_logits, attention, strict=True
+      encoded, of_image, of_region, attention, strict=True
     )
   ]
   return outputs, new_stats
+
+
+def prototypes_of(networks: Networks, params: Params) -> Prototypes:
+  """The prototypes of a network's heads."""
+
+  def prototypes(name, owner):
+    head = getattr(networks, name)
+    if head is None:
+      return None
+    last_layer = {'last_layer': params[owner]['last_layer']}
+    return head.apply({'params': last_layer}, method='prototypes')
+
+  owner = 'image_head' if networks.shared_prototypes else 'region_head'
+  return Prototypes(
+    prototypes('image_head', 'image_head'), prototypes('region_head', owner)
+  )
+
+
+def with_logits(view: ViewFeatures, prototypes: Prototypes) -> ViewOutput:
+  """What a network says once it looks at its prototypes."""
+
+  def logits(features, prototypes):
+    return None if features is None else prototype_logits(features, prototypes)
+
+  return ViewOutput(
+    view.embedding,
+    logits(view.image_bottleneck, prototypes.image),
+    view.features,
+    logits(view.region_bottleneck, prototypes.region),
+    view.attention,
+  )
 
 
 def apply_networks(
@@ -206,7 +267,7 @@ def apply_networks(
   stats: Stats,
   views: Sequence[jax.Array],
   uniforms: Sequence[jax.Array] | None = None,
-) -> tuple[tuple[ViewOutput, ...], Stats]:
+) -> tuple[tuple[ViewFeatures, ...], Stats]:
   """Runs one network in training, the views of a size in one batch.
 
   Args:
@@ -218,7 +279,7 @@ def apply_networks(
       turns it off.
 
   Returns:
-    The outputs for each size and the updated statistics.
+    What it says of each size, and the updated statistics.
   """
   variables = encoder_variables(networks, params, stats)
   encoded = []

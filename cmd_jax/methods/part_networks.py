@@ -14,7 +14,7 @@ from cmd_jax.methods.base import Params
 from cmd_jax.methods.networks import (
   Networks,
   Stats,
-  ViewOutput,
+  ViewFeatures,
   apply_networks,
   init_networks,
   make_networks,
@@ -173,7 +173,7 @@ def apply_view_by_view(
   stats: Stats,
   views: Sequence[jax.Array],
   uniforms: Sequence[jax.Array] | None = None,
-) -> tuple[tuple[ViewOutput, ...], Stats]:
+) -> tuple[tuple[ViewFeatures, ...], Stats]:
   """`apply_networks`, with batch statistics of one view at a time.
 
   As the released ResNet program: each view is normalised by its own batch, and
@@ -204,8 +204,8 @@ def project_parts(
   modules: PartNetworks,
   params: Params,
   teacher_params: Params,
-  student: ViewOutput,
-  teacher: ViewOutput,
+  student: ViewFeatures,
+  teacher: ViewFeatures,
   views: PartViews,
   keys: jax.Array,
   sampling: Sampling,

@@ -13,13 +13,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from cmd_jax import parallel
 from cmd_jax.errors import UserError
 from cmd_jax.losses import detcon
 from cmd_jax.methods import base, dino, distillation
-from cmd_jax.methods.base import MethodState, Params, Term
-from cmd_jax.methods.networks import draw_uniforms
+from cmd_jax.methods.base import MethodState, Params, Seen, Term
+from cmd_jax.methods.networks import draw_uniforms, prototypes_of
 from cmd_jax.methods.part_networks import (
   PartNetworks,
   Parts,
@@ -35,16 +36,27 @@ from cmd_jax.models.heads import l2_normalise
 from cmd_jax.schedules import Schedule
 
 
+class Examples(NamedTuple):
+  """What the networks say of each example, prototypes aside.
+
+  Attributes:
+    images: of whole images.
+    parts: of parts.
+  """
+
+  images: distillation.Examples
+  parts: Parts
+
+
 class Outputs(NamedTuple):
   """Everything the terms of the loss are made of.
 
   Attributes:
-    distilled: outputs for whole images; without the image term there are no
-      distributions among them.
+    distilled: outputs for whole images; None without the image term.
     parts: outputs for parts.
   """
 
-  distilled: distillation.Outputs
+  distilled: distillation.Outputs | None
   parts: Parts
 
 
@@ -76,10 +88,10 @@ def _make_terms(
       "method 'dino'"
     )
 
-  def image_value(outputs: Outputs, method_state: MethodState) -> jax.Array:
-    return dino.image_value(outputs.distilled, method_state)
+  def image_value(outputs: Outputs) -> jax.Array:
+    return dino.image_value(outputs.distilled)
 
-  def parts_value(outputs: Outputs, _) -> jax.Array:
+  def parts_value(outputs: Outputs) -> jax.Array:
     return detcon.part_contrast(
       *outputs.parts,
       temperature=temperature,
@@ -163,16 +175,17 @@ def _add_parts(
   axis_name: str | None,
   *,
   image_px: int,
-  student_temperature: float,
   teacher_temperature: Schedule,
   teacher_normalisation: str,
+  centre_momentum: float,
+  mesh: Mesh | None = None,
   is_frozen: partial.IsFrozen = lambda path: False,
   **_,
 ) -> base.Method:
   """The method on whole images, with parts beside them."""
   networks = modules.networks
-  teacher_probs = distillation.make_teacher_probs(
-    teacher_normalisation, teacher_temperature, axis_name
+  centring = distillation.Centring(
+    teacher_normalisation, centre_momentum, axis_name, mesh
   )
 
   def init(rng: jax.Array) -> tuple[Params, MethodState]:
@@ -185,29 +198,6 @@ def _add_parts(
       method_state['student_stats'] = stats
       method_state['teacher_stats'] = jax.tree.map(jnp.copy, stats)
     return params, method_state
-
-  def distil(student, teacher, method_state, stats, step):
-    fields = dict(
-      student=student,
-      teacher=teacher,
-      teacher_region_probs=None,
-      student_stats=stats,
-      teacher_stats=stats,
-    )
-    if not modules.has_image_head:
-      return distillation.Outputs(
-        student_image_log_probs=None,
-        student_region_log_probs=(),
-        teacher_image_probs=None,
-        **fields,
-      )
-    return distillation.make_outputs(
-      student_temperature=student_temperature,
-      teacher_image_probs=teacher_probs(
-        teacher.image_logits, method_state['image_centre'], step
-      ),
-      **fields,
-    )
 
   def forward(params, teacher_params, method_state, views, keys, step):
     params = partial.freeze(params, is_frozen)
@@ -234,17 +224,43 @@ def _add_parts(
       keys,
       sampling,
     )
-    return Outputs(distil(student, teacher, method_state, stats, step), parts)
+    prototypes = jax.lax.stop_gradient(prototypes_of(networks, teacher_params))
+    temperature = teacher_temperature(step)
+    centres = centring.centres(method_state, teacher, prototypes, temperature)
+    return Seen(
+      Examples(distillation.Examples(student, teacher), parts),
+      prototypes_of(networks, params),
+      distillation.Constants(prototypes, centres, temperature),
+      {'student_stats': stats, 'teacher_stats': stats},
+    )
 
-  def monitors(outputs: Outputs) -> dict[str, jax.Array]:
-    values = _part_monitors(outputs.parts, axis_name)
+  def compare(prototypes, examples, constants):
+    distilled = None
     if modules.has_image_head:
-      values |= images_only.monitors(outputs.distilled)
+      distilled = images_only.compare(prototypes, examples.images, constants)
+    return Outputs(distilled, examples.parts)
+
+  def example_monitors(outputs: Outputs) -> dict[str, jax.Array]:
+    if outputs.distilled is None:
+      return {}
+    return images_only.example_monitors(outputs.distilled)
+
+  def of_images(seen: Seen) -> Seen:
+    return seen._replace(examples=seen.examples.images)
+
+  def monitors(seen: Seen) -> dict[str, jax.Array]:
+    values = _part_monitors(seen.examples.parts, axis_name)
+    if modules.has_image_head:
+      values |= images_only.monitors(of_images(seen))
     return values
 
   return images_only._replace(
     init=init,
     forward=forward,
+    compare=compare,
+    # The contrast is with the parts of all other examples.
+    logit_bytes=lambda seen: 0,
+    example_monitors=example_monitors,
     monitors=monitors,
-    update=lambda state, outputs: images_only.update(state, outputs.distilled),
+    update=lambda state, seen: images_only.update(state, of_images(seen)),
   )

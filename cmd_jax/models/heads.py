@@ -24,6 +24,16 @@ def l2_normalise(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.maximum(square, epsilon**2))
 
 
+def prototype_logits(x: jax.Array, prototypes: jax.Array) -> jax.Array:
+  """Products of features [..., D] with prototypes [D, K], [..., K] float32."""
+  logits = jnp.dot(
+    x.reshape(-1, x.shape[-1]),
+    prototypes.astype(x.dtype),
+    preferred_element_type=wide(x.dtype),
+  )
+  return logits.reshape(*x.shape[:-1], prototypes.shape[1])
+
+
 class WeightNormDense(nn.Module):
   """Weight-normalised linear layer without bias: w_k = g_k v_k / |v_k|.
 
@@ -36,24 +46,22 @@ class WeightNormDense(nn.Module):
   trainable_scale: bool
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[..., D] -> [..., K] float32."""
-    shape = (x.shape[-1], self.num_prototypes)
+  def kernel(self, dim: int) -> jax.Array:
+    """[D, K] float32: the prototypes."""
+    shape = (dim, self.num_prototypes)
     # torch's default for a bias-free Linear, which DINO leaves in place here.
-    init = torch_default_init(x.shape[-1])
-    direction = self.param('weight_v', init, shape)
+    direction = self.param('weight_v', torch_default_init(dim), shape)
     kernel = direction * jax.lax.rsqrt(
       jnp.sum(direction * direction, axis=0, keepdims=True)
     )
     if self.trainable_scale:
       scale = self.param('weight_g', nn.initializers.ones, (1, shape[1]))
       kernel = kernel * scale
-    logits = jnp.dot(
-      x.reshape(-1, x.shape[-1]),
-      kernel.astype(x.dtype),
-      preferred_element_type=wide(x.dtype),
-    )
-    return logits.reshape(*x.shape[:-1], self.num_prototypes)
+    return kernel
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., D] -> [..., K] float32."""
+    return prototype_logits(x, self.kernel(x.shape[-1]))
 
 
 class PrototypeHead(nn.Module):
@@ -79,26 +87,42 @@ class PrototypeHead(nn.Module):
   axis_name: str | None = None
   dtype: jnp.dtype = jnp.float32
 
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    """[..., D] -> logits [..., K] float32."""
-    for index in range(self.num_layers):
-      is_last = index == self.num_layers - 1
-      x = Dense(
-        self.bottleneck_dim if is_last else self.hidden_dim,
+  def setup(self) -> None:
+    """Makes the layers."""
+    last = self.num_layers - 1
+    self.mlp = [
+      Dense(
+        self.bottleneck_dim if index == last else self.hidden_dim,
         dtype=self.dtype,
-        name=f'mlp_{index}',
-      )(x)
-      if self.use_bn and not is_last:
-        bn = BatchNorm(self.axis_name, dtype=self.dtype, name=f'bn_{index}')
-        x = bn(x, train)
-      if not is_last:
+      )
+      for index in range(self.num_layers)
+    ]
+    self.bn = [
+      BatchNorm(self.axis_name, dtype=self.dtype)
+      for _ in range(last if self.use_bn else 0)
+    ]
+    self.last_layer = WeightNormDense(
+      self.num_prototypes, not self.norm_last_layer
+    )
+
+  def bottleneck(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """[..., D] -> [..., bottleneck_dim] of length 1."""
+    for index, dense in enumerate(self.mlp):
+      x = dense(x)
+      if index < len(self.mlp) - 1:
+        if self.use_bn:
+          x = self.bn[index](x, train)
         x = gelu(x)
     # The norm is taken in float32: bfloat16 squares lose half the digits.
-    x = l2_normalise(x.astype(wide(x.dtype))).astype(self.dtype)
-    return WeightNormDense(
-      self.num_prototypes, not self.norm_last_layer, name='last_layer'
-    )(x)
+    return l2_normalise(x.astype(wide(x.dtype))).astype(self.dtype)
+
+  def prototypes(self) -> jax.Array:
+    """[bottleneck_dim, K] float32."""
+    return self.last_layer.kernel(self.bottleneck_dim)
+
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """[..., D] -> logits [..., K] float32."""
+    return self.last_layer(self.bottleneck(x, train))
 
 
 class MilAttention(nn.Module):

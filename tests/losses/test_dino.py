@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from cmd_jax import parallel
 from cmd_jax.losses import dino
 
 
@@ -91,22 +92,51 @@ def test_centre_is_the_moving_average_of_the_global_mean():
   np.testing.assert_allclose(spread, np.tile(expected, (4, 1)), rtol=1e-5)
 
 
+def _sinkhorn_probs(features, prototypes, temperature, **options):
+  centre = dino.sinkhorn_centre(features, prototypes, temperature, **options)
+  return dino.centred_probs(features @ prototypes, centre, temperature)
+
+
 def test_sinkhorn_uses_all_prototypes_equally():
   rng = np.random.default_rng(5)
   # Without it nearly everything falls on prototype 0.
-  logits = rng.normal(size=(64, 8)) + np.array([3.0] + [0.0] * 7)
-  probs = dino.sinkhorn_probs(logits, 1.0, num_iterations=50, axis_name=None)
+  features = rng.normal(size=(64, 4)).astype(np.float32)
+  features[:, 0] = 1.0
+  prototypes = rng.normal(size=(4, 8)).astype(np.float32)
+  prototypes[0] = [3.0] + [0.0] * 7
+  probs = _sinkhorn_probs(features, prototypes, 1.0, num_iterations=50)
   np.testing.assert_allclose(probs.sum(1), np.ones(64), rtol=1e-5)
   np.testing.assert_allclose(probs.sum(0), np.full(8, 8.0), rtol=1e-3)
 
 
+def test_sinkhorn_is_that_of_the_paper():
+  rng = np.random.default_rng(7)
+  features, prototypes = rng.normal(size=(6, 2, 3)), rng.normal(size=(3, 5))
+  rows = np.exp(features.reshape(12, 3) @ prototypes / 0.5)
+  rows /= rows.max(1, keepdims=True)
+  for _ in range(3):
+    rows /= rows.sum(0)
+    rows /= rows.sum(1, keepdims=True)
+  ours = _sinkhorn_probs(jnp.array(features), jnp.array(prototypes), 0.5)
+  np.testing.assert_allclose(ours.reshape(12, 5), rows, rtol=1e-4)
+
+
 def test_sinkhorn_over_devices_equals_the_whole_batch():
-  logits = np.random.default_rng(6).normal(size=(16, 5)).astype(np.float32)
-  whole = dino.sinkhorn_probs(logits, 0.1, axis_name=None)
-  spread = jax.pmap(
-    lambda x: dino.sinkhorn_probs(x, 0.1, axis_name='data'), axis_name='data'
-  )(logits.reshape(4, 4, 5))
-  np.testing.assert_allclose(spread.reshape(16, 5), whole, rtol=1e-4)
+  rng = np.random.default_rng(6)
+  features, prototypes = (
+    rng.normal(size=shape).astype(np.float32) for shape in ((16, 3), (3, 5))
+  )
+  whole = dino.sinkhorn_centre(features, prototypes, 0.1)
+  by_pmap = jax.pmap(
+    lambda x: dino.sinkhorn_centre(x, prototypes, 0.1, axis_name='data'),
+    axis_name='data',
+  )(features.reshape(4, 4, 3))
+  mesh = parallel.make_mesh(4)
+  by_jit = jax.jit(
+    lambda x: dino.sinkhorn_centre(x, prototypes, 0.1, mesh=mesh)
+  )(jax.device_put(features, parallel.split_over_data(mesh)))
+  for centre in (by_jit, *by_pmap):
+    np.testing.assert_allclose(centre, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_entropy_bounds():

@@ -40,10 +40,8 @@ def _terms(method, params, teacher, state, views=None, keys=None):
 
   @jax.jit
   def values(params, teacher, state, views, keys):
-    outputs = method.forward(params, teacher, state, views, keys, jnp.int32(1))
-    return {
-      name: term.value(outputs, state) for name, term in method.terms.items()
-    }
+    outputs = tiny.compare(method, params, teacher, state, views, keys, 1)
+    return {name: term.value(outputs) for name, term in method.terms.items()}
 
   views = _views() if views is None else views
   keys = _keys() if keys is None else keys
@@ -174,7 +172,7 @@ def test_stochastic_depth_depends_on_the_key_and_spares_the_teacher():
   method = tiny.make_tiny_method('dino', drop_path=0.9)
   params, teacher, state = _init(method)
   one, other = (
-    method.forward(params, teacher, state, _views(), keys, jnp.int32(0))
+    tiny.compare(method, params, teacher, state, _views(), keys)
     for keys in (_keys(), _keys()[::-1])
   )
   assert np.any(one.student[0].embedding != other.student[0].embedding)
@@ -184,30 +182,31 @@ def test_stochastic_depth_depends_on_the_key_and_spares_the_teacher():
 def test_monitors_show_a_collapse():
   method = tiny.make_tiny_method('dino')
   params, teacher, state = _init(method)
-  outputs = method.forward(
-    params, teacher, state, _views(), _keys(), jnp.int32(0)
-  )
-  healthy = method.monitors(outputs)
-  same = jnp.broadcast_to(
-    outputs.teacher.embedding[:1, :1], outputs.teacher.embedding.shape
-  )
-  collapsed = method.monitors(
+  seen = method.forward(params, teacher, state, _views(), _keys(), jnp.int32(0))
+  outputs = method.compare(seen.prototypes, seen.examples, seen.constants)
+  collapsed = method.example_monitors(
     outputs._replace(
-      teacher=outputs.teacher._replace(embedding=same),
-      teacher_image_probs=jnp.full_like(outputs.teacher_image_probs, 1 / 12),
+      teacher_image_probs=jnp.full_like(outputs.teacher_image_probs, 1 / 12)
     )
   )
-  assert collapsed['feature_spread'] < 1e-3 < healthy['feature_spread']
   np.testing.assert_allclose(
-    collapsed['teacher_entropy'], np.log(12), rtol=1e-5
+    collapsed['teacher_entropy'], np.full(3, np.log(12)), rtol=1e-5
   )
+  healthy = method.monitors(seen)['feature_spread']
+  of_teacher = seen.examples.teacher
+  same = jnp.broadcast_to(
+    of_teacher.embedding[:1, :1], of_teacher.embedding.shape
+  )
+  examples = seen.examples._replace(teacher=of_teacher._replace(embedding=same))
+  spread = method.monitors(seen._replace(examples=examples))['feature_spread']
+  assert spread < 1e-3 < healthy
 
 
 def test_embedding_is_what_the_teacher_sees():
   method = tiny.make_tiny_method('dino')
   params, teacher, state = _init(method)
   views = _views()
-  outputs = method.forward(params, teacher, state, views, _keys(), jnp.int32(0))
+  outputs = tiny.compare(method, params, teacher, state, views, _keys())
   np.testing.assert_allclose(
     method.embed(teacher, {}, views[0][:, 0]),
     outputs.teacher.embedding[:, 0],

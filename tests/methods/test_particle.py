@@ -68,11 +68,10 @@ def _init(method):
 def _forward(method, start, views, keys):
   """Terms, monitors, outputs and the next state."""
   params, teacher, state = start
-  outputs = method.forward(params, teacher, state, views, keys, jnp.int32(1))
-  terms = {
-    name: term.value(outputs, state) for name, term in method.terms.items()
-  }
-  return terms, method.monitors(outputs), outputs, method.update(state, outputs)
+  seen = method.forward(params, teacher, state, views, keys, jnp.int32(1))
+  outputs = method.compare(seen.prototypes, seen.examples, seen.constants)
+  terms = {name: term.value(outputs) for name, term in method.terms.items()}
+  return terms, method.monitors(seen), outputs, method.update(state, seen)
 
 
 @functools.cache

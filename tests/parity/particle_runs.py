@@ -173,7 +173,7 @@ def train(recipe, fixture, tensors, *, mode, num_devices):
   optimizer = optax.chain(_record(), recipe.optimizer)
   mesh = parallel.make_mesh(num_devices)
 
-  def make_step(axis_name):
+  def make_step(axis_name, mesh):
     return make_train_step(
       method=_with_stored_parts(recipe.make_method(axis_name)),
       augment=_stored_views,
@@ -181,6 +181,7 @@ def train(recipe, fixture, tensors, *, mode, num_devices):
       teacher_momentum=recipe.teacher_momentum,
       schedules={},
       axis_name=axis_name,
+      mesh=mesh,
     )
 
   state = recipe.initial_state(optimizer, tensors)

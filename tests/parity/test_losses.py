@@ -88,14 +88,11 @@ class _Case:
       student,
       teacher,
       student_temperature=0.1,
-      teacher_image_probs=losses.centred_probs(
-        teacher.image_logits, state['image_centre'], temperature
-      ),
-      teacher_region_probs=losses.centred_probs(
-        teacher.region_logits, state['region_centre'], temperature
-      ),
-      student_stats={},
-      teacher_stats={},
+      centres={
+        'image': state['image_centre'],
+        'region': state['region_centre'],
+      },
+      teacher_temperature=temperature,
     )
 
 
@@ -109,8 +106,7 @@ def _run(method, fixture, epoch):
   def loss_fn(inputs, case, state):
     outputs = case.outputs(*inputs, state, temperature)
     values = {
-      name: term.value(outputs, state).mean()
-      for name, term in method.terms.items()
+      name: term.value(outputs).mean() for name, term in method.terms.items()
     }
     total = sum(
       term.weight(0) * values[name] for name, term in method.terms.items()
@@ -124,7 +120,15 @@ def _run(method, fixture, epoch):
     (loss, (values, outputs)), gradients = jax.value_and_grad(
       loss_fn, has_aux=True
     )(inputs, case, state)
-    state = method.update(state, outputs)
+    state = {
+      name: losses.update_centre(
+        state[name], logits, momentum=0.9, axis_name=None
+      )
+      for name, logits in (
+        ('image_centre', outputs.teacher.image_logits),
+        ('region_centre', outputs.teacher.region_logits),
+      )
+    }
     yield values, loss, gradients, state
 
 

@@ -40,7 +40,7 @@ def _record():
   )
 
 
-def _make_method(name, network, axis_name):
+def _make_method(name, network, axis_name=None, mesh=None):
   head = network.head
   return make_method(
     encoder=network.encoder,
@@ -59,6 +59,7 @@ def _make_method(name, network, axis_name):
     teacher_normalisation='centring',
     lora=NO_LORA,
     axis_name=axis_name,
+    mesh=mesh,
     **common.method_fields(name),
   )
 
@@ -116,14 +117,15 @@ def _train(run, mode='jit', num_devices=1):
   optimizer = _make_optimizer(run.fixture)
   mesh = parallel.make_mesh(num_devices)
 
-  def make_step(axis_name):
+  def make_step(axis_name, mesh):
     return make_train_step(
-      method=_make_method(run.method, run.network, axis_name),
+      method=_make_method(run.method, run.network, axis_name, mesh),
       augment=_stored_views,
       optimizer=optimizer,
       teacher_momentum=_SCHEDULES['momentum'],
       schedules=_SCHEDULES,
       axis_name=axis_name,
+      mesh=mesh,
     )
 
   dtype = run.network.encoder.dtype
@@ -132,7 +134,7 @@ def _train(run, mode='jit', num_devices=1):
     run.network.to_params(run.fixture.under('student0/')),
   )
   state = _initial_state(
-    _make_method(run.method, run.network, None), optimizer, params
+    _make_method(run.method, run.network), optimizer, params
   )
   state = jax.device_put(state, parallel.replicated(mesh))
   step = parallel.compile_step(make_step, mode=mode, mesh=mesh)

@@ -86,9 +86,10 @@ def test_views_of_two_sizes_in_one_pass(fixture):
     jnp.stack([large, large[::-1]], axis=1),
     jnp.stack([local, local[::-1], 0.5 * local], axis=1),
   )
-  outputs, _ = networks.apply_networks(
-    _networks(network), network.to_params(fixture.under('w/')), {}, views
-  )
+  modules, params = _networks(network), network.to_params(fixture.under('w/'))
+  seen, _ = networks.apply_networks(modules, params, {}, views)
+  prototypes = networks.prototypes_of(modules, params)
+  outputs = [networks.with_logits(view, prototypes) for view in seen]
   expected = fixture.under('out/multicrop/')
 
   def crop_major(arrays):
