@@ -331,6 +331,7 @@ def make_canvases(
     else None,
     skipped=tuple(skipped),
     kinds=np.array([d.kinds for d in decoded], np.uint16),
+    notes=source.notes,
   )
 
 

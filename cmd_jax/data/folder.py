@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
-import logging
 import os
 import pathlib
 import time
@@ -37,14 +37,19 @@ _LEAST_INDEXED = 10_000
 # A change so soon after another may leave the time stamp as it was.
 _CLOCK_TICK_NS = 2_000_000_000
 
-_logger = logging.getLogger(__name__)
-
 
 class _Scanned(NamedTuple):
-  """Image files found, sorted, and the folders looked through."""
+  """What is below a folder.
+
+  Attributes:
+    names: image files, sorted.
+    folders: the folders looked through.
+    others: number of other files by extension, '' for none.
+  """
 
   names: list[str]
   folders: list[str]
+  others: collections.Counter[str]
 
 
 def _scan(root: str) -> _Scanned:
@@ -54,6 +59,7 @@ def _scan(root: str) -> _Scanned:
   last, so that a folder keeps its own name if it is reached by a link as well.
   """
   found, scanned = [], []
+  others = collections.Counter()
   seen = set()
   folders, links = [''], []
   bar = tqdm.tqdm(desc=f'list {root}', unit=' images', delay=2, disable=None)
@@ -73,7 +79,7 @@ def _scan(root: str) -> _Scanned:
         before = len(found)
         with os.scandir(path) as scan:
           for entry in scan:
-            _sort_in(entry, folder, found, folders, links)
+            _sort_in(entry, folder, found, folders, links, others)
         bar.update(len(found) - before)
       except OSError as error:
         raise errors.UserError(
@@ -81,7 +87,7 @@ def _scan(root: str) -> _Scanned:
           'or move it away'
         ) from error
   found.sort()
-  return _Scanned(found, scanned)
+  return _Scanned(found, scanned, others)
 
 
 def _sort_in(
@@ -90,8 +96,9 @@ def _sort_in(
   found: list[str],
   folders: list[str],
   links: list[str],
+  others: collections.Counter[str],
 ) -> None:
-  """Puts an entry of a folder where it belongs, if anywhere."""
+  """Puts an entry of a folder where it belongs; hidden ones nowhere."""
   if entry.name.startswith('.'):
     return
   name = f'{folder}/{entry.name}' if folder else entry.name
@@ -99,10 +106,27 @@ def _sort_in(
   # Unlike the entry's own test, this one doesn't raise for a looping link.
   if os.path.isdir(entry.path) if is_link else entry.is_dir():
     (links if is_link else folders).append(name)
-  elif name.lower().endswith(IMAGE_EXTENSIONS):
+  elif name.lower().endswith(IMAGE_EXTENSIONS) and (
     # A link to nowhere is listed, so that it is reported as unreadable.
-    if is_link or entry.is_file():
-      found.append(name)
+    is_link or entry.is_file()
+  ):
+    found.append(name)
+  else:
+    others[os.path.splitext(entry.name)[1].lower()] += 1
+
+
+def _note_on_others(others: collections.Counter[str]) -> list[str]:
+  """A sentence about the files that are no images by their names."""
+  if not others:
+    return []
+  usual = ', '.join(
+    f'{count:,} {canvas.printable(ending) or "without extension"}'
+    for ending, count in others.most_common(5)
+  )
+  return [
+    f'{others.total():,} other files of the folder are no images by their '
+    f'names, most often: {usual}'
+  ]
 
 
 def _check_arguments(path: str, split: str, test_fraction: float) -> str:
@@ -137,20 +161,28 @@ class _Found(NamedTuple):
     labels: [N] int32 index into `class_names`, `UNLABELLED` where unknown.
     splits: [N] int8 index into `listing.USES`.
     class_names: names of the classes.
+    notes: sentences about files that are in no split.
   """
 
   names: index.Names
   labels: np.ndarray
   splits: np.ndarray
   class_names: tuple[str, ...]
+  notes: tuple[str, ...]
 
 
 def _list(
   root: str, scanned: _Scanned, csv_path: str, test_fraction: float, seed: int
 ) -> _Found:
   """Gives the images found their classes and splits."""
+  others = scanned.others.copy()
+  notes = []
   if csv_path:
-    listed, labels = list_csv(root, csv_path, scanned.names)
+    others['.csv'] -= os.path.dirname(csv_path) == root.rstrip('/')
+    listed, labels, ignored = list_csv(root, csv_path, scanned.names)
+    if ignored:
+      name = os.path.basename(csv_path)
+      notes.append(f'{ignored:,} images of the folder are not in {name}')
   else:
     listed, labels = listing.list_folders(scanned.names), Labels('')
     # Millions of strings, which are in `listed` now.
@@ -158,11 +190,17 @@ def _list(
   class_names = labels.sort(listed.classes[1:])
   label_of = {name: label for label, name in enumerate(class_names)}
   of_class = [label_of.get(n, source_lib.UNLABELLED) for n in listed.classes]
+  splits = listing.assign_splits(listed, test_fraction, seed)
+  if unused := int(np.sum(splits == 0)):
+    notes.append(
+      f'{unused:,} images of the folder are in no split that is used'
+    )
   return _Found(
     listed.names,
     np.array(of_class, np.int32)[listed.class_ids],
-    listing.assign_splits(listed, test_fraction, seed),
+    splits,
     class_names,
+    (*notes, *_note_on_others(+others)),
   )
 
 
@@ -196,9 +234,12 @@ def _list_once(
     watched = json.loads(kept['watched'].tobytes())
     paths = [os.path.join(root, name) for name in watched]
     if np.array_equal(_stamps(paths), kept['stamps']):
-      class_names = json.loads(kept['class_names'].tobytes())
+      class_names, notes = (
+        tuple(json.loads(kept[name].tobytes()))
+        for name in ('class_names', 'notes')
+      )
       names = index.Names(kept['blob'], kept['ends'])
-      return _Found(names, kept['labels'], kept['splits'], tuple(class_names))
+      return _Found(names, kept['labels'], kept['splits'], class_names, notes)
   csv_path = os.path.join(root, labels_file) if labels_file else ''
   if labels_file == _LABELS_FILE and not os.path.exists(csv_path):
     csv_path = ''
@@ -217,6 +258,7 @@ def _list_once(
       labels=found.labels,
       splits=found.splits,
       class_names=_as_bytes(found.class_names),
+      notes=_as_bytes(found.notes),
       watched=_as_bytes(watched),
       stamps=stamps,
     )
@@ -287,8 +329,6 @@ def folder_source(
       f'{path} has no images; put files there that end in'
       f' {", ".join(IMAGE_EXTENSIONS)}'
     )
-  if unused := int(np.sum(found.splits == 0)):
-    _logger.info('%s: %d images are in no split and ignored', path, unused)
   wanted = ('train', listing.UNLABELED) if split == 'pretrain' else (split,)
   rows = np.isin(found.splits, [listing.USES.index(name) for name in wanted])
   rows = np.flatnonzero(rows)
@@ -299,4 +339,5 @@ def folder_source(
     file_names=file_names,
     labels=found.labels[rows],
     load=functools.partial(_load, root, file_names, decode_px),
+    notes=found.notes,
   )

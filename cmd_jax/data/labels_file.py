@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 import os
 import posixpath
 from collections.abc import Iterable, Sequence
@@ -11,8 +10,6 @@ from collections.abc import Iterable, Sequence
 from cmd_jax import errors
 from cmd_jax.data import source as source_lib
 from cmd_jax.data.listing import GIVEN_SPLITS, UNLABELED, Listed, make_listed
-
-_logger = logging.getLogger(__name__)
 
 
 def _read_csv(path: str) -> list[tuple[str, dict[str, str]]]:
@@ -116,8 +113,12 @@ class Labels:
 
 def list_csv(
   root: str, path: str, scanned: Sequence[str]
-) -> tuple[Listed, Labels]:
-  """Takes splits and classes from a CSV file."""
+) -> tuple[Listed, Labels, int]:
+  """Takes splits and classes from a CSV file.
+
+  Returns:
+    The images listed, their labels, and how many of `scanned` are not listed.
+  """
   listed: dict[str, tuple[str, str, str]] = {}
   labels = Labels(path)
   for place, row in _read_csv(path):
@@ -148,6 +149,5 @@ def list_csv(
       f'{path}: none of the {len(listed)} files it lists exists, the first is'
       f' {next(iter(listed))}; give paths relative to {root}'
     )
-  if ignored := len(known.difference(listed)):
-    _logger.info('%s: %d images not in %s are ignored', root, ignored, path)
-  return make_listed(listed[name] for name in sorted(listed)), labels
+  ignored = len(known.difference(listed))
+  return make_listed(listed[name] for name in sorted(listed)), labels, ignored

@@ -76,6 +76,7 @@ class _Rows:
     self.source, self.canvas_px, self._skipped = source, canvas_px, skipped
     self.count = len(source.file_names)
     self.sizes = np.zeros((self.count, 2), np.int32)
+    self.kinds = np.zeros(self.count, np.uint16)
 
   def decode(self, rows: np.ndarray) -> list[Decoded]:
     """The examples of the rows, in threads."""
@@ -86,6 +87,7 @@ class _Rows:
     for row, (index, decoded) in zip(rows.tolist(), found):
       self._skipped.add(row, index)
       self.sizes[row] = decoded.size
+      self.kinds[row] = decoded.kinds
     return [decoded for _, decoded in found]
 
   def read_images(self, rows: np.ndarray) -> np.ndarray:
@@ -215,4 +217,6 @@ def lazy_canvases(source: Source, *, canvas_px: int) -> Canvases:
     part_ids=part_ids,
     boxes=boxes,
     skipped=skipped,
+    kinds=rows.kinds,
+    notes=source.notes,
   )
