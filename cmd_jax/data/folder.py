@@ -193,7 +193,7 @@ def _list(
   splits = listing.assign_splits(listed, test_fraction, seed)
   if unused := int(np.sum(splits == 0)):
     notes.append(
-      f'{unused:,} images of the folder are in no split that is used'
+      f'{unused:,} images of the folder are in no used split'
     )
   return _Found(
     listed.names,
