@@ -6,8 +6,15 @@ r"""Trains and scores encoders that tell look-alikes apart.
 
 The same command again resumes where it stopped; `--mode=evaluate` scores the
 newest checkpoint again, `--mode=export` writes its encoder for timm, and
-`--mode=discover` finds parts with it. `--mode=prepare` makes a data set of
-files fetched by hand.
+`--mode=discover` finds parts with it. `--mode=report` shows the run as one
+HTML page. `--mode=prepare` makes a data set of files fetched by hand, and
+`--mode=inspect` says what is in a data set without training on it.
+
+  python main.py --mode=search --workdir=runs/mine --input=/my/photographs \
+    --query=bird.jpg
+
+and `--mode=embed` and `cluster` likewise use a trained encoder, or a file of
+--weights, on any folder.
 """
 
 from __future__ import annotations
@@ -23,7 +30,20 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from cmd_jax.errors import UserError
 
-MODES = ('train', 'evaluate', 'export', 'discover', 'prepare')
+FOLDER_MODES = ('embed', 'search', 'cluster')
+MODES = (
+  'train',
+  'evaluate',
+  'export',
+  'discover',
+  'prepare',
+  'inspect',
+  'report',
+  *FOLDER_MODES,
+)
+# They read a run's own config where --config is not given.
+CONFIG_OPTIONAL = ('report', *FOLDER_MODES)
+WORKDIR_OPTIONAL = ('prepare', 'inspect', *FOLDER_MODES)
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', help_string='Config file, e.g. configs/cub.py:method=dino.'
@@ -37,6 +57,33 @@ _MANUAL_DIR = flags.DEFINE_string(
   'Folder of the files fetched by hand, for --mode=prepare: docs/datasets.md.',
 )
 _MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'What to write: report, embed, search, cluster.'
+)
+_REPORT_IMAGES = flags.DEFINE_integer(
+  'report_images', 5000, '--mode=report: photographs on the page at most.'
+)
+_WEIGHTS = flags.DEFINE_string(
+  'weights',
+  None,
+  'File of weights in place of --workdir: embed, search, cluster.',
+)
+_INPUT = flags.DEFINE_string(
+  'input',
+  None,
+  'Folder of images, or file of --mode=embed: embed, search, cluster.',
+)
+_QUERY = flags.DEFINE_string('query', None, '--mode=search: image to look for.')
+_TOP_K = flags.DEFINE_integer('top_k', 12, '--mode=search: images to find.')
+_INDEX = flags.DEFINE_enum(
+  'index', 'exact', ('exact', 'faiss'), '--mode=search: what searches.'
+)
+_NUM_CLUSTERS = flags.DEFINE_integer(
+  'num_clusters', 0, '--mode=cluster: groups to make; 0 finds out.'
+)
+_MIN_CLUSTER_SIZE = flags.DEFINE_integer(
+  'min_cluster_size', 5, '--mode=cluster: images of a group found, at least.'
+)
 _CACHE = flags.DEFINE_string(
   'compilation_cache',
   os.path.join(
@@ -108,42 +155,101 @@ def parse_flags(argv: list[str]) -> None:
     raise UserError(
       f'unexpected argument {unexpected[0]!r}: write flags as --name=value'
     )
-  if _CONFIG.value is None:
+  if _CONFIG.value is None and _MODE.value not in CONFIG_OPTIONAL:
     known = sorted(
       str(path)
       for path in pathlib.Path('configs').glob('*.py')
       if path.stem not in ('__init__', 'common', 'small')
     )
     raise UserError(f'--config is missing: choose e.g. {", ".join(known)}')
-  if not isinstance(_CONFIG.value, ConfigDict):
+  if not isinstance(_CONFIG.value, ConfigDict | None):
     raise UserError('--config names a file that does not exist or cannot load')
-  if _MODE.value != 'prepare' and not _WORKDIR.value:
+  if _MODE.value in FOLDER_MODES and bool(_WEIGHTS.value) == bool(
+    _WORKDIR.value
+  ):
+    raise UserError('give one of --workdir, a run, and --weights, a file')
+  if _MODE.value not in WORKDIR_OPTIONAL and not _WORKDIR.value:
     raise UserError('--workdir is missing: name a directory for the run')
+
+
+def _use_compilation_cache() -> None:
+  import jax
+
+  if _CACHE.value:
+    jax.config.update('jax_compilation_cache_dir', _CACHE.value)
+
+
+def _run_on_folder() -> None:
+  from cmd_jax.export import folders
+
+  _use_compilation_cache()
+  mode, workdir = _MODE.value, _WORKDIR.value
+  output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None
+  request = folders.Request(
+    source=_WEIGHTS.value or workdir,
+    input=_INPUT.value,
+    output=output or folders.default_output(mode, workdir),
+    query=_QUERY.value,
+    top_k=_TOP_K.value,
+    index=_INDEX.value,
+    num_clusters=_NUM_CLUSTERS.value,
+    min_cluster_size=_MIN_CLUSTER_SIZE.value,
+  )
+  print(folders.run(mode, request))
+
+
+def _inspect() -> None:
+  from cmd_jax.data.report_text import report_text
+  from cmd_jax.inspection import inspect_config, write_data_report
+  from cmd_jax.workdir import Workdir
+
+  workdir = Workdir(_WORKDIR.value) if _WORKDIR.value else None
+  if workdir:
+    workdir.check(_CONFIG.value.to_dict())
+  report = inspect_config(_CONFIG.value)
+  if workdir:
+    write_data_report(report, workdir.path)
+  print(report_text(report), end='')
 
 
 def main() -> None:
   """Runs the mode that the flags name."""
+  if _MODE.value in FOLDER_MODES:
+    _run_on_folder()
+    return
   if _MODE.value == 'prepare':
     from cmd_jax.data.prepare import prepare_config
 
     dataset = _CONFIG.value.dataset.to_dict()
     print(prepare_config(dataset, manual_dir=_MANUAL_DIR.value))
     return
+  if _MODE.value == 'inspect':
+    _inspect()
+    return
   # Imported late: a mistake in the flags is told without waiting for JAX.
-  import jax
-
   from cmd_jax import evaluate, experiment, train
+  from cmd_jax.saved_run import read_config
   from cmd_jax.workdir import Workdir
 
-  if _CACHE.value:
-    jax.config.update('jax_compilation_cache_dir', _CACHE.value)
-  config = _CONFIG.value
+  _use_compilation_cache()
   workdir = Workdir(_WORKDIR.value)
+  config = _CONFIG.value or read_config(workdir)
   workdir.check(config.to_dict())
-  built = experiment.build(config)
+  try:
+    built = experiment.build(config)
+  except AttributeError as error:
+    if _CONFIG.value is not None:
+      raise
+    raise UserError(
+      f'{workdir.config_file} lacks a field ({error}): the run is of another '
+      'version of this program; use that version'
+    ) from error
   if _MODE.value == 'evaluate':
+    if built.imported:
+      # Weights of others are scored without training.
+      workdir.open(config.to_dict())
     results = evaluate.evaluate_run(built, workdir)
-    print(evaluate.results_table(results['init'], results['final']))
+    print(evaluate.results_table(results['init'], results.get('final', {})))
     return
   if _MODE.value == 'export':
     from cmd_jax.convert.save import timm_constructor
@@ -151,6 +257,12 @@ def main() -> None:
 
     print(f'{export_weights(built, workdir)}: the state dict of')
     print(timm_constructor(built.encoder))
+    return
+  if _MODE.value == 'report':
+    from cmd_jax.report.write import write_report
+
+    path = _OUTPUT.value and pathlib.Path(_OUTPUT.value)
+    print(write_report(built, workdir, path, max_images=_REPORT_IMAGES.value))
     return
   workdir.open(config.to_dict())
   if _MODE.value == 'discover':

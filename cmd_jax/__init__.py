@@ -11,4 +11,17 @@ Shape letters, used in every docstring of the package:
   H, W  pixels; R the side of a canvas in pixels
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 __version__ = '0.1.0'
+
+
+def __getattr__(name: str) -> Any:
+  # Imported late: the version and the errors do not need JAX.
+  if name == 'load':
+    from cmd_jax.api import load
+
+    return load
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

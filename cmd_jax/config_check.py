@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from cmd_jax import parallel
 from cmd_jax.errors import UserError
-from cmd_jax.evaluators import get_evaluator
+from cmd_jax.evaluators import check_protocol
 from cmd_jax.evaluators.part_segmentation import PROTOCOL
 
 NETWORKS = ('teacher', 'student')
@@ -39,8 +39,7 @@ def check_config(config: ConfigDict) -> None:
     if value < 1:
       raise UserError(f'config.{field} is {value}: it must be at least 1')
   for protocol in config.eval.protocols:
-    if protocol != PROTOCOL:
-      get_evaluator(protocol)
+    check_protocol(protocol)
   _check_sizes(config)
 
 
@@ -53,6 +52,8 @@ def _check_sizes(config: ConfigDict) -> None:
       if isinstance(config.model.get(name), int)
     ),
     ('augment.num_local', config.augment.num_local),
+    ('stream.num_workers', config.stream.num_workers),
+    ('stream.ahead', config.stream.ahead),
   ):
     if value < 0:
       raise UserError(f'config.{field} is {value}: it must be at least 0')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,19 +16,16 @@ from cmd_jax.checkpoint import Checkpoints
 from cmd_jax.config_check import check_config
 from cmd_jax.convert.load import Imported, Report, load_encoder
 from cmd_jax.data import augment
-from cmd_jax.data.canvas import Canvases, make_canvases
-from cmd_jax.data.resident import (
-  batch_like,
-  check_num_examples,
-  make_resident_batches,
-)
-from cmd_jax.data.source import Source
+from cmd_jax.data.canvas import Canvases
+from cmd_jax.data.load import load_data
+from cmd_jax.data.resident import batch_like
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators import part_segmentation
 from cmd_jax.methods import make_method
 from cmd_jax.methods.base import Method
 from cmd_jax.models import make_encoder, partial
 from cmd_jax.models.fcn import make_decoder
+from cmd_jax.models.feature_maps import check_facet
 from cmd_jax.parts.plan import Plan, make_plan
 from cmd_jax.recipe import make_optimizer, make_schedules
 from cmd_jax.train_state import TrainState, init_train_state
@@ -37,7 +33,7 @@ from cmd_jax.train_step import make_train_step
 from cmd_jax.workdir import Workdir
 
 # Salts of the run's root key.
-_INIT, _STEPS, _ORDER = range(3)
+_INIT, _STEPS = range(2)
 
 
 class Segmentation(NamedTuple):
@@ -45,10 +41,12 @@ class Segmentation(NamedTuple):
 
   Attributes:
     view: (canvases, sizes) -> whole images as the encoder sees them.
+    facet: what of the encoder is decoded, see `feature_maps`.
     evaluate: (train, test) `PartMaps` -> scores.
   """
 
   view: Callable
+  facet: str
   evaluate: Callable
 
 
@@ -88,8 +86,9 @@ class Experiment(NamedTuple):
     init_state: () -> `TrainState` on the mesh, a function of the seed.
     state_like: shapes and shardings of that state.
     parts: how the parts of the images are found; None for a method without.
-    make_batches: part ids [N, R, R] or None -> (step -> `Batch`); puts the data
-      on the devices.
+    placement: one line: where the images are while they are trained on.
+    make_batches: part ids [N, R, R] or None -> context of (step -> `Batch`);
+      puts the images on the devices, or streams them.
     compile_step: () -> the compiled train step.
     rng: root key of the steps.
     evaluation: how the encoder is scored.
@@ -114,6 +113,7 @@ class Experiment(NamedTuple):
   init_state: Callable[[], TrainState]
   state_like: TrainState
   parts: Plan | None
+  placement: str
   make_batches: Callable
   compile_step: Callable[[], Callable]
   rng: jax.Array
@@ -131,16 +131,6 @@ class Experiment(NamedTuple):
     return Checkpoints(workdir.checkpoints, keep=self.checkpoints_kept)
 
 
-def _hash_of_data(*splits: Canvases | None) -> str:
-  """Hash of what is in the splits and in which order."""
-  digest = hashlib.sha256()
-  for split in splits:
-    if split is not None:
-      digest.update(json.dumps(split.file_names).encode())
-      digest.update(split.labels.tobytes())
-  return digest.hexdigest()
-
-
 def _import_encoder(init: ConfigDict, encoder: nn.Module) -> Imported | None:
   if not init.path:
     return None
@@ -151,31 +141,6 @@ def _method_name(method: ConfigDict) -> str:
   """The method and, where it is not the paper's, its variant."""
   variant = method.get('variant', 'paper')
   return method.name if variant == 'paper' else f'{method.name}_{variant}'
-
-
-def _load_source(dataset: dict, split: str) -> Source:
-  source, dataset = dataset['source'], dict(dataset)
-  for key in ('source', 'pretrain_split', 'test_split'):
-    dataset.pop(key)
-  needed = {'tfds': 'name', 'folder': 'path'}.get(source)
-  if needed and needed not in dataset:
-    raise UserError(
-      f'config.dataset.source is {source!r}, but config.dataset has no '
-      f'{needed!r}: use configs/folder.py for folders, another for TFDS'
-    )
-  if source == 'tfds':
-    from cmd_jax.data.tfds_source import tfds_source
-
-    # An empty string is how a config says None.
-    options = {key: value or None for key, value in dataset.items()}
-    return tfds_source(split=split, **options)
-  if source == 'folder':
-    from cmd_jax.data.folder import folder_source
-
-    return folder_source(split=split, **dataset)
-  raise UserError(
-    f'config.dataset.source is {source!r}: choose one of tfds, folder'
-  )
 
 
 def _make_plan(config: ConfigDict, canvases: Canvases) -> Plan | None:
@@ -199,7 +164,7 @@ def _round_ends(total_steps: int, plan: Plan | None) -> tuple[int, ...]:
 
 
 def _make_segmentation(
-  config: ConfigDict, *splits: Canvases | None
+  config: ConfigDict, encoder: nn.Module, *splits: Canvases | None
 ) -> Segmentation | None:
   """How parts are segmented; None where the protocol is not asked for."""
   if part_segmentation.PROTOCOL not in config.protocols:
@@ -211,6 +176,8 @@ def _make_segmentation(
       'splits have part masks: leave it out'
     )
   fields = config.segmentation.to_dict()
+  facet = fields.pop('facet')
+  check_facet(encoder, facet)
   view = augment.make_eval_view(
     view_px=fields.pop('view_px'), crop_fraction=None
   )
@@ -221,25 +188,14 @@ def _make_segmentation(
     channels=fields.pop('channels'),
   )
   evaluate = part_segmentation.make_part_segmentation(decoder, **fields)
-  return Segmentation(view, evaluate)
-
-
-def _load_splits(config: ConfigDict) -> tuple[Canvases, Canvases | None]:
-  """The images trained on, and the test images if there are any."""
-  dataset = config.dataset.to_dict()
-  pretrain = make_canvases(
-    _load_source(dataset, dataset['pretrain_split']),
-    canvas_px=config.canvas_px,
-  )
-  check_num_examples(pretrain, config.batch_size)
-  test_source = _load_source(dataset, dataset['test_split'])
-  if not test_source.file_names:
-    return pretrain, None
-  return pretrain, make_canvases(test_source, canvas_px=config.canvas_px)
+  return Segmentation(view, facet, evaluate)
 
 
 def _make_evaluation(
-  config: ConfigDict, pretrain: Canvases, test: Canvases | None
+  config: ConfigDict,
+  encoder: nn.Module,
+  pretrain: Canvases,
+  test: Canvases | None,
 ) -> Evaluation:
   return Evaluation(
     protocols=tuple(config.protocols),
@@ -249,7 +205,7 @@ def _make_evaluation(
     batch_size=config.batch_size,
     network=config.network,
     settings=json.loads(json.dumps(config.to_dict())),
-    segmentation=_make_segmentation(config, pretrain, test),
+    segmentation=_make_segmentation(config, encoder, pretrain, test),
   )
 
 
@@ -341,7 +297,8 @@ def build(config: ConfigDict) -> Experiment:
   )
   imported = _import_encoder(config.init, encoder)
   variables = imported and imported.variables
-  pretrain, test = _load_splits(config)
+  data = load_data(config, mesh)
+  pretrain, test = data.pretrain, data.test
   plan = _make_plan(config, pretrain)
   steps_per_epoch = len(pretrain.images) // config.batch_size
   total_steps = config.total_epochs * steps_per_epoch
@@ -349,8 +306,8 @@ def build(config: ConfigDict) -> Experiment:
     config, mesh, plan, is_frozen, steps_per_epoch
   )
   root = jax.random.key(config.seed)
-  init_rng, steps_rng, order_rng = (
-    jax.random.fold_in(root, salt) for salt in (_INIT, _STEPS, _ORDER)
+  init_rng, steps_rng = (
+    jax.random.fold_in(root, salt) for salt in (_INIT, _STEPS)
   )
   state_like = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
@@ -358,8 +315,6 @@ def build(config: ConfigDict) -> Experiment:
     ),
     jax.eval_shape(init, init_rng, variables),
   )
-  with_parts = plan is not None
-  batches = dict(batch_size=config.batch_size, mesh=mesh)
   return Experiment(
     name=pretrain.name,
     method_name=_method_name(config.method),
@@ -368,22 +323,26 @@ def build(config: ConfigDict) -> Experiment:
     imported=imported and imported.report,
     pretrain=pretrain,
     test=test,
-    data_sha256=_hash_of_data(pretrain, test),
+    data_sha256=data.sha256,
     method=method,
     init_state=lambda: init(init_rng, variables),
     state_like=state_like,
     parts=plan,
-    make_batches=lambda part_ids: make_resident_batches(
-      pretrain, rng=order_rng, part_ids=part_ids, **batches
-    ),
+    placement=data.placement,
+    make_batches=data.make_batches,
     compile_step=lambda: parallel.compile_ahead(
       step,
       state_like,
-      batch_like(pretrain, with_parts=with_parts, **batches),
+      batch_like(
+        pretrain,
+        batch_size=config.batch_size,
+        mesh=mesh,
+        with_parts=plan is not None,
+      ),
       steps_rng,
     ),
     rng=steps_rng,
-    evaluation=_make_evaluation(config.eval, pretrain, test),
+    evaluation=_make_evaluation(config.eval, encoder, pretrain, test),
     batch_size=config.batch_size,
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,

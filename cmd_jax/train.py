@@ -19,8 +19,11 @@ from cmd_jax import part_masks
 from cmd_jax.atomic import write_atomically
 from cmd_jax.checkpoint import Checkpoints
 from cmd_jax.data.canvas import skip_report
+from cmd_jax.data.report_text import TEXT_FILE, notable
 from cmd_jax.errors import UserError
 from cmd_jax.evaluate import (
+  check_same_start,
+  describe_start,
   draw_neighbours,
   encode,
   results_table,
@@ -28,6 +31,7 @@ from cmd_jax.evaluate import (
   why_not_scored,
 )
 from cmd_jax.experiment import Experiment
+from cmd_jax.inspection import report_on, write_data_report
 from cmd_jax.metrics import MetricWriter, Progress
 from cmd_jax.train_state import TrainState
 from cmd_jax.workdir import Workdir
@@ -220,8 +224,10 @@ class _Loop:
         if self._step < end:
           # A signal ends the search at once: what is found is kept.
           part_ids = self._find_parts(number, start)
-          batches = experiment.make_batches(part_ids)
-          with _StopSignals() as signals:
+          with (
+            experiment.make_batches(part_ids) as batches,
+            _StopSignals() as signals,
+          ):
             self._take_steps(batches, end, signals)
             self._save()
             if signals.received:
@@ -244,57 +250,42 @@ def _announce(experiment: Experiment, workdir: Workdir) -> None:
     f'{describe_hardware(experiment)}',
     file=sys.stderr,
   )
+  print(experiment.placement, file=sys.stderr)
+  report = report_on(pretrain, experiment.test, experiment.placement)
+  write_data_report(report, workdir.path)
+  if lines := notable(report):
+    lines.append(f'see {workdir.path / TEXT_FILE}')
+  for line in lines:
+    print(f'data: {line}', file=sys.stderr)
   if experiment.imported is not None:
     print(experiment.imported.text(), file=sys.stderr)
-  reports = [
-    (canvases, skip_report(canvases))
-    for canvases in (pretrain, experiment.test)
+
+
+def _report_skipped(
+  experiment: Experiment, workdir: Workdir, known: int = 0
+) -> int:
+  """Names the images found to be unreadable; returns their number.
+
+  Args:
+    experiment: what is trained.
+    workdir: of the run.
+    known: how many were named already: streamed images are found out late.
+  """
+  splits = [
+    canvases
+    for canvases in (experiment.pretrain, experiment.test)
     if canvases is not None and canvases.skipped
   ]
-  if reports:
+  count = sum(len(canvases.skipped) for canvases in splits)
+  if count > known:
     write_atomically(
-      workdir.skipped_file, '\n'.join(report for _, report in reports)
+      workdir.skipped_file, '\n'.join(skip_report(split) for split in splits)
     )
-    count = sum(len(canvases.skipped) for canvases, _ in reports)
     print(
       f'{count} unreadable image(s) skipped; {workdir.skipped_file} names them',
       file=sys.stderr,
     )
-
-
-def _describe_start(experiment: Experiment) -> dict | None:
-  """Where the weights come from, for results.json."""
-  report = experiment.imported
-  if report is None:
-    return None
-  return {
-    'path': report.path,
-    'sha256': report.sha256,
-    'family': report.family,
-    'resized': list(report.resized),
-  }
-
-
-def _check_same_start(
-  experiment: Experiment, workdir: Workdir, checkpoints: Checkpoints
-) -> None:
-  """Refuses to resume on other images or scores of other initial weights."""
-  before = workdir.results()
-  if checkpoints.latest_step() is None or not before:
-    return
-  if before.get('data_sha256') != experiment.data_sha256:
-    raise UserError(
-      f'{workdir.path} was trained on other images than {experiment.name} has '
-      'now (files or labels were added, removed or changed): restore them or '
-      'choose another --workdir'
-    )
-  weights = (before.get('init_from') or {}).get('sha256')
-  if experiment.imported and weights != experiment.imported.sha256:
-    raise UserError(
-      f'{workdir.path} started from other weights than '
-      f'{experiment.imported.path} holds now: restore that file or choose '
-      'another --workdir'
-    )
+  return count
 
 
 def train(experiment: Experiment, workdir: Workdir) -> dict:
@@ -312,18 +303,20 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
     UserError: the loss is not finite, or a checkpoint doesn't fit.
   """
   _announce(experiment, workdir)
+  skipped = _report_skipped(experiment, workdir)
   checkpoints = experiment.open_checkpoints(workdir)
   start = {
     'data_sha256': experiment.data_sha256,
     'eval': experiment.evaluation.settings,
-    'init_from': _describe_start(experiment),
+    'init_from': describe_start(experiment),
   }
   try:
     # The step compiles while the initial encoder is scored.
     with futures.ThreadPoolExecutor(1) as pool:
       train_step = pool.submit(experiment.compile_step)
       state, meta = experiment.init_state(), {}
-      _check_same_start(experiment, workdir, checkpoints)
+      if checkpoints.latest_step() is not None:
+        check_same_start(experiment, workdir)
       # Scored again where it was scored otherwise: a gain needs one protocol.
       before = workdir.results()
       if any(before.get(key) != value for key, value in start.items()):
@@ -332,7 +325,7 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
           method=experiment.method_name,
           protocols=list(experiment.evaluation.protocols),
           **start,
-          init=score(experiment, encode(experiment, state)),
+          init=score(experiment, encode(experiment, state, workdir.features)),
         )
     if checkpoints.latest_step() is not None:
       state, meta = checkpoints.restore(experiment.state_like)
@@ -343,7 +336,9 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
     state = loop.run()
   finally:
     checkpoints.close()
-  encoded = encode(experiment, state)
+    skipped = _report_skipped(experiment, workdir, skipped)
+  encoded = encode(experiment, state, workdir.features)
+  _report_skipped(experiment, workdir, skipped)
   draw_neighbours(experiment, state, encoded, workdir.neighbours_file)
   entries = dict(
     final=score(experiment, encoded),
@@ -364,7 +359,9 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
 def summary(experiment: Experiment, workdir: Workdir, results: dict) -> str:
   """What a person reads at the end: the table and where to look."""
   reason = why_not_scored(experiment)
-  table = reason or results_table(results['init'], results['final'])
+  table = results_table(results['init'], results['final'])
+  if reason:
+    table = f'{reason}\n{table}' if results['final'] else reason
   speed = results.get('images_per_second')
   return '\n'.join(
     [

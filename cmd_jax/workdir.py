@@ -17,7 +17,10 @@ FREE_FIELDS = (
   'eval.',
   'log.',
   'parallel.',
+  'placement',
+  'stream.',
   'dataset.data_dir',
+  'dataset.index_file',
   'parts.keypoints',
 )
 
@@ -69,6 +72,7 @@ class Workdir:
     self.checkpoints = self.path / 'checkpoints'
     self.tensorboard = self.path / 'tensorboard'
     self.parts = self.path / 'parts'
+    self.features = self.path / 'features'
     self.encoder_file = self.path / 'encoder.safetensors'
 
   def check(self, config: Mapping) -> None:

@@ -299,6 +299,11 @@ def published(argument: Argument) -> ConfigDict:
     train_last_blocks=-1,
   )
   config.parallel = dict(mode='jit', num_devices=0)
+  # Where the images are: 'device' holds all of them in the devices' memory,
+  # 'stream' decodes them ahead of the step, 'auto' chooses by their size.
+  config.placement = 'auto'
+  # cmd_jax.data.stream.streamed_batches; 0 workers decode in threads.
+  config.stream = dict(num_workers=0, ahead=2)
   config.log = dict(every_steps=50)
   config.checkpoint = dict(every_steps=500, keep=3)
   config.eval = dict(
@@ -307,10 +312,15 @@ def published(argument: Argument) -> ConfigDict:
     view_px=224,
     crop_fraction=0.875,
     batch_size=64,
+    # For parts/hit: the part ids that tell categories apart, and a CSV file
+    # of keypoints with the columns file, part_id, x, y, visible.
+    parts_hit=dict(part_ids=(), keypoints=''),
     # cmd_jax.evaluators.part_segmentation, for the protocol seg/pascub5; 0
     # labelled images are all.
     segmentation=dict(
       view_px=224,
+      # 'token', or 'key' of a ViT: cmd_jax.models.feature_maps.
+      facet='token',
       decoder='fcn',
       channels=(256, 128, 64),
       labelled_images=0,

@@ -22,6 +22,8 @@ def get_config(argument=None):
     path='',
     labels_file='labels.csv',
     test_fraction=0.2,
+    # Where the listing of a large folder is kept; empty for ~/.cache.
+    index_file='',
     pretrain_split='pretrain',
     test_split='test',
   )

@@ -16,6 +16,8 @@ def get_config(argument=None):
   config.canvas_px = 64
   config.dataset.update(name='toybirds', builder_config='64px')
   config.eval.update(view_px=40, crop_fraction=0.0, batch_size=256)
+  # Crown, beak, wing bars, tail band and breast spots tell species apart.
+  config.eval.parts_hit.part_ids = (3, 4, 6, 8, 9)
   if words.quicktest:
     small.shrink_to_quicktest(config)
     config.dataset.builder_config = '32px'

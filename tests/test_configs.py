@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from cmd_jax import experiment
-from cmd_jax.data import canvas
+from cmd_jax.data import canvas, load
 from configs import common
 
 _REPO = pathlib.Path(__file__).resolve().parents[1]
@@ -47,9 +47,9 @@ def without_data(monkeypatch):
   class _Source:
     file_names = ('0.png',)
 
-  monkeypatch.setattr(experiment, '_load_source', lambda *_: _Source)
+  monkeypatch.setattr(load, 'load_source', lambda *_: _Source)
   monkeypatch.setattr(
-    experiment,
+    load,
     'make_canvases',
     lambda source, canvas_px: _synthetic(64, canvas_px),
   )
@@ -111,7 +111,8 @@ def test_the_step_of_a_quicktest_runs(without_data, name, encoder):
   config.augment.num_local = 1
   built = experiment.build(config)
   step = built.compile_step()
-  batch = built.make_batches(None)(0)
+  with built.make_batches(None) as batches:
+    batch = batches(0)
   state, metrics = step(built.init_state(), batch, built.rng)
   assert jax.tree.structure(state) == jax.tree.structure(built.state_like)
   shapes = jax.tree.map(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax import evaluate, evaluators, experiment
+from cmd_jax import evaluate, evaluators, experiment, parallel
 from cmd_jax.checkpoint import Checkpoints
 from cmd_jax.data import canvas
 from cmd_jax.errors import UserError
@@ -57,14 +57,27 @@ def _embed(params, stats, images):
   return images.reshape(len(images), -1) @ params
 
 
+_SETTINGS = dict(
+  view_px=PX,
+  crop_fraction=0.0,
+  parts_hit=dict(part_ids=[], keypoints=''),
+)
+
+
 def _experiment(*, labelled=True, test=True, network='teacher'):
   """What evaluation needs of an `Experiment`, with a matrix for an encoder."""
   return types.SimpleNamespace(
     name='birds/train',
     pretrain=_canvases('train', 31, 0, labelled),
     test=_canvases('test', 13, 1, labelled) if test else None,
-    method=types.SimpleNamespace(embed=_embed),
-    evaluation=experiment.Evaluation(PROTOCOLS, _view, 8, network, {}),
+    method=types.SimpleNamespace(
+      embed=_embed, encoder_variables=lambda params, stats: {'params': params}
+    ),
+    encoder='a matrix',
+    mesh=parallel.make_mesh(8),
+    imported=None,
+    data_sha256='of the data',
+    evaluation=experiment.Evaluation(PROTOCOLS, _view, 8, network, _SETTINGS),
     init_state=lambda: _state(0),
     state_like=jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
@@ -120,7 +133,7 @@ def test_data_without_labels_are_not_scored_and_the_reason_is_told(
 
 def test_a_run_is_scored_before_and_at_its_last_checkpoint(tmp_path):
   tiny, workdir = _experiment(), Workdir(str(tmp_path))
-  workdir.update_results(seconds=3)
+  workdir.update_results(seconds=3, data_sha256='of the data')
   checkpoints = tiny.open_checkpoints(workdir)
   for step in (5, 9):
     checkpoints.save(_state(step, step), {})
@@ -157,3 +170,80 @@ def test_the_table_is_in_per_cent_with_gains_in_points():
     'linear/logreg/top1      100.0     90.0   -10.0',
     'new/rank1                   -     33.3       -',
   ]
+  table = evaluate.results_table({'knn/20/top1': 0.125}, {})
+  assert table.split('\n') == [
+    'protocol/metric    initial',
+    'knn/20/top1           12.5',
+  ]
+
+
+def test_weights_of_others_are_scored_without_training(tmp_path):
+  tiny, workdir = _experiment(), Workdir(str(tmp_path))
+  tiny.imported = types.SimpleNamespace(
+    path='x.pth', sha256='of x', family='ViT', resized=()
+  )
+  results = evaluate.evaluate_run(tiny, workdir)
+  assert results == json.loads(workdir.results_file.read_text())
+  expected = _expected(_state(0).teacher_params, tiny)
+  assert results['init'] == pytest.approx(expected)
+  assert 'final' not in results and 'steps' not in results
+  assert results['init_from']['sha256'] == 'of x'
+
+
+def test_features_are_computed_once(tmp_path):
+  tiny, workdir = _experiment(), Workdir(str(tmp_path))
+  calls = []
+
+  def embed(*arguments):
+    calls.append(1)
+    return _embed(*arguments)
+
+  tiny.method.embed = embed
+  tiny.imported = types.SimpleNamespace(
+    path='x.pth', sha256='of x', family='ViT', resized=()
+  )
+  results = evaluate.evaluate_run(tiny, workdir)
+  assert calls
+  calls.clear()
+  assert evaluate.evaluate_run(tiny, workdir) == results
+  assert not calls
+  tiny.pretrain.images[:] = 255 - tiny.pretrain.images
+  assert evaluate.evaluate_run(tiny, workdir) != results
+  assert len(calls) == 1
+
+
+def test_what_needs_no_label_is_scored_without():
+  tiny = _experiment(labelled=False)
+  boxes = np.tile(np.float32([0, 0, 0.5, 1]), (13, 1))
+  tiny.test = tiny.test._replace(boxes=boxes)
+  tiny.evaluation = tiny.evaluation._replace(protocols=('knn/20', 'parts/hit'))
+  attention = np.tile(np.float32([0.5, 0.1, 0.2, 0.2]), (13, 1))
+  encoded = evaluate.Encoded(None, None, attention={'mil': attention})
+  assert evaluate.score(tiny, encoded) == pytest.approx(
+    {
+      'parts/hit/box/mil_mass': 0.6,
+      'parts/hit/box/mil_peak': 1,
+      'parts/hit/box/uniform': 0.5,
+    }
+  )
+
+
+@pytest.mark.parametrize(
+  'before, words',
+  [
+    ({'data_sha256': 'other'}, 'trained on other images'),
+    (
+      {'data_sha256': 'of the data', 'init_from': {'sha256': 'y'}},
+      'started from other weights than x.pth',
+    ),
+  ],
+)
+def test_runs_of_other_data_or_weights_are_refused(tmp_path, before, words):
+  tiny, workdir = _experiment(), Workdir(str(tmp_path))
+  tiny.imported = types.SimpleNamespace(path='x.pth', sha256='of x')
+  workdir.update_results(**before)
+  checkpoints = tiny.open_checkpoints(workdir)
+  checkpoints.save(_state(5, 5), {})
+  checkpoints.close()
+  with pytest.raises(UserError, match=words):
+    evaluate.evaluate_run(tiny, workdir)

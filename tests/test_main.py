@@ -207,8 +207,14 @@ def test_a_run_stopped_three_ways_ends_as_if_undisturbed(
   program, finished, tmp_path
 ):
   workdir = tmp_path / 'run'
-  # The evaluation is no part of what must be repeated exactly.
-  command = program.toybirds(workdir, "--config.eval.protocols=('knn/20',)")
+  # Neither the evaluation nor where the images are is part of what must be
+  # repeated exactly.
+  command = program.toybirds(
+    workdir,
+    "--config.eval.protocols=('knn/20',)",
+    '--config.placement=stream',
+    '--config.stream.num_workers=2',
+  )
   kill_after = random.randint(4, 12)
   code, messages = _start_and_signal(
     program, command, workdir, signal.SIGKILL, after=kill_after
@@ -257,6 +263,31 @@ def test_a_finished_run_is_left_as_it_is_and_can_be_evaluated(
   assert _read_results(workdir)['init'] == before['init']
   assert _read_results(workdir)['final'] == before['final']
   assert 'knn/20/top1' in scored.stdout
+
+
+def test_a_data_set_is_inspected_without_training(program, finished, tmp_path):
+  command = program.toybirds('', '--mode=inspect')
+  result = program.run([x for x in command if x != '--workdir='])
+  assert result.returncode == 0, result.stderr
+  assert 'images: 96 in = 96 used + 0 skipped' in result.stdout
+  # What training found before its first step, but for the free memory.
+  workdir, _ = finished
+  found = (workdir / 'data_report.txt').read_text().partition('placement')
+  assert result.stdout.partition('placement')[:2] == found[:2]
+
+  # However few they are, and with a copy in another class.
+  _write_images(tmp_path / 'photos' / 'robin', 4)
+  _write_images(tmp_path / 'photos' / 'wren', 1)
+  run = tmp_path / 'run'
+  photos = tmp_path / 'photos'
+  few = program.run(program.folder(run, photos, '--mode=inspect'))
+  assert few.returncode == 0, few.stderr
+  assert '2 images have a twin with another label' in few.stdout
+  assert (run / 'data_report.txt').read_text() == few.stdout
+  report = json.loads((run / 'data_report.json').read_text())
+  splits = report['splits'].values()
+  assert sum(split['images_in'] for split in splits) == 5
+  assert len(list(run.iterdir())) == 2
 
 
 def test_weights_go_out_and_in_again(program, finished, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from cmd_jax import errors, experiment, part_masks
-from cmd_jax.data import canvas
+from cmd_jax.data import canvas, load
 from cmd_jax.workdir import Workdir
 from configs import particle_toybirds
 
@@ -36,9 +36,9 @@ def build(monkeypatch):
   class _Source:
     file_names = ('0.png',)
 
-  monkeypatch.setattr(experiment, '_load_source', lambda *_: _Source)
+  monkeypatch.setattr(load, 'load_source', lambda *_: _Source)
   monkeypatch.setattr(
-    experiment, 'make_canvases', lambda source, canvas_px: _canvases()
+    load, 'make_canvases', lambda source, canvas_px: _canvases()
   )
 
   def build(words='', **changes):

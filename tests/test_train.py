@@ -1,5 +1,3 @@
-import types
-
 import pytest
 
 from cmd_jax import errors, experiment, train
@@ -25,29 +23,6 @@ def test_what_is_not_finite_stops_the_run_and_is_named(
   assert 'step 7' in str(caught.value)
   healthy = {'loss': 1.0, 'grad_norm': 2.0}
   train._check_finite(7, healthy, Workdir(str(tmp_path)))
-
-
-def _resume(workdir, data='one', weights=None, latest_step=50):
-  imported = weights and types.SimpleNamespace(sha256=weights, path='w.npz')
-  train._check_same_start(
-    types.SimpleNamespace(
-      data_sha256=data, name='mine/pretrain', imported=imported
-    ),
-    workdir,
-    types.SimpleNamespace(latest_step=lambda: latest_step),
-  )
-
-
-def test_resuming_on_other_images_or_weights_is_refused(tmp_path):
-  workdir = Workdir(str(tmp_path))
-  workdir.open({})
-  workdir.update_results(data_sha256='one', init_from={'sha256': 'two'})
-  _resume(workdir, weights='two')
-  _resume(workdir, data='other', weights='other', latest_step=None)
-  with pytest.raises(errors.UserError, match='other images than mine/pretrain'):
-    _resume(workdir, data='other', weights='two')
-  with pytest.raises(errors.UserError, match='other weights than w.npz'):
-    _resume(workdir, weights='other')
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,15 @@ def table_of(encoder: nn.Module) -> tuple[str, list[Entry]]:
   raise TypeError(f'{type(encoder).__name__} has no table of names')
 
 
+def class_of(name: str) -> type[nn.Module]:
+  """The module of an architecture, 'vit', 'swin' or 'resnet'.
+
+  Raises:
+    KeyError: there is no such architecture.
+  """
+  return {known: cls for cls, known, _ in _TABLES}[name]
+
+
 def torch_shapes(
   encoder: nn.Module, entries: Iterable[Entry]
 ) -> dict[str, tuple[int, ...]]:
@@ -174,10 +183,10 @@ def _resnet_fields(renamed: Renamed) -> dict[str, Any]:
   return fields
 
 
-def flags_that_fit(renamed: Renamed) -> str:
-  """The flags for an encoder that a state dict fits, FILE being any config.
+def fields_that_fit(renamed: Renamed) -> dict[str, Any]:
+  """The fields of config.model for an encoder that a state dict fits.
 
-  Attention heads of a ViT are a guess unless the file tells them. What no flag
+  Attention heads of a ViT are a guess unless the file tells them. What no field
   can say, such as a ResNet of other depths, is left out.
   """
   describe = {
@@ -186,12 +195,16 @@ def flags_that_fit(renamed: Renamed) -> str:
     'resnet': _resnet_fields,
   }[renamed.architecture]
   try:
-    fields = describe(renamed)
+    return describe(renamed)
   except (ArithmeticError, LookupError, TypeError, ValueError):
     # Parts are missing or misshapen, which is told beside this.
-    fields = {}
+    return {}
+
+
+def flags_that_fit(renamed: Renamed) -> str:
+  """`fields_that_fit` as flags, FILE being any config."""
   flags = [f'--config=FILE:encoder={renamed.architecture}']
-  for field, value in fields.items():
+  for field, value in fields_that_fit(renamed).items():
     # Tuples need quotes in a shell.
     text = f"'{value}'" if isinstance(value, tuple) else str(value)
     flags.append(f'--config.model.{field}={text}'.replace(' ', ''))

@@ -6,30 +6,20 @@ import concurrent.futures
 import contextlib
 import functools
 import os
-import threading
-import warnings
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 import numpy as np
 import tqdm
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from cmd_jax import errors
+from cmd_jax.data import decode
+from cmd_jax.data import kinds as kinds_lib
 from cmd_jax.data import source as source_lib
 
 # From here on Pillow's two-stage resize can't be told from the one-stage one.
 _REDUCING_GAP = 3.0
-_FULL_SIZE = 'cmd_jax.full_size'
-_UPRIGHT = {
-  2: Image.Transpose.FLIP_LEFT_RIGHT,
-  3: Image.Transpose.ROTATE_180,
-  4: Image.Transpose.FLIP_TOP_BOTTOM,
-  5: Image.Transpose.TRANSPOSE,
-  6: Image.Transpose.ROTATE_270,
-  7: Image.Transpose.TRANSVERSE,
-  8: Image.Transpose.ROTATE_90,
-}
 
 
 class Skipped(NamedTuple):
@@ -59,6 +49,9 @@ class Canvases(NamedTuple):
     boxes: [N, 4] float32 (top, left, bottom, right) as fractions of the height
       and width; None if the source has none.
     skipped: the examples that could not be read, in the order of the source.
+    kinds: [N] uint16 what was unusual about the files, see `kinds.KINDS`; None
+      if they were not looked at.
+    notes: sentences about files that belong to no split, one line each.
   """
 
   name: str
@@ -70,89 +63,26 @@ class Canvases(NamedTuple):
   part_ids: np.ndarray | None
   boxes: np.ndarray | None
   skipped: tuple[Skipped, ...]
+  kinds: np.ndarray | None = None
+  notes: tuple[str, ...] = ()
 
 
-class _Decoded(NamedTuple):
+class Decoded(NamedTuple):
+  """An example on its canvas.
+
+  Attributes:
+    canvas: [R, R, 3] uint8.
+    size: height and width of the original in pixels.
+    part_ids: [R, R] uint8; None if the source has none.
+    box: [4] float32, see `Canvases`; None if the source has none.
+    kinds: what was unusual about the file, see `kinds.noted_kinds`.
+  """
+
+  canvas: np.ndarray
   size: tuple[int, int]
   part_ids: np.ndarray | None
   box: np.ndarray | None
-
-
-class _QuietPillow:
-  """Ignores the Python warnings that Pillow raises about odd files.
-
-  `warnings.catch_warnings` swaps a list that all threads share, so decoding
-  threads that overlap have to share one swap.
-  """
-
-  def __init__(self) -> None:
-    self._lock = threading.Lock()
-    self._depth = 0
-    self._caught: warnings.catch_warnings | None = None
-
-  def __enter__(self) -> None:
-    with self._lock:
-      if self._depth == 0:
-        self._caught = warnings.catch_warnings()
-        self._caught.__enter__()
-        warnings.filterwarnings('ignore', module=r'PIL\.')
-      self._depth += 1
-
-  def __exit__(self, *exc_info: object) -> None:
-    with self._lock:
-      self._depth -= 1
-      if self._depth == 0:
-        self._caught.__exit__(*exc_info)
-
-
-_quiet_pillow = _QuietPillow()
-
-
-def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-  """Scales [H, W] pixels of 16 bits, or of floats in [0, 1], to uint8."""
-  top = 1 if np.issubdtype(pixels.dtype, np.floating) else 65535
-  # Written so that a NaN fails it too.
-  if not (pixels.min() >= 0 and pixels.max() <= top):
-    raise ValueError(f'pixels outside the range from 0 to {top}')
-  return np.rint(pixels * (255 / top)).astype(np.uint8)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-  """Converts any mode to RGB, showing white where it is transparent."""
-  if image.mode[0] in 'IF':
-    image = Image.fromarray(_eight_bits(np.asarray(image)))
-  if image.has_transparency_data:
-    white = Image.new('RGBA', image.size, 'white')
-    image = Image.alpha_composite(white, image.convert('RGBA'))
-  return image if image.mode == 'RGB' else image.convert('RGB')
-
-
-def _orientation(image: Image.Image) -> int:
-  """Reads the EXIF orientation; 1, upright, if it is missing or damaged."""
-  try:
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
-  except Exception:
-    # Whatever reading damaged EXIF raises, the pixels are fine.
-    return 1
-
-
-def _decode(image: Image.Image, min_px: int) -> Image.Image:
-  full_width, full_height = image.size
-  if min_px:
-    image.draft(None, (min_px, min_px))
-  is_draft = image.size != (full_width, full_height)
-  # Before EXIF is read: PNG may keep it behind the pixels, and Pillow turns
-  # TIFF upright by itself.
-  image.load()
-  orientation = _orientation(image)
-  if orientation in _UPRIGHT:
-    image = image.transpose(_UPRIGHT[orientation])
-    if orientation >= 5:
-      full_width, full_height = full_height, full_width
-  image = _to_rgb(image)
-  if is_draft:
-    image.info[_FULL_SIZE] = (image.size, (full_height, full_width))
-  return image
+  kinds: int = 0
 
 
 def open_rgb(
@@ -177,10 +107,10 @@ def open_rgb(
     ValueError: it is too large to be decoded safely, or its pixels have a range
       with no meaning as an image.
   """
-  with _quiet_pillow:
+  with decode.quiet_pillow:
     try:
       with Image.open(path_or_file) as image:
-        return _decode(image, min_px)
+        return decode.upright_rgb(image, min_px)
     except UnidentifiedImageError as error:
       raise OSError('not an image, or of an unknown format') from error
     except Image.DecompressionBombError as error:
@@ -203,7 +133,7 @@ def true_size(image: Image.Image) -> tuple[int, int]:
   Returns:
     Height and width in pixels.
   """
-  decoded_size, full_size = image.info.get(_FULL_SIZE, (None, None))
+  decoded_size, full_size = image.info.get(decode.FULL_SIZE, (None, None))
   if decoded_size == image.size:
     return full_size
   return image.height, image.width
@@ -219,7 +149,7 @@ def make_canvas(image: Image.Image, canvas_px: int) -> np.ndarray:
   Returns:
     [R, R, 3] uint8 canvas.
   """
-  resized = _to_rgb(image).resize(
+  resized = decode.to_rgb(image).resize(
     (canvas_px, canvas_px),
     Image.Resampling.BICUBIC,
     reducing_gap=_REDUCING_GAP,
@@ -243,23 +173,42 @@ def _make_part_canvas(
   return np.asarray(resized)
 
 
-def _decode_into(
-  images: np.ndarray, source: source_lib.Source, index: int
-) -> _Decoded | Skipped:
-  """Writes canvas `index` into `images` [N, R, R, 3], or says why it can't."""
-  canvas_px = images.shape[1]
+def decode_example(
+  source: source_lib.Source, index: int, canvas_px: int
+) -> Decoded | Skipped:
+  """Reads one example and puts it on its canvas, or says why it can't.
+
+  Args:
+    source: the examples.
+    index: number of the example.
+    canvas_px: side R of the canvas in pixels.
+  """
   try:
-    example = source.load(index)
-    size = true_size(example.image)
-    images[index] = make_canvas(example.image, canvas_px)
+    with decode.quiet_pillow:
+      example = source.load(index)
+      size = true_size(example.image)
+      canvas = make_canvas(example.image, canvas_px)
     part_ids = example.part_ids
     if part_ids is not None:
       part_ids = _make_part_canvas(part_ids, size, canvas_px)
-    return _Decoded(size, part_ids, example.box)
+    kinds = kinds_lib.noted_kinds(example.image)
+    return Decoded(canvas, size, part_ids, example.box, kinds)
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or str(error)
     reason = ' '.join(reason.split()) or type(error).__name__
     return Skipped(source.file_names[index], reason)
+
+
+def _decode_into(
+  images: np.ndarray, source: source_lib.Source, index: int
+) -> Decoded | Skipped:
+  """Writes canvas `index` into `images` [N, R, R, 3], or says why it can't."""
+  decoded = decode_example(source, index, images.shape[1])
+  if isinstance(decoded, Decoded):
+    images[index] = decoded.canvas
+    # Else all canvases would be held twice.
+    decoded = decoded._replace(canvas=images[index])
+  return decoded
 
 
 def _decode_all(
@@ -267,7 +216,7 @@ def _decode_all(
   source: source_lib.Source,
   num_threads: int | None,
   progress: bool | None,
-) -> Iterator[_Decoded | Skipped]:
+) -> Iterator[Decoded | Skipped]:
   """Decodes in threads; yields in the order of the source."""
   num_threads = num_threads or min(32, os.cpu_count() or 1)
   pool = concurrent.futures.ThreadPoolExecutor(num_threads)
@@ -299,7 +248,7 @@ def _allocate(source: source_lib.Source, *shape: int) -> np.ndarray:
 
 
 def _check_same_kind(
-  source: source_lib.Source, index: int, decoded: _Decoded, first: _Decoded
+  source: source_lib.Source, index: int, decoded: Decoded, first: Decoded
 ) -> None:
   for field, words in (('part_ids', 'part masks'), ('box', 'boxes')):
     if (getattr(decoded, field) is None) != (getattr(first, field) is None):
@@ -342,11 +291,11 @@ def make_canvases(
     )
   images = _allocate(source, canvas_px, canvas_px, 3)
   part_ids = None
-  decoded: list[_Decoded] = []
+  decoded: list[Decoded] = []
   kept: list[int] = []
   skipped: list[Skipped] = []
   results = _decode_all(images, source, num_threads, progress)
-  with _quiet_pillow, contextlib.closing(results):
+  with decode.quiet_pillow, contextlib.closing(results):
     for index, result in enumerate(results):
       if isinstance(result, Skipped):
         skipped.append(result)
@@ -381,7 +330,18 @@ def make_canvases(
     if has_boxes
     else None,
     skipped=tuple(skipped),
+    kinds=np.array([d.kinds for d in decoded], np.uint16),
+    notes=source.notes,
   )
+
+
+def printable(name: str) -> str:
+  """A file name on one line, in quotes and escaped where it must be.
+
+  Args:
+    name: any name a file system gives, with line breaks or broken Unicode.
+  """
+  return name if name.isprintable() else ascii(name)
 
 
 def skip_report(canvases: Canvases) -> str:
@@ -394,9 +354,14 @@ def skip_report(canvases: Canvases) -> str:
     One line with the counts and one for each example skipped, each line ended
     by a newline.
   """
-  used, skipped = len(canvases.file_names), len(canvases.skipped)
+  # Names, because lazily decoded canvases keep the rows of those skipped.
+  names = {name for name, _ in canvases.skipped}
+  used = sum(name not in names for name in canvases.file_names)
+  skipped = len(canvases.skipped)
   lines = [
     f'{canvases.name}: {used + skipped} images, {used} used, {skipped} skipped'
   ]
-  lines += [f'  {name}: {reason}' for name, reason in canvases.skipped]
+  lines += [
+    f'  {printable(name)}: {reason}' for name, reason in canvases.skipped
+  ]
   return '\n'.join(lines) + '\n'

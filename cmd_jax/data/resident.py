@@ -1,8 +1,9 @@
-"""The device-resident route: batches as a pure function of (key, step)."""
+"""The device-resident route: the whole set on the devices, gathered there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,32 +12,9 @@ from jax.sharding import Mesh
 
 from cmd_jax import parallel
 from cmd_jax.data.canvas import Canvases
+from cmd_jax.data.order import batch_indices
 from cmd_jax.errors import UserError
 from cmd_jax.train_step import Batch
-
-
-def batch_indices(
-  rng: jax.Array, step: jax.Array, *, num_examples: int, batch_size: int
-) -> jax.Array:
-  """The examples of a step: a slice of the epoch's permutation.
-
-  Every epoch is shuffled anew and drops its incomplete last batch, so an
-  example is seen at most once an epoch.
-
-  Args:
-    rng: random key of the order.
-    step: scalar.
-    num_examples: size of the set.
-    batch_size: B, at most `num_examples`.
-
-  Returns:
-    [B] int32.
-  """
-  steps_per_epoch = num_examples // batch_size
-  epoch_key = jax.random.fold_in(rng, step // steps_per_epoch)
-  order = jax.random.permutation(epoch_key, num_examples)
-  start = step % steps_per_epoch * batch_size
-  return jax.lax.dynamic_slice(order, (start,), (batch_size,))
 
 
 def check_num_examples(canvases: Canvases, batch_size: int) -> None:
@@ -50,24 +28,25 @@ def check_num_examples(canvases: Canvases, batch_size: int) -> None:
     )
 
 
-def make_resident_batches(
+@contextlib.contextmanager
+def resident_batches(
   canvases: Canvases,
   *,
   batch_size: int,
-  rng: jax.Array,
+  seed: int,
   mesh: Mesh,
   part_ids: np.ndarray | None = None,
-) -> Callable[[int], Batch]:
-  """Puts a set on the devices and returns what draws its batches there.
+) -> Iterator[Callable[[int], Batch]]:
+  """Puts a set on the devices and gives what draws its batches there.
 
   Args:
     canvases: the set.
     batch_size: B of all devices together.
-    rng: random key of the order.
+    seed: of the order.
     mesh: every device of it gets the whole set.
     part_ids: [N, R, R] uint8 parts to go with the images.
 
-  Returns:
+  Yields:
     step -> global `Batch`, split over the devices; compiled once.
 
   Raises:
@@ -78,21 +57,21 @@ def make_resident_batches(
   whole, split = parallel.replicated(mesh), parallel.split_over_data(mesh)
   data = jax.device_put((canvases.images, canvases.sizes, part_ids), whole)
 
-  def draw(data, step):
-    index = batch_indices(
-      rng, step, num_examples=num_examples, batch_size=batch_size
-    )
+  def draw(data, index):
     images, sizes, part_ids = jax.tree.map(lambda x: x[index], data)
     return Batch(images, sizes, index, part_ids)
 
   draw = jax.jit(draw, in_shardings=(whole, whole), out_shardings=split)
-  return lambda step: draw(data, jnp.int32(step))
+  yield lambda step: draw(
+    data,
+    batch_indices(seed, step, num_examples=num_examples, batch_size=batch_size),
+  )
 
 
 def batch_like(
   canvases: Canvases, *, batch_size: int, mesh: Mesh, with_parts: bool = False
 ) -> Batch:
-  """Shapes and shardings of the batches of a set."""
+  """Shapes and shardings of the batches of a set, by either route."""
   split = parallel.split_over_data(mesh)
 
   def like(shape, dtype):

@@ -36,6 +36,7 @@ class Source(NamedTuple):
     labels: [N] int32 index into `class_names`, `UNLABELLED` where unknown.
     load: reads and decodes the example with the given index. Raises OSError or
       ValueError for one that can't be read. Safe to call from threads.
+    notes: sentences about files that belong to no split, one line each.
   """
 
   name: str
@@ -43,3 +44,4 @@ class Source(NamedTuple):
   file_names: tuple[str, ...]
   labels: np.ndarray
   load: Callable[[int], Example]
+  notes: tuple[str, ...] = ()

@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 import tfds_builders
+from cmd_jax.data.canvas import open_rgb
 from cmd_jax.data.source import UNLABELLED, Example, Source
 from cmd_jax.errors import UserError
 
@@ -260,11 +261,10 @@ def _records(builder: tfds.core.DatasetBuilder, split: str) -> Any:
 
 def _load(records: Any, index: int) -> Example:
   record = records[index]
-  image = ImageOps.exif_transpose(Image.open(io.BytesIO(record['image'])))
   part_ids = record.get('part_ids')
   box = record.get('bbox')
   return Example(
-    image=image.convert('RGB'),
+    image=open_rgb(io.BytesIO(record['image'])),
     part_ids=None if part_ids is None else _decoded_part_ids(part_ids),
     box=None if box is None else np.asarray(box, np.float32),
   )

@@ -60,7 +60,7 @@ def extract_features(
     images: [N, R, R, 3] uint8 canvases; anything that slices like an array.
     sizes: [N, 2] int32 true height and width in pixels.
     batch_size: images in a call of `encode`.
-    progress: shows a progress bar on stderr.
+    progress: shows a progress bar on stderr where it takes long.
 
   Returns:
     [N, D] float32 features in the order of `images`.
@@ -86,7 +86,7 @@ def extract_features(
     blocks.append(np.asarray(block)[:kept].astype(np.float32))
 
   with tqdm.tqdm(
-    total=count, desc='encode', unit='image', disable=not progress
+    total=count, desc='encode', unit='image', disable=not progress, delay=2
   ) as bar:
     for start in range(0, count, batch_size):
       canvases = np.asarray(images[start : start + batch_size], np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 import jax
@@ -28,6 +29,12 @@ def export_weights(experiment: Experiment, workdir: Workdir) -> pathlib.Path:
     UserError: no checkpoint, or a directory that cannot be written.
   """
   state = restore(experiment, workdir)
+  settings = experiment.evaluation.settings
+  preprocessing = {
+    'canvas_px': experiment.pretrain.images.shape[1],
+    'view_px': settings['view_px'],
+    'crop_fraction': settings['crop_fraction'] or None,
+  }
   variables = experiment.method.encoder_variables(
     *network_variables(experiment, state)
   )
@@ -40,6 +47,7 @@ def export_weights(experiment: Experiment, workdir: Workdir) -> pathlib.Path:
       'dataset': experiment.name,
       'network': experiment.evaluation.network,
       'steps': str(int(state.step)),
+      'preprocessing': json.dumps(preprocessing),
     },
   )
   return workdir.encoder_file

@@ -8,23 +8,46 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from cmd_jax.errors import UserError
 from cmd_jax.models.resnet import ResNet
+from cmd_jax.models.vit import VisionTransformer, encode_with_keys
+
+FACETS = ('token', 'key')
+
+
+def check_facet(encoder: nn.Module, facet: str) -> None:
+  """Raises UserError for a facet that the encoder does not have."""
+  if facet not in FACETS:
+    raise UserError(
+      f'config.eval.segmentation.facet is {facet!r}: choose one of '
+      f'{", ".join(FACETS)}'
+    )
+  if facet == 'key' and not isinstance(encoder, VisionTransformer):
+    raise UserError(
+      "config.eval.segmentation.facet is 'key', which needs "
+      "--config=FILE:encoder=vit: use 'token'"
+    )
 
 
 def feature_map(
-  encoder: nn.Module, variables: Mapping[str, Any], images: jax.Array
+  encoder: nn.Module,
+  variables: Mapping[str, Any],
+  images: jax.Array,
+  facet: str = 'token',
 ) -> jax.Array:
   """What a frozen encoder says of every place of an image.
 
   Of a residual network the last stage, computed at the stride of the one before
-  (PARTICLE's evaluation/fcn.py); of the others the tokens. The released head
-  for ViT takes the keys of the first head of the last block instead
-  (evaluation/fcn_dino.py), which no term of the loss trains to tell parts.
+  (PARTICLE's evaluation/fcn.py); of the others the tokens, or a ViT's keys. The
+  released head for ViT takes the keys of the first head of the last block
+  alone (evaluation/fcn_dino.py); here all heads are taken, and tokens are the
+  default, because they are what the loss trains.
 
   Args:
     encoder: the encoder.
     variables: of the encoder.
     images: [B, H, W, 3] normalised and square.
+    facet: one of `FACETS`; 'key' is for ViT alone.
 
   Returns:
     [B, h, w, C].
@@ -32,6 +55,9 @@ def feature_map(
   if isinstance(encoder, ResNet):
     wider = encoder.clone(last_stride=1)
     return wider.apply(variables, images, method='stages')[-1]
-  features = encoder.apply(variables, images).tokens
+  if facet == 'key':
+    _, features = encode_with_keys(encoder, variables, images)
+  else:
+    features = encoder.apply(variables, images).tokens
   side = round(features.shape[1] ** 0.5)
   return features.reshape(len(images), side, side, -1)

@@ -164,7 +164,12 @@ def _cluster_each(images: _Images, settings: Hypercolumn) -> np.ndarray:
 
   def compute(maps, keys):
     result = kmeans_of_maps(
-      maps, keys, grid=(side, side), num_clusters=settings.num_parts
+      maps,
+      keys,
+      grid=(side, side),
+      num_clusters=settings.num_parts,
+      # One image keeps a CPU busy; an accelerator takes the batch at once.
+      chunk=1 if jax.default_backend() == 'cpu' else len(keys),
     )
     labels = result.labels.reshape(len(keys), side, side)
     return {

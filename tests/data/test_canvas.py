@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from cmd_jax import errors
-from cmd_jax.data import canvas
+from cmd_jax.data import canvas, kinds
 from cmd_jax.data import source as source_lib
 
 # No symmetry of the square maps it to itself.
@@ -189,6 +189,79 @@ def test_modes(mode):
   )
 
 
+def _kinds_in(file, **options):
+  note = kinds.noted_kinds(canvas.open_rgb(file, **options))
+  return {kind for i, kind in enumerate(kinds.KINDS) if note >> i & 1}
+
+
+@pytest.mark.parametrize(
+  'mode, expected',
+  [
+    ('rgb', set()),
+    ('grayscale', {'grayscale'}),
+    ('bilevel', {'grayscale'}),
+    ('rgba', {'alpha channel'}),
+    ('la', {'grayscale', 'alpha channel'}),
+    ('palette', {'palette'}),
+    ('palette-transparent', {'palette', 'alpha channel'}),
+    ('gif', {'palette'}),
+    ('cmyk', {'CMYK'}),
+    ('16-bit', {'grayscale', '16-bit'}),
+    ('16-bit-big-endian', {'grayscale', '16-bit'}),
+    ('32-bit', {'grayscale', '16-bit'}),
+    ('float', {'grayscale', '16-bit'}),
+  ],
+)
+def test_kinds_of_modes(mode, expected):
+  image, file_format, _ = MODES[mode]
+  assert _kinds_in(encode(image, file_format)) == expected
+
+
+def test_16_bits_of_all_channels_together_are_not_deep():
+  # BMP with 5, 6 and 5 bits, which Pillow can't write.
+  masks = struct.pack('<III', 0xF800, 0x07E0, 0x001F)
+  header = struct.pack('<IiiHHIIiiII', 40, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0)
+  pixels = struct.pack('<HH', 0xF800, 0x001F)
+  start = struct.pack('<2sIHHI', b'BM', 70, 0, 0, 66)
+  file = io.BytesIO(start + header + masks + pixels)
+  np.testing.assert_array_equal(pixels_of(file), [[RED, BLUE]])
+  file.seek(0)
+  assert _kinds_in(file) == set()
+
+
+@pytest.mark.parametrize('file_format', ['PNG', 'TIFF', 'WEBP', 'JPEG'])
+def test_turned_files_are_noted(file_format):
+  for orientation in (1, 3):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = encode(synthetic_photograph(40, 60), file_format, exif=exif)
+    expected = {'EXIF-rotated'} if orientation == 3 else set()
+    assert _kinds_in(file) == expected
+
+
+@pytest.mark.parametrize(
+  'name, file_format, expected',
+  [
+    ('a.jpg', 'JPEG', set()),
+    ('a.JPEG', 'MPO', set()),
+    ('a.jpg', 'PNG', {'misnamed'}),
+    ('a.gif', 'JPEG', {'misnamed'}),
+    ('a.photo', 'JPEG', set()),
+  ],
+)
+def test_files_named_as_another_format_are_noted(
+  tmp_path, name, file_format, expected
+):
+  options = {}
+  if file_format == 'MPO':
+    # Two pictures in one file are no animation.
+    options = {'save_all': True, 'append_images': [Image.new('RGB', (8, 8))]}
+  path = tmp_path / name
+  Image.new('RGB', (8, 8)).save(path, file_format, **options)
+  assert _kinds_in(path) == expected
+  assert _kinds_in(os.fspath(path).encode()) == expected
+
+
 def test_cmyk_jpeg_is_not_inverted():
   image = cmyk_image().resize((64, 16), Image.Resampling.NEAREST)
   pixels = pixels_of(encode(image, 'JPEG', quality=95)).astype(int)
@@ -209,6 +282,7 @@ def test_16_bit_colour_png():
   png = b'\x89PNG\r\n\x1a\n' + header + data + chunk(b'IEND', b'')
   expected = values.astype(float) / 257
   np.testing.assert_allclose(pixels_of(io.BytesIO(png)), expected, atol=1)
+  assert _kinds_in(io.BytesIO(png)) == {'16-bit'}
 
 
 @pytest.mark.parametrize(
@@ -259,6 +333,20 @@ def test_first_frame_of_animation(file_format):
   )
   assert Image.open(file).n_frames == 3
   np.testing.assert_array_equal(pixels_of(file), np.full((8, 8, 3), RED))
+  file.seek(0)
+  assert 'animated' in _kinds_in(file)
+
+
+def test_a_damaged_second_frame_does_not_matter():
+  frames = [synthetic_photograph(60, 80, seed) for seed in range(2)]
+  whole = encode(
+    frames[0], 'GIF', save_all=True, append_images=frames[1:]
+  ).read()
+  first = len(encode(frames[0], 'GIF').read())
+  expected = pixels_of(io.BytesIO(whole))
+  for keep in range(first, first + 60, 7):
+    damaged = io.BytesIO(whole[:keep])
+    np.testing.assert_array_equal(pixels_of(damaged), expected)
 
 
 @pytest.mark.parametrize(
@@ -427,6 +515,26 @@ def test_canvases():
     '  1.png: cannot be read\n'
     '  3.png: cannot be read\n'
   )
+
+
+def test_canvases_keep_the_kinds():
+  images = [grey_image([[1, 2]]), Image.fromarray(CORNERS), palette_image(1)]
+  files = [encode(image).read() for image in images]
+  files.insert(1, None)
+  made = canvas.make_canvases(make_source(files), canvas_px=4)
+  assert made.kinds.shape == (3,) and made.kinds.dtype == np.uint16
+  found = {k: kinds.rows_of_kind(made.kinds, k).tolist() for k in kinds.KINDS}
+  assert {kind: rows for kind, rows in found.items() if rows} == {
+    'grayscale': [0],
+    'palette': [2],
+    'alpha channel': [2],
+  }
+
+
+def test_names_are_printable():
+  assert canvas.printable('a b/ö.jpg') == 'a b/ö.jpg'
+  assert canvas.printable('a\nb') == r"'a\nb'"
+  assert canvas.printable('\udcff') == r"'\udcff'"
 
 
 def test_canvases_keep_the_size_before_scaled_decoding():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 
@@ -131,11 +130,21 @@ def test_given_split_folders(tmp_path):
   }
 
 
-def test_images_in_no_split_are_logged(tmp_path, caplog):
+def test_images_in_no_split_and_other_files_are_noted(tmp_path):
   touch(tmp_path, 'train/a/1.jpg', 'test/a/2.jpg', 'test/3.jpg', 'val/a/4.jpg')
-  with caplog.at_level(logging.INFO):
-    splits_of(tmp_path)
-  assert '2 images are in no split' in caplog.text
+  touch(tmp_path, 'train/a/1.HEIC', 'train/b.heic', 'README', '.hidden')
+  os.mkfifo(tmp_path / 'pipe.jpg')
+  in_no_split, others = folder.folder_source(str(tmp_path), 'train').notes
+  assert in_no_split.startswith('2 images of the folder are in no used')
+  assert others.startswith('4 other files of the folder')
+  assert others.endswith('2 .heic, 1 .jpg, 1 without extension') or (
+    others.endswith('2 .heic, 1 without extension, 1 .jpg')
+  )
+
+
+def test_a_folder_of_images_alone_has_no_notes(tmp_path):
+  touch(tmp_path, 'a/1.jpg', 'a/2.jpg')
+  assert folder.folder_source(str(tmp_path), 'train').notes == ()
 
 
 def test_val_counts_as_test_without_test(tmp_path):
@@ -390,13 +399,12 @@ def test_listed_file_needs_no_extension(tmp_path):
   assert listed.load(0).image.size == (3, 2)
 
 
-def test_unlisted_images_are_ignored_and_logged(tmp_path, caplog):
+def test_unlisted_images_are_ignored_and_noted(tmp_path):
   touch(tmp_path, 'a.jpg', 'b.jpg', 'sub/c.jpg')
   write_csv(tmp_path, 'file,class_name\na.jpg,x\n')
-  with caplog.at_level(logging.INFO):
-    listed = folder.folder_source(str(tmp_path), 'pretrain')
+  listed = folder.folder_source(str(tmp_path), 'pretrain')
   assert listed.file_names == ('a.jpg',)
-  assert '2 images not in' in caplog.text
+  assert listed.notes == ('2 images of the folder are not in labels.csv',)
 
 
 def test_missing_files_are_skipped_and_reported(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators import (
   EVALUATORS,
+  OF_MAPS,
   Features,
   evaluate,
   extract_features,
@@ -78,7 +79,7 @@ def test_unknown_protocol_lists_the_valid_ones():
   with pytest.raises(UserError) as caught:
     get_evaluator('knn/21')
   assert '\n' not in str(caught.value)
-  for name in ('knn/21', *EVALUATORS):
+  for name in ('knn/21', *EVALUATORS, *OF_MAPS):
     assert name in str(caught.value)
 
 
@@ -88,9 +89,20 @@ def test_evaluate_names_every_metric():
     'knn/20/top1',
     'knn/20/top5',
     'linear/logreg/top1',
+    'linear/esvit4/top1',
+    'labels/10/top1',
+    'labels/10/top1_std',
+    'labels/20/top1',
+    'labels/20/top1_std',
+    'labels/50/top1',
+    'labels/50/top1_std',
+    'labels/100/top1',
     'retrieval/test-vs-train/rank1',
     'retrieval/test-vs-train/rank5',
     'retrieval/test-vs-train/mAP',
+    'retrieval/loo-test/rank1',
+    'retrieval/loo-test/rank5',
+    'retrieval/loo-test/mAP',
     'retrieval/cmd-ratio9/rank1',
     'retrieval/cmd-ratio9/rank5',
     'retrieval/cmd-ratio9/mAP100',
@@ -142,15 +154,20 @@ def test_collapsed_encoder_gives_finite_metrics(name, value):
   got = evaluate([name], train, test)
   assert np.isfinite(list(got.values())).all()
   # Everything looks like class 0, a third of the test examples, and all of
-  # every ninth.
+  # every ninth. Left out itself, the first sees the second, of class 1.
   first = got.get(f'{name}/top1', got.get(f'{name}/rank1'))
-  np.testing.assert_allclose(first, 1 if name.endswith('ratio9') else 1 / 3)
+  want = {'retrieval/cmd-ratio9': 1, 'retrieval/loo-test': 0.3}
+  np.testing.assert_allclose(first, want.get(name, 1 / 3))
 
 
 @pytest.mark.parametrize('name', list(EVALUATORS))
 def test_one_class_and_one_example(name):
+  def scores(train: Features, test: Features) -> set[float]:
+    got = evaluate([name], train, test)
+    assert got.pop(f'{name}/top1_std', 0) == 0
+    return set(got.values())
+
   one = _features(1)
-  assert set(evaluate([name], one, one).values()) == {1.0}
-  single = _features(9, classes=1)
-  got = evaluate([name], single, _features(4, 1, classes=1))
-  assert set(got.values()) == {1.0}
+  # Nothing is left where one of one is left out.
+  assert scores(one, one) == {0.0 if name.endswith('loo-test') else 1.0}
+  assert scores(_features(9, classes=1), _features(4, 1, classes=1)) == {1.0}

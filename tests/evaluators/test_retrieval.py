@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cmd_jax.evaluators import Features
-from cmd_jax.evaluators.retrieval import make_retrieval
+from cmd_jax.evaluators.retrieval import make_loo, make_retrieval
 
 
 def _splits(train: int, test: int) -> list[Features]:
@@ -91,3 +91,32 @@ def test_hand_computed_average_precision():
   got = make_retrieval()(train, test)
   want = {'rank1': 0.0, 'rank5': 1.0, 'mAP': (1 / 2 + 2 / 4) / 2}
   assert got == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize('max_similarities', [2**22, 53 * 7])
+def test_leave_one_out_is_retrieval_among_the_others(max_similarities):
+  train, test = _splits(4, 53)
+  # Twins tie with the query itself, which must not be found.
+  test.vectors[1], test.vectors[2] = test.vectors[0], test.vectors[0]
+  got = make_loo(max_similarities)(train, test)
+  wants = []
+  for row in range(53):
+    others = test.take(np.delete(np.arange(53), row))
+    wants.append(make_retrieval()(others, test.take(np.array([row]))))
+  for name in ('rank1', 'rank5', 'mAP'):
+    want = np.mean([scores[name] for scores in wants])
+    assert got[name] == pytest.approx(want, rel=1e-5)
+
+
+def test_ties_keep_the_order_of_the_gallery():
+  train = Features(
+    np.float32([[2, 0], [1, 0], [0, 1], [3, 0]]),
+    np.int32([1, 0, 0, 0]),
+    ('x', 'y'),
+    tuple('abcd'),
+  )
+  test = Features(np.float32([[1, 0]]), np.int32([0]), ('x', 'y'), ('q',))
+  got = make_retrieval()(train, test)
+  # Relevant are the second and third of three equals, and the last.
+  want = {'rank1': 0.0, 'rank5': 1.0, 'mAP': (1 / 2 + 2 / 3 + 3 / 4) / 3}
+  assert got == pytest.approx(want)

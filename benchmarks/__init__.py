@@ -1,0 +1,1 @@
+"""What was measured, and the commands: `python -m benchmarks.<name>`."""

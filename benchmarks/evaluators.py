@@ -1,0 +1,137 @@
+"""The evaluators on frozen features, and scikit-learn doing the same.
+
+  python benchmarks/evaluators.py [--images=12000 --features=384 --classes=200]
+
+Half of the features are train, half test: classes are clusters, apart mostly in
+the directions of largest variance, as an encoder's are. `linear/logreg` chooses
+among 7 values of C by 5-fold cross-validation and fits again. So does
+scikit-learn's LogisticRegression, with the same folds, values and standardised
+float32 features, its own solver (L-BFGS) and its own tolerance, at which it may
+stop early; its accuracy at a tolerance of 1e-6 and our C is given as well. The
+first round of ours compiles. Peak memory is that of the process before
+scikit-learn runs. Prints JSON, writes it to benchmarks/results/evaluators.json.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import time
+
+import jax
+import numpy as np
+
+from cmd_jax.evaluators import Features, get_evaluator, linear
+
+RESULT = pathlib.Path(__file__).parent / 'results' / 'evaluators.json'
+FAST = (
+  'knn/20',
+  'retrieval/test-vs-train',
+  'retrieval/loo-test',
+  'retrieval/cmd-ratio9',
+)
+GRID = tuple(10.0**e for e in range(-4, 3))
+
+
+def make_features(
+  images: int, features: int, classes: int
+) -> tuple[Features, Features]:
+  """Two splits of clustered, correlated features."""
+  rng = np.random.default_rng(0)
+  number = np.arange(1, features + 1)
+  mix = np.linalg.qr(rng.normal(size=(features, features)))[0]
+  centres = 2 * rng.normal(size=(classes, features)) / number
+  labels = np.arange(images) % classes
+  noise = rng.normal(size=(images, features)) / np.sqrt(number)
+  vectors = ((centres[labels] + noise) @ mix).astype(np.float32)
+  names = tuple(map(str, range(classes)))
+  # Alternating runs of all classes, so both halves are balanced.
+  is_train = (np.arange(images) // classes) % 2 == 0
+  return tuple(
+    Features(
+      vectors[rows],
+      labels[rows].astype(np.int32),
+      names,
+      tuple(map(str, np.flatnonzero(rows))),
+    )
+    for rows in (is_train, ~is_train)
+  )
+
+
+def fit_scikit_learn(train: Features, test: Features, our_c: float) -> dict:
+  """Seconds, accuracy on test and C of scikit-learn's cross-validation."""
+  from sklearn.linear_model import LogisticRegression
+  from sklearn.model_selection import GridSearchCV, PredefinedSplit
+
+  mean, std = train.vectors.mean(0), train.vectors.std(0)
+  x, x_test = ((s.vectors - mean) / std for s in (train, test))
+  start = time.perf_counter()
+  search = GridSearchCV(
+    LogisticRegression(max_iter=1000),
+    {'C': GRID},
+    cv=PredefinedSplit(linear.stratified_folds(train.labels, 5)),
+  )
+  search.fit(x, train.labels)
+  seconds = time.perf_counter() - start
+  exact = LogisticRegression(C=our_c, max_iter=10_000, tol=1e-6)
+  return {
+    'seconds': seconds,
+    'top1': search.score(x_test, test.labels),
+    'C': search.best_params_['C'],
+    'top1_exact': exact.fit(x, train.labels).score(x_test, test.labels),
+  }
+
+
+def main() -> None:
+  """Measures, prints and writes."""
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--images', type=int, default=12_000)
+  parser.add_argument('--features', type=int, default=384)
+  parser.add_argument('--classes', type=int, default=200)
+  parser.add_argument('--rounds', type=int, default=2)
+  parser.add_argument('--no-scikit-learn', action='store_true')
+  arguments = parser.parse_args()
+  train, test = make_features(
+    arguments.images, arguments.features, arguments.classes
+  )
+  rows = {}
+  for name in (*FAST, 'linear/logreg'):
+    evaluator, seconds = get_evaluator(name), []
+    for _ in range(arguments.rounds):
+      start = time.perf_counter()
+      scores = evaluator(train, test)
+      seconds.append(time.perf_counter() - start)
+    rows[name] = {'seconds_of_rounds': seconds, **scores}
+    print(name, rows[name], flush=True)
+  fast = [rows[name]['seconds_of_rounds'] for name in FAST]
+  result = {
+    'images': arguments.images,
+    'features': arguments.features,
+    'classes': arguments.classes,
+    'device': jax.devices()[0].device_kind,
+    'cores': len(os.sched_getaffinity(0)),
+    'load_average': round(os.getloadavg()[0], 1),
+    'knn_and_retrieval_seconds': sum(map(min, fast)),
+    'knn_and_retrieval_seconds_with_compilation': sum(x[0] for x in fast),
+    'peak_memory_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    'rows': rows,
+  }
+  if not arguments.no_scikit_learn:
+    ours = rows['linear/logreg']
+    ours['C'] = linear.fit_logreg(train.vectors, train.labels, GRID).c
+    theirs = fit_scikit_learn(train, test, ours['C'])
+    rows['scikit-learn LogisticRegression'] = theirs
+    result['logreg_speed_ratio'] = theirs['seconds'] / min(
+      ours['seconds_of_rounds']
+    )
+    for name in ('top1', 'top1_exact'):
+      points = 100 * (ours['top1'] - theirs[name])
+      result[f'logreg_points_above_{name}'] = points
+  RESULT.parent.mkdir(exist_ok=True)
+  RESULT.write_text(json.dumps(result, indent=2) + '\n')
+  print(json.dumps(result, indent=2))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,376 @@
+"""Encoders for use elsewhere: `cmd_jax.load`, images in, embeddings out."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from PIL import Image
+
+from cmd_jax import parallel
+from cmd_jax.convert.recognise import Recognised, recognise_encoder
+from cmd_jax.data import augment, canvas
+from cmd_jax.errors import UserError
+from cmd_jax.parts.store import hash_variables
+from cmd_jax.saved_run import read_config, read_network
+from cmd_jax.workdir import Workdir
+
+# An image in one of the forms that an encoder takes.
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
+
+# The published evaluation: the shorter side to 256, the central 224 of it.
+_VIEW_PX, _CROP_FRACTION = 224, 0.875
+_NUM_THREADS = min(32, os.cpu_count() or 1)
+
+
+class Outputs(NamedTuple):
+  """What an encoder says of N images.
+
+  Attributes:
+    image: [N, D] float32 embeddings of the images, not normalised.
+    tokens: [N, h * w, D] float32 embeddings of their regions, row by row.
+    attention: [N, h * w] float32, what each region counts: the multi-instance
+      attention, which adds up to 1, where the method has one, otherwise the
+      class token's or, of a Swin, what the regions receive, the mean over the
+      heads; None for an encoder without attention.
+    grid: h and w.
+  """
+
+  image: np.ndarray
+  tokens: np.ndarray
+  attention: np.ndarray | None
+  grid: tuple[int, int]
+
+
+class Preprocessing(NamedTuple):
+  """What happens to an image before it is encoded.
+
+  Attributes:
+    canvas_px: side of the square to which the whole image is squashed first.
+    view_px: side of the view that is cut out of it and encoded.
+    crop_fraction: side of the central square that the view shows, as a fraction
+      of the image's shorter side; None shows the whole image.
+  """
+
+  canvas_px: int
+  view_px: int
+  crop_fraction: float | None
+
+
+class Encoder:
+  """A frozen encoder with the preprocessing that it is evaluated with.
+
+  Attributes:
+    module: the Flax module, images [B, H, W, 3] -> `layers.EncoderOutput`.
+    variables: what it is applied to.
+    source: where it comes from, in words.
+  """
+
+  def __init__(
+    self,
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    preprocessing: Preprocessing,
+    *,
+    source: str,
+    mil: nn.Module | None = None,
+    mil_params: Mapping[str, Any] | None = None,
+    batch_size: int = 32,
+  ):
+    """Puts the variables on the devices.
+
+    Args:
+      module: the encoder.
+      variables: what it is applied to.
+      preprocessing: of its images.
+      source: where it comes from.
+      mil: multi-instance attention over its tokens.
+      mil_params: parameters of `mil`.
+      batch_size: most images encoded at once, by all devices together.
+
+    Raises:
+      UserError: `batch_size` isn't positive, or the view's size is wrong.
+    """
+    if batch_size < 1:
+      raise UserError(f'batch_size is {batch_size}: make it at least 1')
+    mesh = parallel.make_mesh()
+    self.module, self.source = module, source
+    self.variables = jax.device_put(variables, parallel.replicated(mesh))
+    self._mil_params = jax.device_put(mil_params, parallel.replicated(mesh))
+    self._preprocessing = preprocessing
+    self._num_devices = mesh.size
+    self._batch_size = -(-batch_size // mesh.size) * mesh.size
+    view = augment.make_eval_view(
+      view_px=preprocessing.view_px,
+      crop_fraction=preprocessing.crop_fraction,
+    )
+
+    def encode(variables, mil_params, canvases, sizes):
+      output = module.apply(variables, view(canvases, sizes))
+      attention = output.attention
+      if mil is not None:
+        attention = mil.apply({'params': mil_params}, output.tokens)
+      elif attention is not None:
+        attention = attention.mean(1)
+      return output.image, output.tokens, attention
+
+    whole, split = parallel.replicated(mesh), parallel.split_over_data(mesh)
+    self._encode = jax.jit(
+      encode,
+      in_shardings=(whole, whole, split, split),
+      out_shardings=split,
+    )
+    # Compiled without what it doesn't return, tokens above all.
+    self._embed = jax.jit(
+      lambda *arguments: encode(*arguments)[0],
+      in_shardings=(whole, whole, split, split),
+      out_shardings=split,
+    )
+
+  @functools.cached_property
+  def hash(self) -> str:
+    """SHA-256 of the encoder's variables."""
+    return hash_variables(jax.device_get(self.variables))
+
+  @property
+  def preprocessing(self) -> dict[str, Any]:
+    """The fields of `Preprocessing`, and the channels' mean and deviation."""
+    return self._preprocessing._asdict() | {
+      'mean': list(augment.IMAGENET_MEAN),
+      'std': list(augment.IMAGENET_STD),
+    }
+
+  def __call__(self, images: ImageLike | Iterable[ImageLike]) -> Outputs:
+    """Encodes images.
+
+    They are compiled for in powers of two up to the batch size, so few
+    different numbers of images compile anew.
+
+    Args:
+      images: paths, PIL images or [H, W, 3] uint8 arrays, a sequence of them,
+        or one array [N, H, W, 3] uint8; all may be of different sizes.
+
+    Returns:
+      Their embeddings; a single image gives N = 1.
+
+    Raises:
+      UserError: no images, or one that can't be read.
+    """
+    blocks = list(self._blocks(self._encode, _listed(images)))
+    image, tokens, attention = (
+      None if column[0] is None else np.concatenate(column)
+      for column in zip(*blocks)
+    )
+    side = round(tokens.shape[1] ** 0.5)
+    return Outputs(image, tokens, attention, (side, side))
+
+  def embed(self, images: ImageLike | Iterable[ImageLike]) -> np.ndarray:
+    """The embeddings [N, D] of images alone; arguments as in `__call__`."""
+    blocks = self._blocks(lambda *a: (self._embed(*a),), _listed(images))
+    return np.concatenate([image for (image,) in blocks])
+
+  def make_canvas(self, image: ImageLike) -> tuple[np.ndarray, tuple[int, int]]:
+    """Decodes and squashes an image.
+
+    Returns:
+      A canvas [R, R, 3] uint8 and the image's height and width.
+
+    Raises:
+      OSError: a file that can't be read or is no image.
+      ValueError: something else than an image.
+    """
+    canvas_px = self._preprocessing.canvas_px
+    if isinstance(image, str | os.PathLike):
+      # As folders are read for training.
+      image = canvas.open_rgb(image, min_px=canvas_px)
+    elif not isinstance(image, Image.Image):
+      image = _from_array(image)
+    return canvas.make_canvas(image, canvas_px), canvas.true_size(image)
+
+  def embed_canvases(
+    self, canvases: np.ndarray, sizes: np.ndarray
+  ) -> np.ndarray:
+    """The embeddings [N, D] of canvases [N, R, R, 3] of images of `sizes`."""
+    starts = range(0, len(canvases), self._batch_size)
+    return np.concatenate(
+      [
+        self._apply(
+          lambda *a: (self._embed(*a),),
+          canvases[start : start + self._batch_size],
+          sizes[start : start + self._batch_size],
+        )[0]
+        for start in starts
+      ]
+    )
+
+  def _blocks(
+    self, encode: Callable, images: Sequence[ImageLike]
+  ) -> Iterator[tuple[np.ndarray | None, ...]]:
+    """Outputs of the images, batch by batch."""
+    if not len(images):
+      raise UserError('no images to encode: give at least one')
+
+    def decode(image):
+      try:
+        return self.make_canvas(image)
+      except (OSError, ValueError) as error:
+        raise UserError(f'{_name(image)}: {_reason(error)}') from error
+
+    with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
+      for start in range(0, len(images), self._batch_size):
+        decoded = pool.map(decode, images[start : start + self._batch_size])
+        canvases, sizes = zip(*decoded)
+        yield self._apply(encode, np.stack(canvases), np.array(sizes, np.int32))
+
+  def _apply(
+    self, encode: Callable, canvases: np.ndarray, sizes: np.ndarray
+  ) -> tuple[np.ndarray | None, ...]:
+    count = len(canvases)
+    rows = (
+      self._num_devices * 2 ** (-(-count // self._num_devices) - 1).bit_length()
+    )
+    rows = min(rows, self._batch_size)
+    padding = np.minimum(np.arange(rows), count - 1)
+    outputs = encode(
+      self.variables, self._mil_params, canvases[padding], sizes[padding]
+    )
+    return tuple(
+      None if x is None else np.asarray(x, np.float32)[:count] for x in outputs
+    )
+
+
+def _listed(images: ImageLike | Iterable[ImageLike]) -> Sequence[ImageLike]:
+  if isinstance(images, np.ndarray) and images.ndim == 4:
+    return images
+  if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
+    return [images]
+  return list(images)
+
+
+def _from_array(image: Any) -> Image.Image:
+  array = np.asarray(image)
+  if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
+    raise ValueError(
+      f'{array.dtype} {list(array.shape)} is no image: give [H, W, 3] uint8, a '
+      'PIL image or a path'
+    )
+  if not array.size:
+    raise ValueError('an image without pixels: give [H, W, 3] uint8')
+  return Image.fromarray(array)
+
+
+def _name(image: ImageLike) -> str:
+  if isinstance(image, str | os.PathLike):
+    return os.fspath(image)
+  return type(image).__name__
+
+
+def _reason(error: Exception) -> str:
+  return getattr(error, 'strerror', None) or ' '.join(str(error).split())
+
+
+def _preprocessing_of(recognised: Recognised) -> Preprocessing:
+  """What the file tells, or 224 pixels, fewer for smaller encoders."""
+  try:
+    fields = json.loads(recognised.metadata['preprocessing'])
+    return Preprocessing(*(fields[name] for name in Preprocessing._fields))
+  except (KeyError, TypeError, ValueError):
+    # Most files tell nothing of the kind.
+    pass
+  view_px = min(_VIEW_PX, getattr(recognised.encoder, 'image_px', _VIEW_PX))
+  canvas_px = round(view_px / _CROP_FRACTION)
+  return Preprocessing(canvas_px, view_px, _CROP_FRACTION)
+
+
+def _load_run(path: pathlib.Path, network: str, batch_size: int) -> Encoder:
+  workdir = Workdir(str(path))
+  config = read_config(workdir)
+  try:
+    network = network or config.eval.network
+    preprocessing = Preprocessing(
+      config.canvas_px, config.eval.view_px, config.eval.crop_fraction or None
+    )
+    saved = read_network(workdir, config, network)
+  except (AttributeError, KeyError) as error:
+    raise UserError(
+      f'{workdir.config_file} lacks a field ({str(error).splitlines()[0]}): it '
+      'is not of this version; train again'
+    ) from error
+  return Encoder(
+    saved.encoder,
+    saved.variables,
+    preprocessing,
+    source=f'{network} of {path} after step {saved.step}',
+    mil=saved.mil,
+    mil_params=saved.mil_params,
+    batch_size=batch_size,
+  )
+
+
+def _load_weights(
+  path: pathlib.Path, network: str, batch_size: int, model: Mapping[str, Any]
+) -> Encoder:
+  recognised = recognise_encoder(path, network=network or 'teacher', **model)
+  preprocessing = _preprocessing_of(recognised)
+  return Encoder(
+    recognised.encoder,
+    recognised.imported.variables,
+    preprocessing,
+    source=f'{path}, {recognised.imported.report.family}',
+    batch_size=batch_size,
+  )
+
+
+def load(
+  path: str | os.PathLike[str],
+  *,
+  network: str = '',
+  batch_size: int = 32,
+  **model: Any,
+) -> Encoder:
+  """Loads the encoder of a run or of a weight file; docs/api.md shows it.
+
+  Of a run, the newest checkpoint is taken with the attention of its method and
+  the view of its evaluation; the images it was trained on are not needed. A
+  weight file is anything that docs/weights.md lists; images are encoded at 224
+  pixels, or the encoder's own size where that is smaller, unless the file tells
+  otherwise.
+
+  Args:
+    path: work directory of a run, or weight file.
+    network: 'teacher' or 'student'; by default the one that the run evaluates,
+      and the teacher of a file.
+    batch_size: most images encoded at once.
+    **model: for a weight file: fields of config.model that its tensors can't
+      tell, such as num_heads, or norm_epsilon.
+
+  Returns:
+    The encoder.
+
+  Raises:
+    UserError: no run and no weights, no checkpoint, or one of another model.
+  """
+  path = pathlib.Path(path).expanduser()
+  if network not in ('', 'teacher', 'student'):
+    raise UserError(f'network is {network!r}: choose teacher or student')
+  if not path.exists():
+    raise UserError(
+      f'{path} does not exist: give the work directory of a run, or a file of '
+      'weights'
+    )
+  if not path.is_dir():
+    return _load_weights(path, network, batch_size, model)
+  if model:
+    raise UserError(
+      f'{path} is a run, whose model its config.json tells: leave out '
+      f'{", ".join(model)}'
+    )
+  return _load_run(path, network, batch_size)

@@ -1,0 +1,104 @@
+"""What is unusual about an image file, kept beside its pixels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import ExifTags, Image
+
+KINDS = (
+  'grayscale',
+  'CMYK',
+  'palette',
+  'alpha channel',
+  '16-bit',
+  'animated',
+  'EXIF-rotated',
+  'misnamed',
+)
+_NOTE = 'cmd_jax.kinds'
+# A JPEG file that holds several pictures, as some cameras write.
+_ALIASES = {'MPO': 'JPEG'}
+
+
+def _is_deep(image: Image.Image) -> bool:
+  """Whether a file just opened has more than 8 bits a channel."""
+  if image.mode[0] in 'IF':
+    return True
+  # Pillow halves 16-bit colour while it reads: only the tiles still tell. The
+  # 16 bits of BGR;16 are those of all three channels.
+  layouts = [str(tile[3]) for tile in getattr(image, 'tile', ())]
+  return any(';16' in layout and 'BGR' not in layout for layout in layouts)
+
+
+def _is_misnamed(image: Image.Image) -> bool:
+  extension = os.path.splitext(os.fspath(getattr(image, 'filename', '')))[1]
+  if isinstance(extension, bytes):
+    extension = os.fsdecode(extension)
+  expected = Image.registered_extensions().get(extension.lower())
+  found = _ALIASES.get(image.format, image.format)
+  return expected is not None and expected != found
+
+
+def _is_turned_tiff(image: Image.Image) -> bool:
+  """Whether Pillow will turn the image by itself while it loads it."""
+  try:
+    tags = getattr(image, 'tag_v2', {})
+    return tags.get(ExifTags.Base.Orientation, 1) != 1
+  except Exception:
+    # Whatever reading damaged tags raises, the pixels may be fine.
+    return False
+
+
+def kinds_of_opened(image: Image.Image) -> set[str]:
+  """Tells the kinds of a file that is opened but not loaded.
+
+  Args:
+    image: as Image.open gives it.
+
+  Returns:
+    Some of `KINDS`, but for 'alpha channel' and 'animated'.
+  """
+  tests = {
+    'grayscale': image.mode in ('1', 'L', 'LA', 'La') or image.mode[0] in 'IF',
+    'CMYK': image.mode == 'CMYK',
+    'palette': image.mode in ('P', 'PA'),
+    '16-bit': _is_deep(image),
+    'EXIF-rotated': _is_turned_tiff(image),
+    'misnamed': _is_misnamed(image),
+  }
+  return {kind for kind, is_so in tests.items() if is_so}
+
+
+def is_animated(image: Image.Image) -> bool:
+  """Whether a file whose first frame is loaded has more frames."""
+  try:
+    return image.format != 'MPO' and getattr(image, 'is_animated', False)
+  except Exception:
+    # To know, Pillow may look for a second frame, which may be damaged.
+    return False
+
+
+def note_kinds(image: Image.Image, kinds: Iterable[str]) -> None:
+  """Leaves a note of the kinds of its file with an image."""
+  image.info[_NOTE] = sum(1 << KINDS.index(kind) for kind in kinds)
+
+
+def noted_kinds(image: Image.Image) -> int:
+  """Reads the note: bit i is set for `KINDS[i]`; 0 if there is none."""
+  return image.info.get(_NOTE, 0)
+
+
+def rows_of_kind(kinds: np.ndarray, kind: str) -> np.ndarray:
+  """Finds the images of a kind.
+
+  Args:
+    kinds: [N] uint16 notes.
+    kind: one of `KINDS`.
+
+  Returns:
+    [K] rows, ascending.
+  """
+  return np.flatnonzero(kinds >> KINDS.index(kind) & 1)

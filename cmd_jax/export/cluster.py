@@ -1,0 +1,180 @@
+"""`--mode=cluster`: the images of a folder in groups of look-alikes."""
+
+from __future__ import annotations
+
+import csv
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import NamedTuple
+
+import numpy as np
+
+from cmd_jax.errors import UserError
+from cmd_jax.evaluators.features import unit_rows
+from cmd_jax.export.images import Embeddings
+
+ALONE = -1
+_CSV = 'clusters.csv'
+# Distances in more dimensions tell less and take longer.
+_MAX_DIM = 64
+
+
+class Clusters(NamedTuple):
+  """Images in groups.
+
+  Attributes:
+    labels: [N] group of every image, the largest group first; `ALONE` for an
+      image that is like no other.
+    similarities: [N] cosine similarity to the mean direction of the group; 0
+      without a group.
+  """
+
+  labels: np.ndarray
+  similarities: np.ndarray
+
+
+def find_clusters(
+  vectors: np.ndarray, num_clusters: int = 0, min_size: int = 5, seed: int = 0
+) -> Clusters:
+  """Groups embeddings by their direction.
+
+  Unit vectors, centred and projected to at most 64 principal components. How
+  many groups there are is found by HDBSCAN (Campello et al. 2013) as
+  scikit-learn has it, with the leaves of its tree, the smallest groups (the
+  stablest are usually two); it leaves out images that are like no others. Or
+  the number is given, and k-means finds that many and leaves out none.
+
+  Args:
+    vectors: [N, D].
+    num_clusters: of k-means; 0 takes HDBSCAN.
+    min_size: of a group that HDBSCAN finds.
+    seed: of k-means.
+
+  Raises:
+    UserError: scikit-learn is not installed, a negative number, or fewer images
+      than groups.
+  """
+  try:
+    from sklearn.cluster import HDBSCAN, KMeans
+  except ImportError as error:
+    raise UserError(
+      "--mode=cluster needs scikit-learn: pip install 'cmd_jax[export]'"
+    ) from error
+  count = len(vectors)
+  if not 0 <= num_clusters <= count:
+    raise UserError(
+      f'--num_clusters is {num_clusters}: give 0, which finds out, or at most '
+      f'the number of images, {count}'
+    )
+  if min_size < 2:
+    raise UserError(f'--min_size is {min_size}: a group has at least 2 images')
+  unit = unit_rows(vectors)
+  points = _principal_components(unit)
+  if num_clusters:
+    kmeans = KMeans(num_clusters, n_init=4, random_state=seed)
+    labels = kmeans.fit_predict(points)
+  elif count < min_size:
+    labels = np.full(count, ALONE)
+  else:
+    labels = HDBSCAN(
+      min_cluster_size=min_size, cluster_selection_method='leaf', copy=True
+    ).fit_predict(points)
+    labels = np.where(labels < 0, ALONE, labels)
+  return _summarise(unit, labels)
+
+
+def _principal_components(unit: np.ndarray) -> np.ndarray:
+  centred = unit - unit.mean(axis=0)
+  _, basis = np.linalg.eigh(centred.T.astype(np.float64) @ centred)
+  return np.ascontiguousarray(centred @ basis[:, ::-1][:, :_MAX_DIM])
+
+
+def _summarise(unit: np.ndarray, labels: np.ndarray) -> Clusters:
+  """Numbers the groups by size and compares their images with their means."""
+  found, sizes = np.unique(labels[labels != ALONE], return_counts=True)
+  ordered = np.full(len(labels), ALONE)
+  similarities = np.zeros(len(labels))
+  for number, group in enumerate(np.argsort(-sizes, kind='stable')):
+    rows = np.flatnonzero(labels == found[group])
+    mean = unit[rows].mean(axis=0)
+    ordered[rows] = number
+    similarities[rows] = unit[rows] @ mean / max(np.linalg.norm(mean), 1e-12)
+  return Clusters(ordered, similarities)
+
+
+def check_output(folder: pathlib.Path) -> None:
+  """Raises UserError for a folder with something in it, before the work."""
+  if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    raise UserError(
+      f'{folder} is there already: choose another --output, or delete it'
+    )
+
+
+def save_clusters(
+  folder: pathlib.Path, embeddings: Embeddings, clusters: Clusters
+) -> None:
+  """Writes a folder of links for every group, and a table of all images.
+
+  The images themselves are neither moved nor copied. A link is called by its
+  place in the group, the most typical image first, and the image's name;
+  `alone` holds those without a group; clusters.csv has the columns file,
+  cluster and similarity.
+
+  Args:
+    folder: created as a whole; it must not be there.
+    embeddings: of the images.
+    clusters: of the images.
+
+  Raises:
+    UserError: the folder is there, or can't be written.
+  """
+  check_output(folder)
+  folder = folder.absolute()
+  unfinished = None
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = pathlib.Path(
+      tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.')
+    )
+    os.chmod(unfinished, 0o755)
+    _write_links(unfinished, embeddings, clusters)
+    _write_table(unfinished / _CSV, embeddings, clusters)
+    # Over an empty folder, or over nothing.
+    os.replace(unfinished, folder)
+  except OSError as error:
+    raise UserError(
+      f'{folder} cannot be written ({error.strerror}): choose another --output'
+    ) from error
+  finally:
+    if unfinished is not None:
+      shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_links(
+  folder: pathlib.Path, embeddings: Embeddings, clusters: Clusters
+) -> None:
+  root = embeddings.folder.absolute()
+  for label in np.unique(clusters.labels):
+    place = folder / ('alone' if label == ALONE else f'cluster_{label:03d}')
+    place.mkdir()
+    rows = np.flatnonzero(clusters.labels == label)
+    rows = rows[np.argsort(-clusters.similarities[rows], kind='stable')]
+    for rank, row in enumerate(rows):
+      name = embeddings.file_names[row]
+      # The last letters tell more than the first, and a name has 255 bytes.
+      short = name.rpartition('/')[2][-100:]
+      (place / f'{rank:05d}_{short}').symlink_to(root / name)
+
+
+def _write_table(
+  path: pathlib.Path, embeddings: Embeddings, clusters: Clusters
+) -> None:
+  with open(
+    path, 'w', encoding='utf-8', errors='surrogateescape', newline=''
+  ) as file:
+    writer = csv.writer(file, lineterminator='\n')
+    writer.writerow(['file', 'cluster', 'similarity'])
+    for name, label, similarity in zip(embeddings.file_names, *clusters):
+      writer.writerow([name, label, f'{similarity:.6f}'])

@@ -1,0 +1,178 @@
+"""`--mode=embed`: the embeddings of a folder as a table."""
+
+from __future__ import annotations
+
+import io
+import json
+import pathlib
+import zipfile
+from typing import Any
+
+import numpy as np
+
+import cmd_jax
+from cmd_jax.api import Encoder
+from cmd_jax.atomic import write_atomically
+from cmd_jax.data.canvas import Skipped
+from cmd_jax.errors import UserError
+from cmd_jax.export.images import Embeddings
+
+FORMATS = ('.parquet', '.npz')
+# Without which vectors mean something else.
+_MUST_AGREE = ('encoder_sha256', 'preprocessing')
+
+
+def describe(encoder: Encoder, embeddings: Embeddings) -> dict[str, str]:
+  """What the vectors are of, as strings that go beside them."""
+  return {
+    'encoder': encoder.source,
+    'encoder_sha256': encoder.hash,
+    'preprocessing': json.dumps(encoder.preprocessing),
+    'folder': str(embeddings.folder.absolute()),
+    'skipped': json.dumps([list(item) for item in embeddings.skipped]),
+    'cmd_jax_version': cmd_jax.__version__,
+  }
+
+
+def check_output(path: pathlib.Path) -> None:
+  """Raises UserError for a file of another format, before the work begins."""
+  if path.suffix not in FORMATS:
+    raise UserError(
+      f'--output is {path}: give a name that ends in {" or ".join(FORMATS)}'
+    )
+  if path.suffix == '.parquet':
+    _pyarrow()
+
+
+def save_embeddings(
+  path: pathlib.Path, encoder: Encoder, embeddings: Embeddings
+) -> None:
+  """Writes file names and vectors with `describe` beside them.
+
+  Parquet has the columns `file_name` and `embedding` (a list of D floats) and
+  the description in the metadata of its schema; .npz has `file_names`,
+  `vectors` [N, D] and each string of the description.
+
+  Args:
+    path: of the file, .parquet or .npz; an existing one is replaced whole.
+    encoder: that made them.
+    embeddings: the vectors.
+
+  Raises:
+    UserError: another ending, no pyarrow, or a folder that can't be written.
+  """
+  check_output(path)
+  description = describe(encoder, embeddings)
+  write = _npz if path.suffix == '.npz' else _parquet
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, write(embeddings, description))
+  except OSError as error:
+    raise UserError(
+      f'{path} cannot be written ({error.strerror}): choose another --output'
+    ) from error
+
+
+def load_embeddings(path: pathlib.Path, encoder: Encoder) -> Embeddings:
+  """Reads what `save_embeddings` wrote.
+
+  Args:
+    path: of the file, .parquet or .npz.
+    encoder: that the vectors should be of.
+
+  Raises:
+    UserError: a file that can't be read, or one of another encoder or another
+      preprocessing.
+  """
+  check_output(path)
+  read = _read_npz if path.suffix == '.npz' else _read_parquet
+  try:
+    names, vectors, description = read(path)
+    there = {name: description[name] for name in _MUST_AGREE}
+    skipped = [Skipped(*item) for item in json.loads(description['skipped'])]
+    folder = pathlib.Path(description['folder'])
+  except (
+    AttributeError,
+    KeyError,
+    OSError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+  ) as error:
+    raise UserError(
+      f'{path} cannot be read ({error}): give a file of --mode=embed'
+    ) from error
+  here = {
+    'encoder_sha256': encoder.hash,
+    'preprocessing': json.dumps(encoder.preprocessing),
+  }
+  if there != here:
+    raise UserError(
+      f'{path} was made by another encoder ({description["encoder"]}) or with '
+      f'another preprocessing than {encoder.source}: embed the folder again'
+    )
+  return Embeddings(folder, tuple(names), vectors, tuple(skipped))
+
+
+def _read_npz(path: pathlib.Path) -> tuple:
+  with np.load(path) as file:
+    arrays = dict(file)
+  names, vectors = arrays.pop('file_names'), arrays.pop('vectors')
+  return names.tolist(), vectors, {k: str(v) for k, v in arrays.items()}
+
+
+def _read_parquet(path: pathlib.Path) -> tuple:
+  table = _pyarrow().parquet.read_table(path)
+  vectors = table['embedding'].combine_chunks()
+  dim = vectors.type.list_size
+  metadata = table.schema.metadata or {}
+  return (
+    table['file_name'].to_pylist(),
+    vectors.flatten().to_numpy().reshape(-1, dim),
+    {k.decode(): v.decode() for k, v in metadata.items()},
+  )
+
+
+def _npz(embeddings: Embeddings, description: dict[str, str]) -> bytes:
+  buffer = io.BytesIO()
+  np.savez(
+    buffer,
+    file_names=np.array(embeddings.file_names),
+    vectors=embeddings.vectors,
+    **{name: np.array(text) for name, text in description.items()},
+  )
+  return buffer.getvalue()
+
+
+def _pyarrow() -> Any:
+  try:
+    import pyarrow.parquet
+  except ImportError as error:
+    raise UserError(
+      "Parquet needs pyarrow: pip install 'cmd_jax[export]', or give --output "
+      'a name that ends in .npz'
+    ) from error
+  return pyarrow
+
+
+def _parquet(embeddings: Embeddings, description: dict[str, str]) -> bytes:
+  pyarrow = _pyarrow()
+  count, dim = embeddings.vectors.shape
+  vectors = pyarrow.FixedSizeListArray.from_arrays(
+    pyarrow.array(embeddings.vectors.ravel()), dim
+  )
+  # Names need not be valid UTF-8, Parquet's strings must.
+  names = [
+    name.encode(errors='surrogateescape').decode(errors='backslashreplace')
+    for name in embeddings.file_names
+  ]
+  schema = pyarrow.schema(
+    [('file_name', pyarrow.string()), ('embedding', vectors.type)],
+    metadata=description,
+  )
+  table = pyarrow.Table.from_arrays(
+    [pyarrow.array(names, pyarrow.string()), vectors], schema=schema
+  )
+  buffer = io.BytesIO()
+  pyarrow.parquet.write_table(table, buffer)
+  return buffer.getvalue()

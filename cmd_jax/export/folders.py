@@ -1,0 +1,122 @@
+"""What `--mode=embed`, `search` and `cluster` do with a folder of images."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from typing import NamedTuple
+
+import cmd_jax
+from cmd_jax.api import Encoder
+from cmd_jax.errors import UserError
+from cmd_jax.export import cluster, embed, search
+from cmd_jax.export.images import Embeddings, embed_folder
+
+MODES = ('embed', 'search', 'cluster')
+
+
+class Request(NamedTuple):
+  """What is asked for; the flags of main.py of the same names.
+
+  Attributes:
+    source: work directory of a run, or file of weights.
+    input: folder of images, or a file that `--mode=embed` wrote.
+    output: file or folder to write.
+    query: image to search for.
+    top_k: images to find.
+    index: one of `search.INDEXES`.
+    num_clusters: groups to make; 0 finds out.
+    min_cluster_size: images of a group, at least.
+  """
+
+  source: str
+  input: str
+  output: pathlib.Path
+  query: str = ''
+  top_k: int = 12
+  index: str = 'exact'
+  num_clusters: int = 0
+  min_cluster_size: int = 5
+
+
+def default_output(mode: str, workdir: str | None) -> pathlib.Path:
+  """Where a mode writes: into the work directory, or into this folder."""
+  name = {
+    'embed': 'embeddings.parquet',
+    'search': 'search.csv',
+    'cluster': 'clusters',
+  }[mode]
+  return pathlib.Path(workdir or '.') / name
+
+
+def _embeddings(encoder: Encoder, source: str) -> Embeddings:
+  """Those of a folder, or of a file of them."""
+  path = pathlib.Path(source).expanduser()
+  if path.is_file():
+    return embed.load_embeddings(path, encoder)
+  embeddings = embed_folder(encoder, path)
+  if embeddings.skipped:
+    name, reason = embeddings.skipped[0]
+    print(
+      f'{len(embeddings.skipped)} unreadable image(s) skipped, the first is '
+      f'{name}: {reason}',
+      file=sys.stderr,
+    )
+  return embeddings
+
+
+def _embed(encoder: Encoder, request: Request) -> str:
+  embed.check_output(request.output)
+  embeddings = _embeddings(encoder, request.input)
+  embed.save_embeddings(request.output, encoder, embeddings)
+  count, dim = embeddings.vectors.shape
+  return f'{request.output}: {count} embeddings of {dim} features'
+
+
+def _search(encoder: Encoder, request: Request) -> str:
+  # First, because it may be no image and the folder large.
+  query = encoder.embed(request.query)[0]
+  gallery = _embeddings(encoder, request.input)
+  found = search.search(query, gallery, request.top_k, request.index)
+  picture = search.save_results(
+    request.output, pathlib.Path(request.query), gallery, found
+  )
+  return f'{search.table(gallery, found)}\n\n{request.output}\n{picture}'
+
+
+def _cluster(encoder: Encoder, request: Request) -> str:
+  cluster.check_output(request.output)
+  embeddings = _embeddings(encoder, request.input)
+  found = cluster.find_clusters(
+    embeddings.vectors, request.num_clusters, request.min_cluster_size
+  )
+  cluster.save_clusters(request.output, embeddings, found)
+  groups = found.labels.max() + 1
+  alone = int((found.labels == cluster.ALONE).sum())
+  return f'{request.output}: {groups} groups, {alone} images in none'
+
+
+def run(mode: str, request: Request) -> str:
+  """Does what is asked for.
+
+  Args:
+    mode: one of `MODES`.
+    request: what is asked for.
+
+  Returns:
+    What to print.
+
+  Raises:
+    UserError: anything about the request that cannot be.
+  """
+  if not request.input:
+    raise UserError(
+      '--input is missing: give a folder of images, or a file that '
+      '--mode=embed wrote'
+    )
+  if mode == 'search' and not request.query:
+    raise UserError('--query is missing: give an image file')
+  encoder = cmd_jax.load(request.source)
+  print(encoder.source, file=sys.stderr)
+  function = {'embed': _embed, 'search': _search, 'cluster': _cluster}[mode]
+  return function(encoder, request)

@@ -1,0 +1,150 @@
+"""The images of a folder, and their embeddings, block by block."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import tqdm
+
+from cmd_jax.api import Encoder
+from cmd_jax.data.canvas import Skipped
+from cmd_jax.data.folder import IMAGE_EXTENSIONS
+from cmd_jax.errors import UserError
+
+# Images decoded at a time; the next ones are, while these are encoded.
+_BLOCK = 256
+_NUM_THREADS = min(32, os.cpu_count() or 1)
+
+
+class Embeddings(NamedTuple):
+  """The embeddings of a folder.
+
+  Attributes:
+    folder: the folder.
+    file_names: [N] names relative to it, sorted.
+    vectors: [N, D] float32, not normalised.
+    skipped: the images that could not be read.
+  """
+
+  folder: pathlib.Path
+  file_names: tuple[str, ...]
+  vectors: np.ndarray
+  skipped: tuple[Skipped, ...]
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[str]:
+  """Names of all images below a folder, relative to it and sorted.
+
+  Hidden files and folders are left out, and so is what lies behind a link to a
+  folder.
+
+  Raises:
+    UserError: no folder, or one without images.
+  """
+  root = pathlib.Path(folder).expanduser()
+  if not root.is_dir():
+    what = 'is a file' if root.exists() else 'does not exist'
+    raise UserError(f'{root} {what}: give --input a folder of images')
+
+  def fail(error: OSError) -> None:
+    raise UserError(
+      f'cannot list the folder {error.filename} ({error.strerror}): make it '
+      'readable or move it away'
+    ) from error
+
+  found = []
+  for place, folders, files in os.walk(root, onerror=fail):
+    folders[:] = [name for name in folders if not name.startswith('.')]
+    found += [
+      os.path.relpath(os.path.join(place, name), root).replace(os.sep, '/')
+      for name in files
+      if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith('.')
+    ]
+  if not found:
+    raise UserError(
+      f'{root} has no images; put files there that end in '
+      f'{", ".join(IMAGE_EXTENSIONS)}'
+    )
+  return sorted(found)
+
+
+def _decode(encoder: Encoder, path: pathlib.Path, name: str) -> tuple | Skipped:
+  try:
+    return encoder.make_canvas(path)
+  except (OSError, ValueError) as error:
+    reason = getattr(error, 'strerror', None) or str(error)
+    return Skipped(name, ' '.join(reason.split()) or type(error).__name__)
+
+
+def _decoded_blocks(
+  encoder: Encoder, root: pathlib.Path, names: list[str]
+) -> Iterator[list[tuple | Skipped]]:
+  """Decodes in threads, one block ahead of what is taken."""
+  pool = concurrent.futures.ThreadPoolExecutor(_NUM_THREADS)
+  pending = []
+  try:
+    for start in range(0, len(names), _BLOCK):
+      pending.append(
+        [
+          pool.submit(_decode, encoder, root / name, name)
+          for name in names[start : start + _BLOCK]
+        ]
+      )
+      if len(pending) == 2:
+        yield [future.result() for future in pending.pop(0)]
+    for block in pending:
+      yield [future.result() for future in block]
+  finally:
+    # Else an interrupt would wait for what is under way.
+    pool.shutdown(cancel_futures=True)
+
+
+def embed_folder(
+  encoder: Encoder, folder: str | os.PathLike[str], *, progress: bool = True
+) -> Embeddings:
+  """Embeds all images of a folder; labels and splits are not looked at.
+
+  Args:
+    encoder: from `cmd_jax.load`.
+    folder: the folder.
+    progress: shows a progress bar on stderr.
+
+  Returns:
+    The embeddings, in the order of the names.
+
+  Raises:
+    UserError: no folder, no images, or none that can be read.
+  """
+  root = pathlib.Path(folder).expanduser()
+  names = list_images(root)
+  kept, blocks, skipped = [], [], []
+  with tqdm.tqdm(
+    total=len(names), desc='embed', unit='image', disable=not progress
+  ) as bar:
+    done = 0
+    for decoded in _decoded_blocks(encoder, root, names):
+      readable = []
+      for name, result in zip(names[done : done + len(decoded)], decoded):
+        if isinstance(result, Skipped):
+          skipped.append(result)
+        else:
+          kept.append(name)
+          readable.append(result)
+      if readable:
+        canvases, sizes = zip(*readable)
+        blocks.append(
+          encoder.embed_canvases(np.stack(canvases), np.int32(sizes))
+        )
+      done += len(decoded)
+      bar.update(len(decoded))
+  if not kept:
+    raise UserError(
+      f'{root}: none of the {len(names)} images can be read; the first, '
+      f'{skipped[0].file_name}: {skipped[0].reason}; check the files'
+    )
+  return Embeddings(root, tuple(kept), np.concatenate(blocks), tuple(skipped))

@@ -1,0 +1,193 @@
+"""A network as ONNX, converted from its jaxpr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+from jax.extend import core
+
+import cmd_jax
+from cmd_jax.errors import UserError
+from cmd_jax.export.network import Network, make_function
+from cmd_jax.export.onnx_graph import (
+  OPSET,
+  Graph,
+  UnsupportedError,
+  Value,
+  is_symbolic,
+)
+from cmd_jax.export.onnx_operators import CONVERTERS
+
+INPUT = 'images'
+# What Protocol Buffers can hold is 2 GiB.
+_MAX_BYTES = 2**31 - 2**20
+# Constants are computed here and now unless that makes them much larger.
+_MAX_FOLDED = 2**16
+
+
+class _Conversion:
+  """Walks through a jaxpr and builds the graph."""
+
+  def __init__(self, graph: Graph):
+    self.graph = graph
+    self.unsupported: set[str] = set()
+
+  def run(self, jaxpr: Any, consts: list, inputs: list[Value]) -> list[Value]:
+    """The values of a jaxpr's results."""
+    values: dict[Any, Value] = dict(zip(jaxpr.constvars, consts, strict=True))
+    values |= zip(jaxpr.invars, inputs, strict=True)
+
+    def read(atom: Any) -> Value:
+      if isinstance(atom, core.Literal):
+        return np.asarray(atom.val, atom.aval.dtype)
+      return values[atom]
+
+    for eqn in jaxpr.eqns:
+      results = self._convert(eqn, [read(atom) for atom in eqn.invars])
+      values |= zip(eqn.outvars, results, strict=True)
+    return [read(atom) for atom in jaxpr.outvars]
+
+  def _convert(self, eqn: Any, inputs: list[Value]) -> list[Value]:
+    inner = eqn.params.get('jaxpr') or eqn.params.get('call_jaxpr')
+    if inner is not None:
+      consts = [np.asarray(const) for const in inner.consts]
+      return self.run(inner.jaxpr, consts, inputs)
+    if _can_fold(eqn, inputs):
+      results = eqn.primitive.bind(*inputs, **eqn.params)
+      results = results if eqn.primitive.multiple_results else [results]
+      return [np.asarray(result) for result in results]
+    name = eqn.primitive.name
+    try:
+      if name not in CONVERTERS:
+        raise UnsupportedError(name)
+      results = CONVERTERS[name](self.graph, eqn, *inputs)
+    except UnsupportedError as error:
+      # The walk goes on, to name all of them at once.
+      self.unsupported.add(str(error))
+      results = [f'unsupported_{name}'] * len(eqn.outvars)
+    return results if isinstance(results, list) else [results]
+
+
+def _can_fold(eqn: Any, inputs: list[Value]) -> bool:
+  if any(isinstance(value, str) for value in inputs):
+    return False
+  shapes = [var.aval.shape for var in eqn.outvars]
+  if any(is_symbolic(dim) for shape in shapes for dim in shape):
+    return False
+  largest = max((value.size for value in inputs), default=0)
+  return max(map(np.prod, shapes)) <= max(largest, _MAX_FOLDED)
+
+
+def _name_parameters(graph: Graph, variables: Any) -> Any:
+  """Gives the constants of the graph the names of the parameters."""
+
+  def name(path, array):
+    array = np.asarray(array)
+    keys = [str(getattr(key, 'key', key)) for key in path]
+    graph.name_constant(array, '.'.join(keys))
+    return array
+
+  return jax.tree_util.tree_map_with_path(name, variables)
+
+
+def function_to_onnx(
+  function: Callable[[jax.Array], dict[str, jax.Array]],
+  image_shape: tuple[int, ...],
+) -> onnx.ModelProto:
+  """Converts a function of a batch to ONNX, weights and all.
+
+  Args:
+    function: of a float32 array [B, *image_shape], for any B, whose results are
+      arrays [B, ...] by name.
+    image_shape: of one image.
+
+  Returns:
+    The model, checked; its input is `images`.
+
+  Raises:
+    UserError: it computes something that has no counterpart here, or is too
+      large for ONNX.
+  """
+  (batch,) = jax.export.symbolic_shape('batch')
+  images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
+  closed, results = jax.make_jaxpr(function, return_shape=True)(images)
+  graph = Graph(INPUT)
+  conversion = _Conversion(graph)
+  consts = [np.asarray(const) for const in closed.consts]
+  values = conversion.run(closed.jaxpr, consts, [INPUT])
+  if conversion.unsupported:
+    raise UserError(
+      'the network computes what cannot be written as ONNX '
+      f'({", ".join(sorted(conversion.unsupported))}): use --format=stablehlo'
+    )
+  # A dictionary's leaves come in the order of its sorted names.
+  for name, value in zip(sorted(results), values, strict=True):
+    graph.nodes.append(
+      onnx.helper.make_node(
+        'Identity',
+        [value if isinstance(value, str) else graph.constant(value)],
+        [name],
+        name=name,
+      )
+    )
+  return _to_model(graph, images, results)
+
+
+def _to_model(
+  graph: Graph, images: Any, results: dict[str, Any]
+) -> onnx.ModelProto:
+  size = sum(len(tensor.raw_data) for tensor in graph.initializers)
+  if size > _MAX_BYTES:
+    raise UserError(
+      f'the weights are {size / 2**30:.1f} GiB, and a file of ONNX holds 2: '
+      'use --format=stablehlo'
+    )
+
+  def describe(name, like):
+    shape = ['batch' if is_symbolic(dim) else dim for dim in like.shape]
+    dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(like.dtype))
+    return onnx.helper.make_tensor_value_info(name, dtype, shape)
+
+  opsets = [onnx.helper.make_opsetid('', OPSET)]
+  model = onnx.helper.make_model(
+    onnx.helper.make_graph(
+      graph.nodes,
+      'encoder',
+      [describe(INPUT, images)],
+      [describe(name, like) for name, like in results.items()],
+      graph.initializers,
+    ),
+    opset_imports=opsets,
+    # The oldest that has these operators, for older runtimes.
+    ir_version=onnx.helper.find_min_ir_version_for(opsets),
+    producer_name='cmd_jax',
+    producer_version=cmd_jax.__version__,
+  )
+  onnx.checker.check_model(model, full_check=True)
+  return model
+
+
+def to_onnx(network: Network, *, attention: bool = False) -> bytes:
+  """Serialises a network, weights and all, for batches of any size.
+
+  It takes views [B, 3, H, W] float32, normalised, and computes in float32.
+
+  Args:
+    network: the network.
+    attention: see `network.make_function`.
+
+  Raises:
+    UserError: attention is wanted of a network that has none, or as
+      `function_to_onnx`.
+  """
+  encode = make_function(network, attention=attention, dtype=jnp.float32)
+  side = network.encoder.preprocessing['view_px']
+  model = function_to_onnx(
+    lambda images: encode(images.transpose(0, 2, 3, 1)), (3, side, side)
+  )
+  return model.SerializeToString()

@@ -1,0 +1,194 @@
+"""`--mode=search`: the images of a folder that look most like a query."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw
+
+from cmd_jax.atomic import write_atomically
+from cmd_jax.data import canvas
+from cmd_jax.errors import UserError
+from cmd_jax.evaluators.features import unit_rows
+from cmd_jax.export.images import Embeddings
+
+INDEXES = ('exact', 'faiss')
+# Entries of the matrix of similarities held at once: 64 MB.
+_MAX_SIMILARITIES = 2**24
+_CELL_PX, _TEXT_PX, _COLUMNS = 160, 32, 5
+
+
+class Found(NamedTuple):
+  """The nearest images of a query.
+
+  Attributes:
+    rows: [k] their numbers in the gallery, the nearest first.
+    similarities: [k] cosine similarities.
+  """
+
+  rows: np.ndarray
+  similarities: np.ndarray
+
+
+def nearest(queries: np.ndarray, gallery: np.ndarray, k: int) -> Found:
+  """The k most similar rows of a gallery by cosine, exactly, on the device.
+
+  Queries come in blocks, so the whole matrix of similarities never exists.
+
+  Args:
+    queries: [Q, D].
+    gallery: [N, D].
+    k: all N where there are fewer.
+
+  Returns:
+    Rows and similarities [Q, k], of equally similar ones the first.
+  """
+  k = min(k, len(gallery))
+  in_gallery = jax.device_put(unit_rows(gallery))
+  chunk = max(_MAX_SIMILARITIES // len(gallery), 1)
+  blocks = [
+    _nearest(in_gallery, unit_rows(queries[start : start + chunk]), k)
+    for start in range(0, len(queries), chunk)
+  ]
+  similarities, rows = map(np.concatenate, zip(*blocks))
+  return Found(rows, similarities)
+
+
+def _nearest(gallery: jax.Array, queries: np.ndarray, k: int) -> tuple:
+  return tuple(map(np.asarray, _top_k(gallery, queries, k)))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _top_k(
+  gallery: jax.Array, queries: jax.Array, k: int
+) -> tuple[jax.Array, jax.Array]:
+  similarities = jnp.matmul(
+    queries, gallery.T, precision=jax.lax.Precision.HIGHEST
+  )
+  return jax.lax.top_k(similarities, k)
+
+
+def nearest_by_faiss(queries: np.ndarray, gallery: np.ndarray, k: int) -> Found:
+  """As `nearest`, from an inner-product index of FAISS on the CPU.
+
+  Raises:
+    UserError: FAISS is not installed.
+  """
+  try:
+    import faiss
+  except ImportError as error:
+    raise UserError(
+      "--index=faiss needs FAISS: pip install 'cmd_jax[faiss]', or leave it out"
+    ) from error
+  index = faiss.IndexFlatIP(gallery.shape[1])
+  index.add(unit_rows(gallery))
+  similarities, rows = index.search(unit_rows(queries), min(k, len(gallery)))
+  return Found(rows, similarities)
+
+
+def search(
+  query: np.ndarray, gallery: Embeddings, k: int, index: str = 'exact'
+) -> Found:
+  """The k images of a gallery that look most like one query.
+
+  Args:
+    query: [D] its embedding.
+    gallery: what is searched.
+    k: how many are wanted.
+    index: one of `INDEXES`.
+
+  Raises:
+    UserError: `k` is not positive, or FAISS is not installed.
+  """
+  if k < 1:
+    raise UserError(f'--top_k is {k}: ask for at least 1')
+  find = {'exact': nearest, 'faiss': nearest_by_faiss}[index]
+  found = find(query[None], gallery.vectors, k)
+  return Found(found.rows[0], found.similarities[0])
+
+
+def table(gallery: Embeddings, found: Found) -> str:
+  """The result as lines of rank, similarity and file name."""
+  lines = ['rank  similarity  file']
+  for rank, (row, similarity) in enumerate(zip(*found), 1):
+    lines.append(f'{rank:4}  {similarity:10.3f}  {gallery.file_names[row]}')
+  return '\n'.join(lines)
+
+
+def save_results(
+  path: pathlib.Path,
+  query: pathlib.Path,
+  gallery: Embeddings,
+  found: Found,
+) -> pathlib.Path:
+  """Writes the result as CSV, and as a picture beside it.
+
+  Args:
+    path: of the CSV file, with the columns rank, similarity and file.
+    query: the image that was searched for.
+    gallery: what was searched.
+    found: the result.
+
+  Returns:
+    The PNG file: the query, then what was found, row by row.
+
+  Raises:
+    UserError: the folder can't be written.
+  """
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(['rank', 'similarity', 'file'])
+  for rank, (row, similarity) in enumerate(zip(*found), 1):
+    writer.writerow([rank, f'{similarity:.6f}', gallery.file_names[row]])
+  files = [gallery.folder / gallery.file_names[row] for row in found.rows]
+  titles = [f'{x:.3f} {f.name}' for x, f in zip(found.similarities, files)]
+  picture = path.with_suffix('.png')
+  content = _sheet([query, *files], [f'query {query.name}', *titles])
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Names need not be valid UTF-8.
+    write_atomically(path, text.getvalue().encode(errors='surrogateescape'))
+    write_atomically(picture, content)
+  except OSError as error:
+    raise UserError(
+      f'{path} cannot be written ({error.strerror}): choose another --output'
+    ) from error
+  return picture
+
+
+def _cell(path: pathlib.Path, title: str) -> Image.Image:
+  cell = Image.new('RGB', (_CELL_PX, _CELL_PX + _TEXT_PX), 'white')
+  try:
+    image = canvas.open_rgb(path, min_px=_CELL_PX)
+    image.thumbnail((_CELL_PX - 4, _CELL_PX - 4))
+    left, top = (_CELL_PX - side for side in image.size)
+    cell.paste(image, (left // 2, top // 2))
+  except (OSError, ValueError):
+    title = f'(gone) {title}'
+  # The built-in font has Latin letters alone.
+  title = title.encode('ascii', 'replace').decode()
+  draw = ImageDraw.Draw(cell)
+  for line in range(2):
+    text = title[24 * line : 24 * (line + 1)]
+    draw.text((4, _CELL_PX + 14 * line), text, fill='black')
+  return cell
+
+
+def _sheet(files: list[pathlib.Path], titles: list[str]) -> bytes:
+  rows = -(-len(files) // _COLUMNS)
+  height = _CELL_PX + _TEXT_PX
+  columns = min(_COLUMNS, len(files))
+  sheet = Image.new('RGB', (columns * _CELL_PX, rows * height), 'white')
+  for number, (file, title) in enumerate(zip(files, titles)):
+    row, column = divmod(number, _COLUMNS)
+    sheet.paste(_cell(file, title), (column * _CELL_PX, row * height))
+  buffer = io.BytesIO()
+  sheet.save(buffer, 'PNG')
+  return buffer.getvalue()

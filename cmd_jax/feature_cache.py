@@ -1,0 +1,98 @@
+"""Frozen features that are computed once and kept in the work directory."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pathlib
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from cmd_jax.atomic import write_atomically
+from cmd_jax.data.canvas import Canvases
+from cmd_jax.errors import UserError
+
+# Canvases whose pixels are part of the key, spread over a split: photographs
+# that were replaced under the same names are noticed.
+_NUM_HASHED = 16
+
+
+def hash_canvases(canvases: Canvases) -> str:
+  """SHA-256 of a split's names and of a few of its canvases and their sizes."""
+  digest = hashlib.sha256(json.dumps(list(canvases.file_names)).encode())
+  count = len(canvases.file_names)
+  rows = np.linspace(0, count - 1, min(count, _NUM_HASHED)).astype(int)
+  for row in np.unique(rows):
+    digest.update(np.ascontiguousarray(canvases.images[row]).tobytes())
+    digest.update(np.asarray(canvases.sizes[row], np.int32).tobytes())
+  return digest.hexdigest()
+
+
+class FeatureCache:
+  """Arrays under a key that says what they depend on."""
+
+  def __init__(self, folder: pathlib.Path, key: Mapping[str, Any]):
+    """Names the folder, which is created when something is kept.
+
+    Args:
+      folder: of the files.
+      key: what all arrays depend on, as JSON can represent it.
+    """
+    self._folder, self._key = folder, dict(key)
+
+  def get(
+    self, name: str, compute: Callable[[], dict[str, np.ndarray]], **key: Any
+  ) -> dict[str, np.ndarray]:
+    """Arrays, computed unless they are there.
+
+    Args:
+      name: of the arrays, part of the file's name.
+      compute: () -> the arrays.
+      **key: what these arrays depend on besides.
+
+    Returns:
+      The arrays; damaged ones, or ones of another key, are computed again.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    text = json.dumps(self._key | {'name': name} | key, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    path = self._folder / f'{digest[:16]}_{name}.npz'
+    try:
+      # NumPy leaves a file open that it can't read.
+      with open(path, 'rb') as file, np.load(file) as loaded:
+        arrays = dict(loaded)
+      if str(arrays.pop('key')) != text:
+        raise ValueError('it is of something else')
+      return arrays
+    except FileNotFoundError:
+      pass
+    except (
+      EOFError,
+      KeyError,
+      OSError,
+      ValueError,
+      zipfile.BadZipFile,
+    ) as error:
+      print(
+        f'{path} cannot be used ({error}): computing the features again',
+        file=sys.stderr,
+      )
+    arrays = compute()
+    buffer = io.BytesIO()
+    np.savez(buffer, key=np.array(text), **arrays)
+    try:
+      self._folder.mkdir(parents=True, exist_ok=True)
+      write_atomically(path, buffer.getvalue())
+    except OSError as error:
+      raise UserError(
+        f'{path} cannot be written ({error.strerror}): make room, or choose '
+        'another --workdir'
+      ) from error
+    return arrays

@@ -1,0 +1,295 @@
+"""What a report shows: everything that the page is made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from cmd_jax import evaluate, part_masks
+from cmd_jax.data.source import UNLABELLED
+from cmd_jax.errors import UserError
+from cmd_jax.evaluators import Features
+from cmd_jax.experiment import Experiment
+from cmd_jax.frozen import FrozenNetwork, network_variables
+from cmd_jax.report import embedding_map, history, photos, similar
+from cmd_jax.train_state import TrainState
+from cmd_jax.workdir import Workdir, flatten, read_json
+
+_MAX_PAIRS = 12
+# Classes side by side in the matrix of confusions.
+_MAX_CLASSES = 12
+
+
+def _numbers(array: np.ndarray, dtype: str) -> str:
+  """Little-endian bytes, as a typed array reads them."""
+  return photos.encode_base64(np.ascontiguousarray(array, dtype).tobytes())
+
+
+def _make_attend(experiment: Experiment, variables: tuple):
+  """(canvases, sizes) -> what each patch counts, [B, N]."""
+
+  @jax.jit
+  def attend(variables, images, sizes):
+    view = experiment.evaluation.view(images, sizes)
+    return experiment.method.attend(*variables, view)
+
+  return lambda images, sizes: attend(variables, images, sizes)
+
+
+def _attention_name(experiment: Experiment, variables: tuple) -> str:
+  if 'mil' in variables[0]:
+    return 'multi-instance attention'
+  if hasattr(experiment.encoder, 'num_heads'):
+    return "the encoder's own attention"
+  return "the length of each patch's features"
+
+
+def _describe_neighbours(
+  splits: Sequence[photos.Split], shown: Sequence[Features]
+) -> dict[str, Any]:
+  """The nearest training photographs shown of every photograph shown."""
+  gallery = shown[0]
+  queries = np.concatenate([features.vectors for features in shown])
+  own = np.full(len(queries), -1)
+  has_gallery = splits[0].name == 'training'
+  if has_gallery:
+    own[: len(gallery.vectors)] = np.arange(len(gallery.vectors))
+  nearest = similar.find_nearest(
+    gallery.vectors if has_gallery else gallery.vectors[:0], queries, own
+  )
+  return {
+    'count': nearest.index.shape[1],
+    'index': _numbers(nearest.index, '<u4'),
+    'similarity': _numbers(nearest.similarity, '<f4'),
+  }
+
+
+def _describe_confusion(
+  test: Features, predicted: np.ndarray, shown_rows: np.ndarray, offset: int
+) -> dict[str, Any]:
+  """The classes confused most, with photographs of them.
+
+  Args:
+    test: features of all test images.
+    predicted: their predicted labels.
+    shown_rows: test images shown.
+    offset: place on the page of the first of these.
+  """
+  counts = similar.count_confusions(
+    test.labels, predicted, len(test.class_names)
+  )
+  pairs = similar.most_confused(counts, _MAX_PAIRS)
+  labels, votes = test.labels[shown_rows], predicted[shown_rows]
+
+  def examples(true: int, voted: int) -> list[int]:
+    found = np.flatnonzero((labels == true) & (votes == voted))
+    return (found[:6] + offset).tolist()
+
+  classes = list(dict.fromkeys(c for pair in pairs for c in pair[:2]))
+  classes = classes[:_MAX_CLASSES]
+  return {
+    'total': int(counts.sum()),
+    'right': int(np.trace(counts)),
+    'pairs': [
+      {
+        'first': pair.first,
+        'second': pair.second,
+        'counts': [pair.first_as_second, pair.second_as_first],
+        'totals': counts[[pair.first, pair.second]].sum(1).tolist(),
+        'examples': [
+          examples(pair.first, pair.second),
+          examples(pair.second, pair.first),
+        ],
+      }
+      for pair in pairs
+    ],
+    'classes': classes,
+    'matrix': counts[np.ix_(classes, classes)].tolist(),
+    'totals': counts[classes].sum(1).tolist(),
+  }
+
+
+def _describe_parts(
+  experiment: Experiment,
+  workdir: Workdir,
+  splits: Sequence[photos.Split],
+  notes: list[str],
+) -> dict[str, Any] | None:
+  """The newest part masks of the training photographs shown."""
+  found = sorted(
+    workdir.parts.glob('*/manifest.json'), key=lambda p: p.stat().st_mtime
+  )
+  if experiment.parts is None or not found or splits[0].name != 'training':
+    return None
+  name = found[-1].parent.name
+  try:
+    sha256 = read_json(found[-1]).get('encoder_sha256', '')
+    masks = part_masks.load_part_masks(experiment, workdir, name, sha256)
+  except UserError as error:
+    notes.append(f'The parts are not shown: {error}.')
+    return None
+  background = experiment.parts.has_background
+  return {
+    'name': name,
+    'masks': [
+      photos.encode_base64(photos.make_mask(masks[row], background))
+      for row in splits[0].rows
+    ],
+  }
+
+
+def _describe_photos(
+  splits: Sequence[photos.Split],
+  shown: Sequence[Features],
+  predicted: np.ndarray | None,
+  layout: embedding_map.Map,
+  drawn: photos.Drawn,
+) -> dict[str, Any]:
+  """All that the page knows of each photograph, a column each."""
+  labels = np.concatenate([features.labels for features in shown])
+  votes = np.full(len(labels), UNLABELLED)
+  if predicted is not None and splits[-1].name == 'test':
+    rows = splits[-1].rows
+    votes[len(votes) - len(rows) :] = predicted[rows]
+  return {
+    'names': [name for features in shown for name in features.file_names],
+    'is_test': [int(s.name == 'test') for s in splits for _ in s.rows],
+    'labels': labels.tolist(),
+    'predicted': votes.tolist(),
+    'sizes': drawn.sizes.tolist(),
+    'thumbnails': drawn.thumbnails,
+    'attention': {
+      'grid': drawn.attention.shape[1],
+      'heat': _numbers(drawn.attention, 'u1'),
+    },
+    'neighbours': _describe_neighbours(splits, shown),
+    'map': {
+      'method': layout.method,
+      'points': _numbers(np.rint(65535 * layout.points), '<u2'),
+    },
+  }
+
+
+def _describe_run(
+  experiment: Experiment, workdir: Workdir, state: TrainState
+) -> dict[str, Any]:
+  """Where the numbers come from: the run, its config, its machine."""
+  results = workdir.results()
+  variables = experiment.method.encoder_variables(
+    *network_variables(experiment, state)
+  )
+  parameters = sum(x.size for x in jax.tree.leaves(variables['params']))
+  config = {}
+  if workdir.config_file.exists():
+    config = flatten(read_json(workdir.config_file))
+  counts = {'training images': len(experiment.pretrain.file_names)}
+  if experiment.test is not None:
+    counts['test images'] = len(experiment.test.file_names)
+  return {
+    'dataset': experiment.name,
+    'method': experiment.method_name,
+    'network': experiment.evaluation.network,
+    'encoder': ' '.join(
+      str(config[key])
+      for key in ('model.name', 'model.variant')
+      if key in config
+    ),
+    'parameters': int(parameters),
+    'step': int(state.step),
+    'total_steps': experiment.total_steps,
+    'counts': counts,
+    'seconds': results.get('seconds'),
+    'images_per_second': results.get('images_per_second'),
+    'init_from': results.get('init_from'),
+    'data_sha256': experiment.data_sha256,
+    'hardware': results.get('hardware'),
+    'versions': results.get('versions') or {},
+    'config': {key: json.dumps(config[key]) for key in sorted(config)},
+  }
+
+
+def _notes(
+  experiment: Experiment,
+  workdir: Workdir,
+  state: TrainState,
+  splits: Sequence[photos.Split],
+) -> list[str]:
+  """What a reader of the page must know."""
+  notes = []
+  reason = evaluate.why_not_scored(experiment)
+  if reason:
+    notes.append(
+      f'{reason[0].upper()}{reason[1:]}. Scores and confusions need labels: '
+      'add class folders or a labels.csv.'
+    )
+  given = [experiment.pretrain, experiment.test]
+  total = sum(len(split.file_names) for split in given if split is not None)
+  count = sum(len(split.rows) for split in splits)
+  if count < total:
+    notes.append(
+      f'{count} of {total} photographs are shown, chosen by chance, and '
+      'neighbours are looked for among these; --report_images=N shows more. '
+      'Confusions are counted on all test images.'
+    )
+  scored = workdir.results().get('steps')
+  if 'final' in workdir.results() and scored != int(state.step):
+    notes.append(
+      f'The scores are those of step {scored}; the photographs are seen by '
+      f'the network of step {int(state.step)}. --mode=evaluate scores anew.'
+    )
+  return notes
+
+
+def collect(
+  experiment: Experiment, workdir: Workdir, *, max_images: int
+) -> dict[str, Any]:
+  """Computes what the page shows, as JSON can represent it.
+
+  Args:
+    experiment: the run's.
+    workdir: of the run, with a checkpoint.
+    max_images: photographs at most; a sample where there are more.
+
+  Raises:
+    UserError: no checkpoint, or one that does not fit.
+  """
+  state = evaluate.restore(experiment, workdir)
+  network = FrozenNetwork(experiment, state, workdir.features)
+  pretrain = network.embed(experiment.pretrain, 'pretrain')
+  test = network.embed(experiment.test, 'test')
+  splits = photos.sample(experiment.pretrain, experiment.test, max_images)
+  of = {'training': pretrain, 'test': test}
+  shown = [of[split.name].take(split.rows) for split in splits]
+  predicted = None if test is None else similar.predict(pretrain, test)
+  layout = embedding_map.make_map(np.concatenate([f.vectors for f in shown]))
+  variables = network_variables(experiment, state)
+  drawn = photos.draw(
+    splits,
+    _make_attend(experiment, variables),
+    batch_size=experiment.evaluation.batch_size,
+  )
+  notes = _notes(experiment, workdir, state, splits)
+  if layout.note:
+    notes.append(f'The map shows principal components: {layout.note}.')
+  is_scored = evaluate.why_not_scored(experiment) is None
+  test_rows = splits[-1].rows if splits[-1].name == 'test' else np.zeros(0, int)
+  return {
+    'run': _describe_run(experiment, workdir, state),
+    'results': history.table(workdir.results()),
+    'curves': history.read_curves(workdir.metrics_file),
+    'classes': list(experiment.pretrain.class_names),
+    'attention_name': _attention_name(experiment, variables),
+    'crop_fraction': experiment.evaluation.settings.get('crop_fraction') or 0,
+    'photos': _describe_photos(splits, shown, predicted, layout, drawn),
+    'confusion': _describe_confusion(
+      test, predicted, test_rows, len(drawn.thumbnails) - len(test_rows)
+    )
+    if is_scored
+    else None,
+    'parts': _describe_parts(experiment, workdir, splits, notes),
+    'notes': notes,
+  }

@@ -1,0 +1,7 @@
+showOverview();
+showCurves();
+showBrowser();
+showMap();
+showConfusion();
+showParts();
+document.documentElement.dataset.ready = 'true';

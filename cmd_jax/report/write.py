@@ -1,0 +1,52 @@
+"""Writes the report of a run."""
+
+from __future__ import annotations
+
+import pathlib
+
+from cmd_jax.atomic import write_atomically
+from cmd_jax.errors import UserError
+from cmd_jax.experiment import Experiment
+from cmd_jax.report import content, page
+from cmd_jax.workdir import Workdir
+
+
+def write_report(
+  experiment: Experiment,
+  workdir: Workdir,
+  path: pathlib.Path | None = None,
+  *,
+  max_images: int = 5000,
+) -> pathlib.Path:
+  """Writes one HTML page about a run's newest checkpoint.
+
+  Args:
+    experiment: the run's.
+    workdir: of the run.
+    path: of the file; None for report.html in the work directory.
+    max_images: photographs at most; a sample where there are more.
+
+  Returns:
+    The path.
+
+  Raises:
+    UserError: no checkpoint, one that does not fit, or a file that cannot be
+      written.
+  """
+  path = path or workdir.path / 'report.html'
+  if max_images < 2:
+    raise UserError(f'--report_images is {max_images}: give at least 2')
+  # Told before minutes are spent.
+  if path.is_dir() or not path.parent.is_dir():
+    raise UserError(
+      f'{path} cannot be written: give --output the name of a file in a folder '
+      'that exists'
+    )
+  data = content.collect(experiment, workdir, max_images=max_images)
+  try:
+    write_atomically(path, page.render(data))
+  except OSError as error:
+    raise UserError(
+      f'{path} cannot be written ({error.strerror}): choose another --output'
+    ) from error
+  return path

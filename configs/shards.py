@@ -1,0 +1,25 @@
+r"""Your own photographs in tar shards, as WebDataset has them.
+
+  python main.py --config=configs/shards.py --workdir=runs/mine \
+    --config.dataset.train='gs://bucket/train-{000..146}.tar' \
+    --config.dataset.test='gs://bucket/test-*.tar'
+
+A sample is `name.jpg` with its label in `name.cls`, `name.txt` or `name.json`;
+without labels the encoder is trained, not scored. A pattern may be a path or
+any URL that fsspec opens (`pip install gcsfs` for gs://).
+"""
+
+from configs import folder
+
+
+def get_config(argument=None):
+  """The config of folders, for shards."""
+  config = folder.get_config(argument).unlock()
+  config.dataset = dict(
+    source='shards',
+    train='',
+    test='',
+    pretrain_split='train',
+    test_split='test',
+  )
+  return config.lock()

@@ -1,0 +1,60 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmd_jax import parallel
+from cmd_jax.data import canvas, order, resident
+from cmd_jax.errors import UserError
+
+NUM_EXAMPLES, BATCH = 27, 8
+
+
+def _canvases(num_examples=NUM_EXAMPLES):
+  rng = np.random.default_rng(0)
+  return canvas.Canvases(
+    name='birds/train',
+    images=rng.integers(0, 256, (num_examples, 4, 4, 3), np.uint8),
+    sizes=rng.integers(4, 99, (num_examples, 2), np.int32),
+    labels=np.zeros(num_examples, np.int32),
+    file_names=tuple(f'{i}.png' for i in range(num_examples)),
+    class_names=('bird',),
+    part_ids=None,
+    boxes=None,
+    skipped=(),
+  )
+
+
+@pytest.mark.parametrize('num_devices', [1, 8])
+def test_batches_are_the_canvases_that_the_order_names(num_devices):
+  canvases = _canvases()
+  part_ids = np.arange(NUM_EXAMPLES * 16, dtype=np.uint8).reshape(-1, 4, 4)
+  mesh = parallel.make_mesh(num_devices)
+  with resident.resident_batches(
+    canvases, batch_size=BATCH, seed=5, mesh=mesh, part_ids=part_ids
+  ) as batches:
+    for step in (0, 1, 7):
+      batch = batches(step)
+      index = order.batch_indices(
+        5, step, num_examples=NUM_EXAMPLES, batch_size=BATCH
+      )
+      np.testing.assert_array_equal(batch.index, index)
+      np.testing.assert_array_equal(batch.images, canvases.images[index])
+      np.testing.assert_array_equal(batch.sizes, canvases.sizes[index])
+      np.testing.assert_array_equal(batch.part_ids, part_ids[index])
+      like = resident.batch_like(
+        canvases, batch_size=BATCH, mesh=mesh, with_parts=True
+      )
+      assert batch.images.dtype == jnp.uint8
+      for leaf, expected in zip(jax.tree.leaves(batch), jax.tree.leaves(like)):
+        assert (leaf.shape, leaf.dtype) == (expected.shape, expected.dtype)
+        assert leaf.sharding == expected.sharding
+        assert len(leaf.addressable_shards) == num_devices
+
+
+def test_a_set_smaller_than_a_batch_is_refused():
+  with pytest.raises(UserError, match=r'birds/train has 7 .* 8: .* most 7$'):
+    with resident.resident_batches(
+      _canvases(7), batch_size=8, seed=0, mesh=parallel.make_mesh(1)
+    ):
+      pass

@@ -1,0 +1,127 @@
+import io
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cmd_jax.data import canvas, lazy, shards, source
+from cmd_jax.errors import UserError
+
+PX = 6
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  return tmp_path / 'cache'
+
+
+def _png(number):
+  buffer = io.BytesIO()
+  Image.new('RGB', (8, 9), (number, 2 * number, 0)).save(buffer, 'PNG')
+  return buffer.getvalue()
+
+
+def _write(path, files):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tarfile.open(path, 'w') as tar:
+    for name, content in files.items():
+      member = tarfile.TarInfo(name)
+      member.size = len(content)
+      tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture
+def birds(tmp_path):
+  """Two shards of training images and one of test images."""
+  for shard in range(2):
+    files = {}
+    for number in range(3 * shard, 3 * shard + 3):
+      name = ('wren', 'robin')[number % 2]
+      files[f'a.b/{number:04d}.png'] = _png(number)
+      files[f'a.b/{number:04d}.json'] = json.dumps({'label': name}).encode()
+    _write(tmp_path / f'train-{shard:02d}.tar', files)
+  _write(
+    tmp_path / 'test-00.tar',
+    {'x.cls': b'tit\n', 'x.seg.jpg': _png(9), '.hidden.jpg': b'', 'y.JPG': b''},
+  )
+  return tmp_path
+
+
+def test_images_are_read_from_anywhere_in_the_shards(birds):
+  every = f'{birds}/train-*.tar {birds}/test-*.tar'
+  train = shards.shards_source(f'{birds}/train-{{00..01}}.tar', every)
+  assert train.class_names == ('robin', 'tit', 'wren')
+  assert train.labels.tolist() == [2, 0, 2, 0, 2, 0]
+  assert train.file_names[4] == 'train-01.tar/a.b/0004.png'
+  train = pickle.loads(pickle.dumps(train))
+  made = lazy.lazy_canvases(train, canvas_px=PX)
+  np.testing.assert_array_equal(
+    made.images[[5, 0, 3]][:, 0, 0], [(5, 10, 0), (0, 0, 0), (3, 6, 0)]
+  )
+  test = shards.shards_source(f'file://{birds}/test-00.tar', every)
+  assert test.class_names == train.class_names
+  assert test.labels.tolist() == [1, source.UNLABELLED]
+  made = canvas.make_canvases(test, canvas_px=PX)
+  assert made.file_names == ('test-00.tar/x.seg.jpg',)
+  assert [skipped.file_name for skipped in made.skipped] == [
+    'test-00.tar/y.jpg'
+  ]
+
+
+def test_integers_are_classes_in_their_order(tmp_path):
+  files = {f'{n}.png': _png(n) for n in (10, 9)}
+  files |= {'10.cls': b'10', '9.cls': b'9'}
+  _write(tmp_path / 'a.tar', dict(sorted(files.items())))
+  found = shards.shards_source(str(tmp_path / 'a.tar'))
+  assert found.class_names == ('9', '10')
+  assert dict(zip(found.file_names, found.labels.tolist())) == {
+    'a.tar/10.png': 1,
+    'a.tar/9.png': 0,
+  }
+
+
+def test_shards_are_listed_once_until_one_changes(birds, cache, monkeypatch):
+  pattern, listed = f'{birds}/train-*.tar', []
+  list_shard = shards._list_shard
+  monkeypatch.setattr(
+    shards,
+    '_list_shard',
+    lambda *args: listed.append(args[1]) or list_shard(*args),
+  )
+  first = shards.shards_source(pattern)
+  assert len(listed) == 2
+  assert shards.shards_source(pattern).file_names == first.file_names
+  assert len(listed) == 2
+  _write(birds / 'train-01.tar', {f'{n}.png': _png(n) for n in range(30)})
+  assert len(shards.shards_source(pattern).file_names) == 33
+  assert len(listed) == 4
+  assert len(list(cache.rglob('*.npz'))) == 1
+
+
+def test_shards_of_one_name_have_names_of_their_own(tmp_path):
+  for folder in ('a', 'b'):
+    _write(tmp_path / folder / '0.tar', {'1.png': _png(1)})
+  found = shards.shards_source(f'{tmp_path}/*/0.tar')
+  assert len(set(found.file_names)) == 2
+
+
+def test_no_pattern_is_no_test_set():
+  found = shards.shards_source('')
+  assert not found.file_names and not found.class_names
+
+
+def test_unusable_shards_are_told(tmp_path):
+  with pytest.raises(UserError, match='no shards match .*config.dataset.train'):
+    shards.shards_source(f'{tmp_path}/*.tar')
+  with pytest.raises(UserError, match='cannot look for the shards nowhere:'):
+    shards.shards_source('nowhere://bucket/a.tar')
+  (tmp_path / 'torn.tar').write_bytes(b'no tar' * 200)
+  with pytest.raises(UserError, match='torn.tar cannot be listed'):
+    shards.shards_source(f'{tmp_path}/torn.tar')
+  _write(tmp_path / 'empty.tar', {'readme.md': b'nothing here'})
+  with pytest.raises(UserError, match='empty.tar has no images'):
+    shards.shards_source(f'{tmp_path}/empty.tar')

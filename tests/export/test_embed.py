@@ -1,0 +1,203 @@
+"""Folders of images as tables of embeddings, looked up and grouped."""
+
+import csv
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cmd_jax
+from cmd_jax.errors import UserError
+from cmd_jax.export import embed, folders
+from cmd_jax.export.images import embed_folder, list_images
+from tests import saved_runs
+
+pq = pytest.importorskip('pyarrow.parquet')
+
+_REPO = pathlib.Path(__file__).resolve().parents[2]
+# As a photographer names them.
+_NAMES = ('a b/ä.png', 'c\nd.PNG', 'e.png', 'a b/z.jpg')
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  path = tmp_path_factory.mktemp('embed') / 'run'
+  saved_runs.make_run(path, 'dino')
+  return path
+
+
+@pytest.fixture(scope='module')
+def encoder(run):
+  return cmd_jax.load(run)
+
+
+@pytest.fixture
+def photos(tmp_path):
+  folder = tmp_path / 'photos'
+  saved_runs.write_images(folder, _NAMES)
+  (folder / 'torn.jpg').write_bytes(b'\xff\xd8\xff junk')
+  (folder / 'notes.txt').write_text('no image')
+  (folder / '.hidden').mkdir()
+  Image.new('RGB', (9, 9)).save(folder / '.hidden' / 'x.png')
+  (folder / 'loop').symlink_to(folder)
+  return folder
+
+
+def test_every_image_is_embedded_or_reported(encoder, photos):
+  assert list_images(photos) == sorted([*_NAMES, 'torn.jpg'])
+  got = embed_folder(encoder, photos, progress=False)
+  assert list(got.file_names) == sorted(_NAMES)
+  want = encoder.embed([photos / name for name in sorted(_NAMES)])
+  np.testing.assert_allclose(got.vectors, want, atol=1e-5)
+  assert [item.file_name for item in got.skipped] == ['torn.jpg']
+
+
+@pytest.mark.parametrize('suffix', ['.npz', '.parquet'])
+def test_tables_say_what_made_them_and_come_back(
+  encoder, photos, tmp_path, suffix
+):
+  made = embed_folder(encoder, photos, progress=False)
+  path = tmp_path / 'out' / f'table{suffix}'
+  embed.save_embeddings(path, encoder, made)
+  back = embed.load_embeddings(path, encoder)
+  assert back.file_names == made.file_names and back.skipped == made.skipped
+  np.testing.assert_array_equal(back.vectors, made.vectors)
+  assert back.folder == photos
+  if suffix == '.npz':
+    with np.load(path) as file:
+      assert str(file['encoder_sha256']) == encoder.hash
+      preprocessing = str(file['preprocessing'])
+  else:
+    table = pq.read_table(path)
+    assert table.column_names == ['file_name', 'embedding']
+    assert table.schema.metadata[b'encoder_sha256'].decode() == encoder.hash
+    preprocessing = table.schema.metadata[b'preprocessing']
+  assert json.loads(preprocessing) == encoder.preprocessing
+
+
+def test_names_that_are_no_unicode_are_kept(encoder, tmp_path):
+  name = os.fsdecode(b'caf\xe9.png')
+  try:
+    saved_runs.write_images(tmp_path / 'photos', [name])
+  except OSError:
+    pytest.skip('this file system has Unicode names alone')
+  made = embed_folder(encoder, tmp_path / 'photos', progress=False)
+  embed.save_embeddings(tmp_path / 'x.npz', encoder, made)
+  assert embed.load_embeddings(tmp_path / 'x.npz', encoder).file_names == (
+    name,
+  )
+  embed.save_embeddings(tmp_path / 'x.parquet', encoder, made)
+  (got,) = pq.read_table(tmp_path / 'x.parquet')['file_name'].to_pylist()
+  assert got == 'caf\\xe9.png'
+
+
+def test_tables_of_another_encoder_are_refused(encoder, photos, tmp_path, run):
+  made = embed_folder(encoder, photos, progress=False)
+  path = tmp_path / 'x.npz'
+  embed.save_embeddings(path, encoder, made)
+  student = cmd_jax.load(run, network='student')
+  with pytest.raises(UserError, match='made by another encoder .teacher of'):
+    embed.load_embeddings(path, student)
+
+
+@pytest.mark.parametrize('suffix', ['.npz', '.parquet'])
+def test_tables_that_are_none_are_refused(encoder, tmp_path, suffix):
+  path = tmp_path / f'x{suffix}'
+  path.write_bytes(b'junk' * 20)
+  with pytest.raises(UserError, match='cannot be read') as caught:
+    embed.load_embeddings(path, encoder)
+  assert '\n' not in str(caught.value)
+
+
+def test_a_folder_is_embedded_searched_and_grouped(run, photos, tmp_path):
+  table = tmp_path / 'out' / 'x.parquet'
+  said = folders.run(
+    'embed', folders.Request(str(run), str(photos), output=table)
+  )
+  assert said == f'{table}: 4 embeddings of 16 features'
+  query = str(photos / 'e.png')
+  request = folders.Request(
+    str(run), str(table), tmp_path / 'search.csv', query, top_k=2
+  )
+  said = folders.run('search', request)
+  assert said.splitlines()[1].split() == ['1', '1.000', 'e.png']
+  with open(tmp_path / 'search.csv', encoding='utf-8', newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert [row['rank'] for row in rows] == ['1', '2']
+  assert rows[0]['file'] == 'e.png'
+  with Image.open(tmp_path / 'search.png') as picture:
+    assert picture.size[0] > 300
+  request = folders.Request(
+    str(run), str(photos), tmp_path / 'groups', num_clusters=2
+  )
+  assert folders.run('cluster', request).endswith(
+    ': 2 groups, 0 images in none'
+  )
+  links = sorted((tmp_path / 'groups').glob('cluster_*/*'))
+  assert len(links) == 4
+  assert {link.resolve() for link in links} == {
+    photos.resolve() / name for name in _NAMES
+  }
+
+
+@pytest.mark.parametrize(
+  'mode, changes, words',
+  [
+    ('embed', {'input': ''}, '--input is missing'),
+    ('embed', {'input': 'none'}, 'none does not exist'),
+    ('embed', {'input': 'empty'}, 'empty has no images'),
+    ('embed', {'output': 'x.csv'}, 'ends in .parquet or .npz'),
+    ('search', {}, '--query is missing'),
+    ('search', {'query': 'photos/notes.txt'}, 'not an image'),
+    ('search', {'query': 'photos/e.png', 'top_k': 0}, '--top_k is 0'),
+    ('cluster', {'output': 'photos'}, 'is there already'),
+    ('cluster', {'num_clusters': 9}, 'at most the number of images, 4'),
+    ('cluster', {'min_cluster_size': 1}, 'at least 2 images'),
+  ],
+)
+def test_what_cannot_be_is_one_line(
+  run, photos, tmp_path, monkeypatch, mode, changes, words
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'empty').mkdir()
+  output = {'embed': 'x.npz', 'search': 'x.csv', 'cluster': 'x'}[mode]
+  fields = dict(source=str(run), input='photos', output=output) | changes
+  fields['output'] = pathlib.Path(fields['output'])
+  with pytest.raises(UserError, match=words) as caught:
+    folders.run(mode, folders.Request(**fields))
+  assert '\n' not in str(caught.value)
+  assert not (tmp_path / output).exists()
+
+
+def _program(*arguments):
+  return subprocess.run(
+    [sys.executable, 'main.py', '--compilation_cache=', *arguments],
+    cwd=_REPO,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+  )
+
+
+def test_the_program_needs_no_config(run, photos, tmp_path):
+  result = _program(
+    '--mode=search',
+    f'--workdir={run}',
+    f'--input={photos}',
+    f'--query={photos / "e.png"}',
+    f'--output={tmp_path / "x.csv"}',
+  )
+  assert result.returncode == 0, result.stderr
+  assert '1.000  e.png' in result.stdout
+  assert '1 unreadable image(s) skipped' in result.stderr
+  assert (tmp_path / 'x.png').is_file()
+  for arguments in ([], [f'--workdir={run}', '--weights=x']):
+    result = _program('--mode=embed', *arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith('error: give one of --workdir')
