@@ -256,7 +256,7 @@ def _make_functions(
   def make_step(axis_name, mesh):
     return make_train_step(
       method=method_for(axis_name, mesh),
-      augment=augment.make_augment(**config.augment),
+      augment=augment.make_augment(mesh=mesh, **config.augment),
       optimizer=optimizer,
       teacher_momentum=named['teacher_momentum'],
       schedules=named,

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from cmd_jax import parallel
-from cmd_jax.losses import blocks
+from cmd_jax.losses import blockwise
 from cmd_jax.methods.base import Method
 from cmd_jax.methods.part_networks import PartViews
 from cmd_jax.schedules import Schedule
@@ -91,7 +91,7 @@ def make_train_step(
       name: jnp.float32(term.weight(state.step))
       for name, term in method.terms.items()
     }
-    loss, reported = blocks.mean_over_examples(
+    loss, reported = blockwise.mean_over_examples(
       compare,
       seen.prototypes,
       seen.examples,

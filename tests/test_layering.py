@@ -18,7 +18,7 @@ _MODULES = {
 
 # What a part of the package may import of the rest of the package.
 _ALLOWED = {
-  'cmd_jax.losses': {'losses', 'parallel'},
+  'cmd_jax.losses': {'losses', 'parallel', 'blocks'},
   'cmd_jax.models': {'models', 'parallel', 'errors'},
   'cmd_jax.parts': {'parts', 'data', 'models', 'errors', 'atomic'},
   'cmd_jax.convert': {'convert', 'models', 'errors', 'atomic', '__version__'},
@@ -31,7 +31,7 @@ _ALLOWED = {
     'errors',
   },
   'cmd_jax.evaluators': {'evaluators', 'data', 'errors', 'parallel'},
-  'cmd_jax.data': {'data', 'errors', 'parallel', 'atomic'},
+  'cmd_jax.data': {'data', 'errors', 'parallel', 'atomic', 'blocks'},
 }
 # The batch is what data and the train step agree on.
 _EXCEPTIONS = {

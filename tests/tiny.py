@@ -115,7 +115,9 @@ def make_step(name='cmd', *, mode='jit', num_devices=1, **changes):
   def make(axis_name, mesh):
     return make_train_step(
       method=make_tiny_method(name, axis_name=axis_name, mesh=mesh, **changes),
-      augment=augment.make_augment(global_px=16, local_px=8, num_local=2),
+      augment=augment.make_augment(
+        global_px=16, local_px=8, num_local=2, mesh=mesh
+      ),
       optimizer=optimizer,
       teacher_momentum=schedules.cosine_schedule(0.9, 1.0, 20),
       schedules={},

@@ -10,18 +10,23 @@ rounded to 8 bits between the operations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from cmd_jax import blocks, parallel
 from cmd_jax.data import geometry, photometric
 from cmd_jax.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# On a CPU, what is made of a block of examples stays near its cores.
+_CACHE_BYTES = 9 * 2**20
 # The size of global view for which `blur_sigma` is given.
 _BLUR_REFERENCE_PX = 224
 
@@ -194,6 +199,7 @@ def make_augment(
   solarize_prob: float = 0.2,
   mean: tuple[float, float, float] = IMAGENET_MEAN,
   std: tuple[float, float, float] = IMAGENET_STD,
+  mesh: Mesh | None = None,
 ) -> Augment:
   """Makes the function that turns canvases into multi-crop views.
 
@@ -221,6 +227,8 @@ def make_augment(
     solarize_prob: probability of solarising the second global view.
     mean: mean of the channels, in 0..1.
     std: their standard deviation.
+    mesh: the devices over which a global batch is spread; None for arrays of
+      one device.
 
   Returns:
     (canvases [B, R, R, 3] uint8, sizes [B, 2] int32, keys [B], step_key,
@@ -277,6 +285,24 @@ def make_augment(
     step_key: jax.Array,
     part_ids: jax.Array | None = None,
   ) -> Views:
+    part_ids = () if part_ids is None else (part_ids,)
+    _, views = spread(step_key, (canvases, sizes, keys, *part_ids))
+    return views
+
+  def augment_share(step_key, examples, _):
+    if jax.default_backend() != 'cpu':
+      return (), augment_together(step_key, *examples)
+    canvases = examples[0]
+    floats = math.prod(canvases.shape[1:])
+    floats += 3 * (2 * global_px**2 + num_local * local_px**2)
+    size = blocks.examples_in_a_block(len(canvases), 4 * floats, _CACHE_BYTES)
+    views = jax.lax.map(
+      lambda block: augment_together(step_key, *block),
+      blocks.split(examples, size),
+    )
+    return (), blocks.join(views)
+
+  def augment_together(step_key, canvases, sizes, keys, part_ids=None):
     images = _to_planes(canvases)
     group_keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
     order_keys = jax.random.split(step_key, 2)
@@ -301,6 +327,7 @@ def make_augment(
       global_part_ids=global_part_ids,
     )
 
+  spread = parallel.on_each_device(augment_share, mesh)
   return augment
 
 

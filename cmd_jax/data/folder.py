@@ -192,9 +192,7 @@ def _list(
   of_class = [label_of.get(n, source_lib.UNLABELLED) for n in listed.classes]
   splits = listing.assign_splits(listed, test_fraction, seed)
   if unused := int(np.sum(splits == 0)):
-    notes.append(
-      f'{unused:,} images of the folder are in no used split'
-    )
+    notes.append(f'{unused:,} images of the folder are in no used split')
   return _Found(
     listed.names,
     np.array(of_class, np.int32)[listed.class_ids],

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cmd_jax import parallel
-from cmd_jax.losses import blocks
+from cmd_jax import blocks, parallel
+from cmd_jax.losses.blockwise import LOGIT_BYTES
 
 
 def pair_mask(num_teacher: int, num_student: int) -> jax.Array:
@@ -118,7 +118,7 @@ def sinkhorn_centre(
     prototypes, temperature = shared
     rows = math.prod(features.shape[1:-1])
     num_bytes = 4 * rows * prototypes.shape[1]
-    size = blocks.examples_in_a_block(len(features), num_bytes)
+    size = blocks.examples_in_a_block(len(features), num_bytes, LOGIT_BYTES)
     features = features.reshape(-1, size * rows, features.shape[-1])
     log_scale = jnp.zeros(prototypes.shape[1])
     for iteration in range(num_iterations):

@@ -4,23 +4,7 @@ import numpy as np
 import pytest
 
 from cmd_jax import parallel
-from cmd_jax.losses import blocks
-
-
-@pytest.mark.parametrize(
-  'batch, each, limit, expected',
-  [
-    (8, 10, 100, 8),
-    (8, 10, 50, 4),
-    (6, 10, 49, 3),
-    (7, 10, 60, 1),
-    (4, 9, 1, 1),
-  ],
-)
-def test_a_block_is_the_largest_divisor_within_the_limit(
-  batch, each, limit, expected
-):
-  assert blocks.examples_in_a_block(batch, each, limit) == expected
+from cmd_jax.losses import blockwise
 
 
 def _compare(shared, examples, constants):
@@ -45,7 +29,7 @@ def _plain(shared, examples, constants):
 
 
 def _in_blocks(shared, examples, constants, **options):
-  loss, values = blocks.mean_over_examples(
+  loss, values = blockwise.mean_over_examples(
     _compare, shared, examples, constants, **options
   )
   return 3 * loss, values

@@ -17,32 +17,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cmd_jax import parallel
+from cmd_jax import blocks, parallel
 
 # What the logits of a block may take: enough to keep matrix products busy.
 LOGIT_BYTES = 64 * 2**20
 
 # (shared, examples, constants) -> (loss [b], values [b] to report).
 Compare = Callable[[Any, Any, Any], tuple[jax.Array, Any]]
-
-
-def examples_in_a_block(
-  batch_size: int, bytes_an_example: int, limit: int = LOGIT_BYTES
-) -> int:
-  """The largest divisor of the batch whose logits stay within the limit."""
-  most = max(1, limit // max(1, bytes_an_example))
-  return max(
-    d for d in range(1, batch_size + 1) if not batch_size % d and (d <= most)
-  )
-
-
-def _split(tree: Any, size: int) -> Any:
-  """[B, ...] -> [B / size, size, ...]."""
-  return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)
-
-
-def _join(tree: Any) -> Any:
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
 def _sum_with_gradients(compare, size, shared, examples, constants):
@@ -57,8 +38,7 @@ def _sum_with_gradients(compare, size, shared, examples, constants):
       shared, block
     )
 
-  blocks = _split(examples, size)
-  if len(jax.tree.leaves(blocks)[0]) == 1:
+  if len(jax.tree.leaves(examples)[0]) == size:
     (loss, values), gradients = of_block(examples)
     return loss, values, gradients
 
@@ -68,8 +48,10 @@ def _sum_with_gradients(compare, size, shared, examples, constants):
     return carry, (values, of_examples)
 
   start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, shared))
-  (loss, of_shared), (values, of_examples) = jax.lax.scan(step, start, blocks)
-  return loss, _join(values), (of_shared, _join(of_examples))
+  (loss, of_shared), (values, of_examples) = jax.lax.scan(
+    step, start, blocks.split(examples, size)
+  )
+  return loss, blocks.join(values), (of_shared, blocks.join(of_examples))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -132,7 +114,7 @@ def mean_over_examples(
   def of_device(inputs, examples, _):
     shared, constants = inputs
     share = len(jax.tree.leaves(examples)[0])
-    size = examples_in_a_block(share, bytes_an_example)
+    size = blocks.examples_in_a_block(share, bytes_an_example, LOGIT_BYTES)
     loss, values = _sum(compare, size, shared, examples, constants)
     return (), (loss[None], values)
 
