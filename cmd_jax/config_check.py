@@ -52,6 +52,7 @@ def _check_sizes(config: ConfigDict) -> None:
       if isinstance(config.model.get(name), int)
     ),
     ('augment.num_local', config.augment.num_local),
+    ('decode_px', config.decode_px),
     ('stream.num_workers', config.stream.num_workers),
     ('stream.ahead', config.stream.ahead),
   ):

@@ -16,6 +16,8 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
+from tests.tfds_builders import layouts
+
 _REPO = pathlib.Path(__file__).resolve().parents[1]
 _PROTOCOLS = ('knn/20', 'linear/logreg', 'retrieval/test-vs-train')
 _STEPS = 48
@@ -370,6 +372,59 @@ def test_parts_are_found_contrasted_and_found_again(program, tmp_path):
     for file in sorted((undisturbed / 'parts' / name).iterdir()):
       same = workdir / 'parts' / name / file.name
       assert file.read_bytes() == same.read_bytes(), file.name
+
+
+@pytest.mark.parametrize(
+  'name, make',
+  [
+    ('cub', layouts.make_cub),
+    pytest.param('cars', layouts.make_cars, marks=pytest.mark.slow),
+    pytest.param('aircraft', layouts.make_aircraft, marks=pytest.mark.slow),
+  ],
+)
+def test_a_published_set_is_prepared_and_trained_on(
+  program, tmp_path, name, make
+):
+  make(tmp_path / 'manual', 12)
+  shared = (
+    f'--config=configs/{name}.py:quicktest',
+    '--config.dataset.builder_config=quicktest',
+    f'--config.dataset.data_dir={tmp_path / "data"}',
+  )
+  prepared = program.run(
+    program.command(
+      *shared, '--mode=prepare', f'--manual_dir={tmp_path / "manual"}'
+    )
+  )
+  assert prepared.returncode == 0, prepared.stderr
+  workdir = tmp_path / 'run'
+  trained = program.run(
+    program.command(
+      *shared,
+      f'--workdir={workdir}',
+      '--config.total_epochs=1',
+      '--config.augment.num_local=1',
+      *_SMALL,
+    )
+  )
+  assert trained.returncode == 0, trained.stderr
+  results = _read_results(workdir)
+  assert results['steps'] >= 1
+  assert 'knn/20/top1' in results['final']
+
+
+def test_a_report_needs_nothing_but_the_work_directory(program, finished):
+  workdir, _ = finished
+  result = program.run(program.command('--mode=report', f'--workdir={workdir}'))
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.strip() == str(workdir / 'report.html')
+  assert 'knn/20/top1' in (workdir / 'report.html').read_text()
+
+
+def test_a_report_without_a_run_is_refused(program, tmp_path):
+  command = program.command('--mode=report', f'--workdir={tmp_path}')
+  result = program.run(command, timeout=_FLAG_TIMEOUT_S)
+  _assert_refused(result, 'is no work directory of a run')
 
 
 _TOYBIRDS = '--config=configs/toybirds.py:quicktest'

@@ -28,13 +28,14 @@ def _hash_of_data(*splits: Canvases | None) -> str:
   return digest.hexdigest()
 
 
-def load_source(dataset: dict, split: str, canvas_px: int) -> Source:
+def load_source(dataset: dict, split: str, decode_px: int) -> Source:
   """One split of the set that a config names.
 
   Args:
     dataset: config.dataset as a dict.
     split: name of the split.
-    canvas_px: pixels that a JPEG decoded at a smaller scale keeps.
+    decode_px: pixels that the shorter side of a JPEG keeps which is decoded at
+      a smaller scale.
 
   Raises:
     UserError: fields that do not fit the kind of source, or its own reasons.
@@ -58,7 +59,7 @@ def load_source(dataset: dict, split: str, canvas_px: int) -> Source:
   if source == 'folder':
     from cmd_jax.data.folder import folder_source
 
-    return folder_source(split=split, decode_px=canvas_px, **dataset)
+    return folder_source(split=split, decode_px=decode_px, **dataset)
   if source == 'shards':
     from cmd_jax.data.shards import shards_source
 
@@ -67,7 +68,7 @@ def load_source(dataset: dict, split: str, canvas_px: int) -> Source:
         f'config.dataset has no {split!r}: choose one of {", ".join(dataset)}'
       )
     return shards_source(
-      dataset[split], ' '.join(dataset.values()), decode_px=canvas_px
+      dataset[split], ' '.join(dataset.values()), decode_px=decode_px
     )
   raise UserError(
     f'config.dataset.source is {source!r}: choose one of tfds, folder, shards'
@@ -103,8 +104,9 @@ def load_data(config: ConfigDict, mesh: Mesh) -> Data:
     UserError: no images, or fewer than a batch.
   """
   dataset, canvas_px = config.dataset.to_dict(), config.canvas_px
+  decode_px = config.decode_px or canvas_px
   pretrain, test = (
-    load_source(dataset, dataset[f'{name}_split'], canvas_px)
+    load_source(dataset, dataset[f'{name}_split'], decode_px)
     for name in ('pretrain', 'test')
   )
   route, reason = choose_placement(
