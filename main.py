@@ -5,10 +5,11 @@ r"""Trains and scores encoders that tell look-alikes apart.
     --config.dataset.path=/my/photographs --config.batch_size=32
 
 The same command again resumes where it stopped; `--mode=evaluate` scores the
-newest checkpoint again, `--mode=export` writes its encoder for timm, and
-`--mode=discover` finds parts with it. `--mode=report` shows the run as one
-HTML page. `--mode=prepare` makes a data set of files fetched by hand, and
-`--mode=inspect` says what is in a data set without training on it.
+newest checkpoint again, `--mode=export` writes its encoder for timm or, with
+--format, as StableHLO or ONNX, and `--mode=discover` finds parts with it.
+`--mode=report` shows the run as one HTML page. `--mode=prepare` makes a data
+set of files fetched by hand, and `--mode=inspect` says what is in a data set
+without training on it.
 
   python main.py --mode=search --workdir=runs/mine --input=/my/photographs \
     --query=bird.jpg
@@ -42,8 +43,10 @@ MODES = (
   *FOLDER_MODES,
 )
 # They read a run's own config where --config is not given.
-CONFIG_OPTIONAL = ('report', *FOLDER_MODES)
-WORKDIR_OPTIONAL = ('prepare', 'inspect', *FOLDER_MODES)
+CONFIG_OPTIONAL = ('report', 'export', *FOLDER_MODES)
+WORKDIR_OPTIONAL = ('prepare', 'inspect', 'export', *FOLDER_MODES)
+# What they use is trained already: a run, or a file of weights.
+TRAINED_MODES = ('export', *FOLDER_MODES)
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', help_string='Config file, e.g. configs/cub.py:method=dino.'
@@ -58,7 +61,7 @@ _MANUAL_DIR = flags.DEFINE_string(
 )
 _MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
 _OUTPUT = flags.DEFINE_string(
-  'output', None, 'What to write: report, embed, search, cluster.'
+  'output', None, 'What to write: report, export, embed, search, cluster.'
 )
 _REPORT_IMAGES = flags.DEFINE_integer(
   'report_images', 5000, '--mode=report: photographs on the page at most.'
@@ -66,12 +69,26 @@ _REPORT_IMAGES = flags.DEFINE_integer(
 _WEIGHTS = flags.DEFINE_string(
   'weights',
   None,
-  'File of weights in place of --workdir: embed, search, cluster.',
+  'File of weights in place of --workdir: export, embed, search, cluster.',
 )
 _INPUT = flags.DEFINE_string(
   'input',
   None,
   'Folder of images, or file of --mode=embed: embed, search, cluster.',
+)
+_FORMAT = flags.DEFINE_enum(
+  'format',
+  'safetensors',
+  ('safetensors', 'stablehlo', 'onnx'),
+  '--mode=export: kind of file.',
+)
+_ATTENTION = flags.DEFINE_boolean(
+  'attention', False, '--mode=export: the attention too, beside the embedding.'
+)
+_CANVASES = flags.DEFINE_boolean(
+  'canvases',
+  False,
+  '--mode=export --format=stablehlo: takes uint8 images and makes the views.',
 )
 _QUERY = flags.DEFINE_string('query', None, '--mode=search: image to look for.')
 _TOP_K = flags.DEFINE_integer('top_k', 12, '--mode=search: images to find.')
@@ -164,7 +181,7 @@ def parse_flags(argv: list[str]) -> None:
     raise UserError(f'--config is missing: choose e.g. {", ".join(known)}')
   if not isinstance(_CONFIG.value, ConfigDict | None):
     raise UserError('--config names a file that does not exist or cannot load')
-  if _MODE.value in FOLDER_MODES and bool(_WEIGHTS.value) == bool(
+  if _MODE.value in TRAINED_MODES and bool(_WEIGHTS.value) == bool(
     _WORKDIR.value
   ):
     raise UserError('give one of --workdir, a run, and --weights, a file')
@@ -198,6 +215,27 @@ def _run_on_folder() -> None:
   print(folders.run(mode, request))
 
 
+def _export() -> None:
+  from cmd_jax.export.model import Request, export_model
+  from cmd_jax.workdir import Workdir
+
+  _use_compilation_cache()
+  network = ''
+  if _CONFIG.value is not None:
+    network = _CONFIG.value.eval.network
+    if _WORKDIR.value:
+      Workdir(_WORKDIR.value).check(_CONFIG.value.to_dict())
+  request = Request(
+    source=_WEIGHTS.value or _WORKDIR.value,
+    network=network,
+    output=_OUTPUT.value,
+    format=_FORMAT.value,
+    attention=_ATTENTION.value,
+    canvases=_CANVASES.value,
+  )
+  print(export_model(request))
+
+
 def _inspect() -> None:
   from cmd_jax.data.report_text import report_text
   from cmd_jax.inspection import inspect_config, write_data_report
@@ -216,6 +254,9 @@ def main() -> None:
   """Runs the mode that the flags name."""
   if _MODE.value in FOLDER_MODES:
     _run_on_folder()
+    return
+  if _MODE.value == 'export':
+    _export()
     return
   if _MODE.value == 'prepare':
     from cmd_jax.data.prepare import prepare_config
@@ -250,13 +291,6 @@ def main() -> None:
       workdir.open(config.to_dict())
     results = evaluate.evaluate_run(built, workdir)
     print(evaluate.results_table(results['init'], results.get('final', {})))
-    return
-  if _MODE.value == 'export':
-    from cmd_jax.convert.save import timm_constructor
-    from cmd_jax.export.weights import export_weights
-
-    print(f'{export_weights(built, workdir)}: the state dict of')
-    print(timm_constructor(built.encoder))
     return
   if _MODE.value == 'report':
     from cmd_jax.report.write import write_report

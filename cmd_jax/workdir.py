@@ -73,7 +73,6 @@ class Workdir:
     self.tensorboard = self.path / 'tensorboard'
     self.parts = self.path / 'parts'
     self.features = self.path / 'features'
-    self.encoder_file = self.path / 'encoder.safetensors'
 
   def check(self, config: Mapping) -> None:
     """Refuses a directory that belongs to another config, touching nothing.

@@ -15,6 +15,7 @@ from cmd_jax.errors import UserError
 from cmd_jax.saved_run import read_config, read_network
 from cmd_jax.workdir import Workdir
 
+Function = Callable[[Mapping[str, Any], jax.Array], dict[str, jax.Array]]
 EMBEDDING, ATTENTION = 'embedding', 'attention'
 
 
@@ -34,6 +35,12 @@ class Network(NamedTuple):
   mil_params: Mapping[str, Any] | None = None
 
 
+def _dataset_name(dataset: Mapping[str, Any]) -> str:
+  """A data set as its own kind of source names it."""
+  fields = (dataset.get(field) for field in ('path', 'train', 'name'))
+  return next(filter(None, fields), dataset['source'])
+
+
 def load_network(source: str, network: str = '') -> Network:
   """Loads what is to be exported.
 
@@ -44,17 +51,19 @@ def load_network(source: str, network: str = '') -> Network:
   Raises:
     UserError: as `cmd_jax.load`.
   """
-  encoder = cmd_jax.load(source, network=network)
-  if not pathlib.Path(source).expanduser().is_dir():
+  path = pathlib.Path(source).expanduser()
+  encoder = cmd_jax.load(path, network=network)
+  if not path.is_dir():
     return Network(encoder, {})
-  workdir = Workdir(source)
+  workdir = Workdir(str(path))
   config = read_config(workdir)
   network = network or config.eval.network
   saved = read_network(workdir, config, network)
-  dataset = config.dataset
+  method = config.method
+  variant = method.get('variant', 'paper')
   training = {
-    'method': config.method.name,
-    'dataset': dataset.get('path') or dataset.get('name') or dataset.source,
+    'method': method.name if variant == 'paper' else f'{method.name}_{variant}',
+    'dataset': _dataset_name(config.dataset),
     'network': network,
     'steps': str(saved.step),
   }
@@ -63,7 +72,7 @@ def load_network(source: str, network: str = '') -> Network:
 
 def make_function(
   network: Network, *, attention: bool, dtype: Any = None
-) -> Callable[[jax.Array], dict[str, jax.Array]]:
+) -> tuple[Function, Mapping[str, Any]]:
   """The network as a function of a batch of images.
 
   Every image goes through by itself, vectorised: the encoders ask for the
@@ -76,8 +85,9 @@ def make_function(
     dtype: of the computation; None leaves it.
 
   Returns:
-    A function of images [B, H, W, 3] float32, normalised, that gives
-    `embedding` [B, D] and, if wanted, `attention` [B, h * w], both float32.
+    A function of variables and of images [B, H, W, 3] float32, normalised, that
+    gives `embedding` [B, D] and, if wanted, `attention` [B, h * w], both
+    float32; and the variables, numpy arrays.
 
   Raises:
     UserError: attention is wanted of a network that has none.
@@ -90,18 +100,19 @@ def make_function(
   if dtype is not None:
     module = module.clone(dtype=dtype)
     mil = mil and mil.clone(dtype=dtype)
-  variables, mil_params = jax.device_get(
-    (network.encoder.variables, network.mil_params)
-  )
+  variables = {'encoder': network.encoder.variables}
+  if attention and mil is not None:
+    variables['mil'] = {'params': network.mil_params}
 
-  def encode(image: jax.Array) -> dict[str, jax.Array]:
-    output = module.apply(variables, image[None])
+  def encode(
+    variables: Mapping[str, Any], image: jax.Array
+  ) -> dict[str, jax.Array]:
+    output = module.apply(variables['encoder'], image[None])
     results = {EMBEDDING: output.image[0]}
-    if attention and mil is not None:
-      weights = mil.apply({'params': mil_params}, output.tokens)
-      results[ATTENTION] = weights[0]
+    if 'mil' in variables:
+      results[ATTENTION] = mil.apply(variables['mil'], output.tokens)[0]
     elif attention:
       results[ATTENTION] = output.attention.mean(1)[0]
     return results
 
-  return jax.vmap(encode)
+  return jax.vmap(encode, in_axes=(None, 0)), jax.device_get(variables)

@@ -13,7 +13,7 @@ from jax.extend import core
 
 import cmd_jax
 from cmd_jax.errors import UserError
-from cmd_jax.export.network import Network, make_function
+from cmd_jax.export.network import ATTENTION, EMBEDDING, Network, make_function
 from cmd_jax.export.onnx_graph import (
   OPSET,
   Graph,
@@ -23,9 +23,12 @@ from cmd_jax.export.onnx_graph import (
 )
 from cmd_jax.export.onnx_operators import CONVERTERS
 
+Function = Callable[[Any, jax.Array], dict[str, jax.Array]]
 INPUT = 'images'
 # What Protocol Buffers can hold is 2 GiB.
 _MAX_BYTES = 2**31 - 2**20
+# Primitives that call a function once, and the parameter that is the function.
+_CALLS = {'jit': 'jaxpr', 'custom_jvp_call': 'call_jaxpr'}
 # Constants are computed here and now unless that makes them much larger.
 _MAX_FOLDED = 2**16
 
@@ -37,10 +40,13 @@ class _Conversion:
     self.graph = graph
     self.unsupported: set[str] = set()
 
-  def run(self, jaxpr: Any, consts: list, inputs: list[Value]) -> list[Value]:
+  def run(self, closed: core.ClosedJaxpr, inputs: list[Value]) -> list[Value]:
     """The values of a jaxpr's results."""
-    values: dict[Any, Value] = dict(zip(jaxpr.constvars, consts, strict=True))
-    values |= zip(jaxpr.invars, inputs, strict=True)
+    jaxpr = closed.jaxpr
+    values: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
+    for var, const in zip(jaxpr.constvars, closed.consts, strict=True):
+      # NumPy's float64 is float32 to JAX.
+      values[var] = np.asarray(const, var.aval.dtype)
 
     def read(atom: Any) -> Value:
       if isinstance(atom, core.Literal):
@@ -53,10 +59,8 @@ class _Conversion:
     return [read(atom) for atom in jaxpr.outvars]
 
   def _convert(self, eqn: Any, inputs: list[Value]) -> list[Value]:
-    inner = eqn.params.get('jaxpr') or eqn.params.get('call_jaxpr')
-    if inner is not None:
-      consts = [np.asarray(const) for const in inner.consts]
-      return self.run(inner.jaxpr, consts, inputs)
+    if eqn.primitive.name in _CALLS:
+      return self.run(eqn.params[_CALLS[eqn.primitive.name]], inputs)
     if _can_fold(eqn, inputs):
       results = eqn.primitive.bind(*inputs, **eqn.params)
       results = results if eqn.primitive.multiple_results else [results]
@@ -83,8 +87,8 @@ def _can_fold(eqn: Any, inputs: list[Value]) -> bool:
   return max(map(np.prod, shapes)) <= max(largest, _MAX_FOLDED)
 
 
-def _name_parameters(graph: Graph, variables: Any) -> Any:
-  """Gives the constants of the graph the names of the parameters."""
+def _name_constants(graph: Graph, variables: Any) -> Any:
+  """Gives the constants of the graph the names of the variables."""
 
   def name(path, array):
     array = np.asarray(array)
@@ -96,15 +100,19 @@ def _name_parameters(graph: Graph, variables: Any) -> Any:
 
 
 def function_to_onnx(
-  function: Callable[[jax.Array], dict[str, jax.Array]],
+  function: Function,
+  variables: Any,
   image_shape: tuple[int, ...],
+  outputs: tuple[str, ...],
 ) -> onnx.ModelProto:
   """Converts a function of a batch to ONNX, weights and all.
 
   Args:
-    function: of a float32 array [B, *image_shape], for any B, whose results are
-      arrays [B, ...] by name.
+    function: of variables and of a float32 array [B, *image_shape], for any B,
+      whose results are arrays [B, ...] by name.
+    variables: a tree of arrays, which become constants of their names.
     image_shape: of one image.
+    outputs: the names of the results in the order of the model's outputs.
 
   Returns:
     The model, checked; its input is `images`.
@@ -115,18 +123,20 @@ def function_to_onnx(
   """
   (batch,) = jax.export.symbolic_shape('batch')
   images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
-  closed, results = jax.make_jaxpr(function, return_shape=True)(images)
+  closed, results = jax.make_jaxpr(function, return_shape=True)(
+    variables, images
+  )
   graph = Graph(INPUT)
   conversion = _Conversion(graph)
-  consts = [np.asarray(const) for const in closed.consts]
-  values = conversion.run(closed.jaxpr, consts, [INPUT])
+  constants = jax.tree.leaves(_name_constants(graph, variables))
+  values = conversion.run(closed, [*constants, INPUT])
   if conversion.unsupported:
     raise UserError(
       'the network computes what cannot be written as ONNX '
       f'({", ".join(sorted(conversion.unsupported))}): use --format=stablehlo'
     )
-  # A dictionary's leaves come in the order of its sorted names.
-  for name, value in zip(sorted(results), values, strict=True):
+  named = jax.tree.unflatten(jax.tree.structure(results), values)
+  for name, value in named.items():
     graph.nodes.append(
       onnx.helper.make_node(
         'Identity',
@@ -135,7 +145,7 @@ def function_to_onnx(
         name=name,
       )
     )
-  return _to_model(graph, images, results)
+  return _to_model(graph, images, {name: results[name] for name in outputs})
 
 
 def _to_model(
@@ -172,8 +182,8 @@ def _to_model(
   return model
 
 
-def to_onnx(network: Network, *, attention: bool = False) -> bytes:
-  """Serialises a network, weights and all, for batches of any size.
+def to_onnx(network: Network, *, attention: bool = False) -> onnx.ModelProto:
+  """Converts a network, weights and all, for batches of any size.
 
   It takes views [B, 3, H, W] float32, normalised, and computes in float32.
 
@@ -185,9 +195,31 @@ def to_onnx(network: Network, *, attention: bool = False) -> bytes:
     UserError: attention is wanted of a network that has none, or as
       `function_to_onnx`.
   """
-  encode = make_function(network, attention=attention, dtype=jnp.float32)
-  side = network.encoder.preprocessing['view_px']
-  model = function_to_onnx(
-    lambda images: encode(images.transpose(0, 2, 3, 1)), (3, side, side)
+  function, variables = make_function(
+    network, attention=attention, dtype=jnp.float32
   )
-  return model.SerializeToString()
+
+  def encode(variables, images):
+    return function(variables, images.transpose(0, 2, 3, 1))
+
+  side = network.encoder.preprocessing['view_px']
+  outputs = (EMBEDDING, ATTENTION) if attention else (EMBEDDING,)
+  return function_to_onnx(encode, variables, (3, side, side), outputs)
+
+
+def describe_onnx(model: onnx.ModelProto) -> dict[str, Any]:
+  """What goes in and comes out, for `preprocessing.describe`."""
+
+  def tensor(value):
+    of = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(of.elem_type)
+    shape = [d.dim_param or d.dim_value for d in of.shape.dim]
+    return {'name': value.name, 'shape': shape, 'dtype': dtype.name}
+
+  inputs = [tensor(value) | {'layout': 'NCHW'} for value in model.graph.input]
+  return {
+    'inputs': inputs,
+    'outputs': list(map(tensor, model.graph.output)),
+    'opset': model.opset_import[0].version,
+    'ir_version': model.ir_version,
+  }

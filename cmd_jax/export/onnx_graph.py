@@ -11,6 +11,7 @@ from jax import export
 
 # Of ONNX 1.13: from here on all reductions take their axes as an input.
 OPSET = 18
+_SMALL_BYTES = 64
 
 # What an equation of a jaxpr computes from: a constant, or the name of a
 # tensor.
@@ -33,6 +34,13 @@ def merged_shape(shape: Sequence[Any]) -> np.ndarray:
   return np.array([-1 if is_symbolic(d) else d for d in shape], np.int64)
 
 
+def _identity(array: np.ndarray) -> Any:
+  """Tells constants apart: small ones by what they hold."""
+  if array.nbytes > _SMALL_BYTES:
+    return id(array)
+  return array.dtype.str, array.shape, array.tobytes()
+
+
 class Graph:
   """Nodes and constants of a graph with one input.
 
@@ -47,20 +55,22 @@ class Graph:
     self.initializers: list[onnx.TensorProto] = []
     self._input = input_name
     self._batch: str | None = None
-    self._constants: dict[int, tuple[np.ndarray, str]] = {}
+    self._names: dict[Any, tuple[np.ndarray, str]] = {}
+    self._used: set[str] = set()
 
   def name_constant(self, array: np.ndarray, name: str) -> None:
     """Adds a constant under a name of its own if it is ever used."""
-    self._constants[id(array)] = array, name
+    self._names[_identity(array)] = array, name
 
   def constant(self, array: np.ndarray) -> str:
-    """The name of a constant."""
-    known = self._constants.get(id(array))
-    name = known[1] if known else f'constant_{len(self._constants)}'
-    if known is None:
-      # Kept alive, so that no other array gets its id.
-      self._constants[id(array)] = array, name
-    if all(name != tensor.name for tensor in self.initializers):
+    """The name of a constant, which is added if it is new."""
+    # Kept alive, so that no other array gets its identity.
+    known = self._names.setdefault(
+      _identity(array), (array, f'constant_{len(self._names)}')
+    )
+    name = known[1]
+    if name not in self._used:
+      self._used.add(name)
       self.initializers.append(
         onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
       )

@@ -1,7 +1,7 @@
 """What our encoders compute, primitive by primitive, in ONNX's operators.
 
-A converter takes the graph, the equation of the jaxpr and the values it computes
-from, and returns the names of what it computes.
+A converter takes the graph, an equation of the jaxpr and the values from which
+that computes, and returns the names of the results.
 """
 
 from __future__ import annotations

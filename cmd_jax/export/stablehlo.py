@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -13,8 +15,8 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 def to_stablehlo(
   network: Network, *, attention: bool = False, canvases: bool = False
-) -> bytes:
-  """Serialises a network, weights and all, for batches of any size.
+) -> jax.export.Exported:
+  """Exports a network, weights and all, for batches of any size.
 
   Args:
     network: the network.
@@ -24,12 +26,12 @@ def to_stablehlo(
       [B, H, W, 3] float32.
 
   Returns:
-    What `jax.export.deserialize` reads.
+    What `jax.export.deserialize` gives back of its `serialize()`.
 
   Raises:
     UserError: attention is wanted of a network that has none.
   """
-  encode = make_function(network, attention=attention)
+  function, variables = make_function(network, attention=attention)
   preprocessing = network.encoder.preprocessing
   (batch,) = jax.export.symbolic_shape('batch')
   if canvases:
@@ -38,15 +40,39 @@ def to_stablehlo(
       crop_fraction=preprocessing['crop_fraction'],
     )
     one_view = jax.vmap(lambda canvas, size: view(canvas[None], size[None])[0])
+
+    def encode(images, sizes):
+      return function(variables, one_view(images, sizes))
+
     side = preprocessing['canvas_px']
-    function = jax.jit(lambda images, sizes: encode(one_view(images, sizes)))
     arguments = (
       jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8),
       jax.ShapeDtypeStruct((batch, 2), jnp.int32),
     )
   else:
+
+    def encode(images):
+      return function(variables, images)
+
     side = preprocessing['view_px']
-    function = jax.jit(encode)
     arguments = (jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32),)
-  exported = jax.export.export(function, platforms=PLATFORMS)(*arguments)
-  return bytes(exported.serialize())
+  return jax.export.export(jax.jit(encode), platforms=PLATFORMS)(*arguments)
+
+
+def describe_stablehlo(exported: jax.export.Exported) -> dict[str, Any]:
+  """What goes in and comes out, for `preprocessing.describe`."""
+
+  def tensor(name, like):
+    shape = [d if isinstance(d, int) else str(d) for d in like.shape]
+    return {'name': name, 'shape': shape, 'dtype': like.dtype.name}
+
+  names = ('images',) if len(exported.in_avals) == 1 else ('canvases', 'sizes')
+  inputs = list(map(tensor, names, exported.in_avals))
+  inputs[0]['layout'] = 'NHWC'
+  outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+  return {
+    'inputs': inputs,
+    'outputs': [tensor(name, like) for name, like in outputs.items()],
+    'platforms': list(exported.platforms),
+    'calling_convention': exported.calling_convention_version,
+  }

@@ -1,4 +1,4 @@
-"""The encoder of a run as a file of weights."""
+"""A network as a file of weights."""
 
 from __future__ import annotations
 
@@ -8,46 +8,32 @@ import pathlib
 import jax
 
 from cmd_jax.convert import save
-from cmd_jax.evaluate import network_variables, restore
-from cmd_jax.experiment import Experiment
-from cmd_jax.workdir import Workdir
+from cmd_jax.export.network import Network
 
 
-def export_weights(experiment: Experiment, workdir: Workdir) -> pathlib.Path:
-  """Writes the encoder of a run's newest checkpoint in timm's naming.
+def export_weights(network: Network, path: pathlib.Path) -> str:
+  """Writes an encoder in timm's naming, adapters merged in.
 
-  It is that of config.eval.network, adapters merged in.
+  How it was trained and the preprocessing are in the file's metadata.
 
   Args:
-    experiment: the run's.
-    workdir: of the run; the file is its encoder.safetensors.
+    network: whose encoder; attention has no place in timm's classes.
+    path: of the file, ending in .safetensors.
 
   Returns:
-    The file.
+    The constructor of the class that loads it, see `save.timm_constructor`.
 
   Raises:
-    UserError: no checkpoint, or a directory that cannot be written.
+    UserError: a directory that cannot be written.
   """
-  state = restore(experiment, workdir)
-  settings = experiment.evaluation.settings
-  preprocessing = {
-    'canvas_px': experiment.pretrain.images.shape[1],
-    'view_px': settings['view_px'],
-    'crop_fraction': settings['crop_fraction'] or None,
-  }
-  variables = experiment.method.encoder_variables(
-    *network_variables(experiment, state)
-  )
+  encoder = network.encoder
   save.save_encoder(
-    workdir.encoder_file,
-    experiment.encoder,
-    jax.device_get(variables),
+    path,
+    encoder.module,
+    jax.device_get(encoder.variables),
     metadata={
-      'method': experiment.method_name,
-      'dataset': experiment.name,
-      'network': experiment.evaluation.network,
-      'steps': str(int(state.step)),
-      'preprocessing': json.dumps(preprocessing),
+      **network.training,
+      'preprocessing': json.dumps(encoder.preprocessing),
     },
   )
-  return workdir.encoder_file
+  return save.timm_constructor(encoder.module)

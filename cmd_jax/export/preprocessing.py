@@ -1,0 +1,67 @@
+"""What a program without this package must know to use an exported network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+import cmd_jax
+from cmd_jax.export.network import ATTENTION, Network
+
+_CANVAS = (
+  "Decode the image, a JPEG with Pillow's draft(None, (canvas_px, canvas_px)), "
+  'turn it upright and to RGB, and squash all of it to canvas_px x canvas_px '
+  "with Pillow's resize, BICUBIC and with a reducing_gap of 3."
+)
+_CROP = (
+  'Of the canvas take the centre that shows the central square of the image, '
+  "whose side is crop_fraction of the image's shorter side."
+)
+_VIEW = (
+  'Resize that to view_px x view_px, bicubic and antialiased, divide by 255, '
+  'subtract mean and divide by std.'
+)
+
+
+def describe_preprocessing(
+  network: Network, *, canvases: bool = False
+) -> dict[str, Any]:
+  """Sizes, constants and the rule by which an image becomes an input.
+
+  Args:
+    network: what is exported.
+    canvases: the exported function takes canvases and makes the views itself.
+  """
+  fields = network.encoder.preprocessing
+  steps = [_CANVAS]
+  if not canvases:
+    steps += [_CROP] if fields['crop_fraction'] else []
+    steps.append(_VIEW)
+  return fields | {'colours': 'RGB', 'interpolation': 'bicubic', 'steps': steps}
+
+
+def describe(
+  network: Network, *, canvases: bool = False, **signature: Any
+) -> dict[str, Any]:
+  """The sidecar of an exported network, without the name of its file.
+
+  Args:
+    network: what was exported.
+    canvases: see `describe_preprocessing`.
+    **signature: what goes in and comes out, and what the format tells.
+  """
+  encoder = network.encoder
+  for output in signature['outputs']:
+    if output['name'] == ATTENTION:
+      side = round(output['shape'][1] ** 0.5)
+      output['grid'] = [side, side]
+      output['kind'] = 'multi-instance' if network.mil else "the encoder's own"
+  return {
+    'source': encoder.source,
+    'training': dict(network.training),
+    'encoder_sha256': encoder.hash,
+    **signature,
+    'preprocessing': describe_preprocessing(network, canvases=canvases),
+    'versions': {'cmd_jax': cmd_jax.__version__, 'jax': jax.__version__},
+  }

@@ -1,0 +1,87 @@
+"""Networks as ONNX, run by onnxruntime."""
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from cmd_jax.errors import UserError
+from cmd_jax.export import onnx
+
+
+def _run(model, images):
+  session = onnxruntime.InferenceSession(model.SerializeToString())
+  names = [output.name for output in session.get_outputs()]
+  inputs = {'images': images.transpose(0, 3, 1, 2)}
+  return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+@pytest.mark.parametrize(
+  'name, mil',
+  [
+    ('vit', True),
+    ('vit on another grid', False),
+    ('modern vit', False),
+    ('swin', True),
+    ('padded swin', False),
+    ('resnet', True),
+  ],
+)
+def test_it_computes_what_the_encoder_computes(make_network, name, mil):
+  network, images, embedding, attention = make_network(name, mil=mil)
+  has_attention = attention is not None
+  model = onnx.to_onnx(network, attention=has_attention)
+  for count in (1, 3):
+    got = _run(model, images[:count])
+    np.testing.assert_allclose(got['embedding'], embedding[:count], atol=1e-5)
+    if has_attention:
+      np.testing.assert_allclose(got['attention'], attention[:count], atol=1e-6)
+
+
+def test_attention_is_left_out_or_refused(make_network):
+  network, images, embedding, _ = make_network('vit', mil=True)
+  got = _run(onnx.to_onnx(network), images)
+  assert got.keys() == {'embedding'}
+  np.testing.assert_allclose(got['embedding'], embedding, atol=1e-5)
+  network, *_ = make_network('resnet')
+  with pytest.raises(UserError, match='resnet has no attention: leave out'):
+    onnx.to_onnx(network, attention=True)
+
+
+def test_bfloat16_is_computed_in_float32(make_network):
+  network, images, embedding, _ = make_network('bfloat16')
+  _, _, exact, _ = make_network('vit')
+  got = _run(onnx.to_onnx(network), images)['embedding']
+  assert got.dtype == np.float32
+  np.testing.assert_allclose(got, exact, atol=1e-5)
+  assert np.abs(embedding - exact).max() > 1e-4
+
+
+def test_the_model_describes_itself(make_network):
+  network, *_ = make_network('vit', mil=True)
+  model = onnx.to_onnx(network, attention=True)
+  assert onnx.describe_onnx(model) == {
+    'inputs': [
+      {
+        'name': 'images',
+        'shape': ['batch', 3, 16, 16],
+        'dtype': 'float32',
+        'layout': 'NCHW',
+      }
+    ],
+    'outputs': [
+      {'name': 'embedding', 'shape': ['batch', 16], 'dtype': 'float32'},
+      {'name': 'attention', 'shape': ['batch', 16], 'dtype': 'float32'},
+    ],
+    'opset': 18,
+    'ir_version': 8,
+  }
+  names = {tensor.name for tensor in model.graph.initializer}
+  assert 'encoder.params.block_0.attn.qkv.kernel' in names
+  assert 'mil.params.hidden.kernel' in names
+
+
+def test_what_is_too_large_is_refused(make_network, monkeypatch):
+  network, *_ = make_network('vit')
+  monkeypatch.setattr(onnx, '_MAX_BYTES', 10_000)
+  with pytest.raises(UserError, match='holds 2: use --format=stablehlo'):
+    onnx.to_onnx(network)
