@@ -100,8 +100,15 @@ def test_every_config_builds_with_every_encoder(without_data, path, encoder):
   assert has_stats == (encoder == 'resnet')
 
 
-@pytest.mark.parametrize('name', ['toybirds', 'folder'])
-@pytest.mark.parametrize('encoder', ['vit', 'resnet'])
+@pytest.mark.parametrize(
+  'name, encoder',
+  [
+    ('toybirds', 'vit'),
+    ('folder', 'resnet'),
+    pytest.param('folder', 'vit', marks=pytest.mark.slow),
+    pytest.param('toybirds', 'resnet', marks=pytest.mark.slow),
+  ],
+)
 def test_the_step_of_a_quicktest_runs(without_data, name, encoder):
   words = f'encoder={encoder},quicktest'
   config = _load(_REPO / 'configs' / f'{name}.py', words)

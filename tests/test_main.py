@@ -320,31 +320,25 @@ def test_weights_go_out_and_in_again(program, finished, tmp_path):
   assert not (tmp_path / 'deeper').exists()
 
 
-def test_parts_are_found_contrasted_and_found_again(program, tmp_path):
-  def command_for(workdir, *arguments):
-    return program.toybirds(
-      workdir,
-      '--config.total_epochs=2',
-      '--config.parts.view_px=32',
-      '--config.eval.segmentation.labelled_images=40',
-      '--config.eval.segmentation.num_steps=10',
-      '--config.eval.segmentation.view_px=32',
-      *arguments,
-      config='particle_toybirds',
-      method='particle',
-    )
+def _particle_command(program, workdir, *arguments):
+  return program.toybirds(
+    workdir,
+    '--config.total_epochs=2',
+    '--config.parts.view_px=32',
+    '--config.eval.segmentation.labelled_images=40',
+    '--config.eval.segmentation.num_steps=10',
+    '--config.eval.segmentation.view_px=32',
+    *arguments,
+    config='particle_toybirds',
+    method='particle',
+  )
 
+
+def test_parts_are_found_contrasted_and_found_again(program, tmp_path):
   workdir = tmp_path / 'run'
-  command = command_for(workdir)
-  # Stopped in the first round, and in the second, whose masks are there then.
-  for number, after in ((signal.SIGKILL, 5), (signal.SIGTERM, 16)):
-    code, messages = _start_and_signal(
-      program, command, workdir, number, after=after
-    )
-    assert code == (-number if number == signal.SIGKILL else 128 + number)
+  command = _particle_command(program, workdir)
   result = program.run(command)
   assert result.returncode == 0, result.stderr
-  assert 'resumed after' in result.stderr
   results = _read_results(workdir)
   for when in ('init', 'final'):
     for name in ('linear/logreg/top1', 'seg/pascub5/miou'):
@@ -362,10 +356,22 @@ def test_parts_are_found_contrasted_and_found_again(program, tmp_path):
   assert found.returncode == 0, found.stderr
   assert 'discovered_' in found.stdout
 
-  undisturbed = tmp_path / 'undisturbed'
-  result = program.run(
-    command_for(undisturbed, "--config.eval.protocols=('linear/logreg',)")
-  )
+
+@pytest.mark.slow
+def test_rounds_that_are_stopped_end_as_if_undisturbed(program, tmp_path):
+  quick = "--config.eval.protocols=('linear/logreg',)"
+  workdir, undisturbed = tmp_path / 'run', tmp_path / 'undisturbed'
+  command = _particle_command(program, workdir, quick)
+  # Stopped in the first round, and in the second, whose masks are there then.
+  for number, after in ((signal.SIGKILL, 5), (signal.SIGTERM, 16)):
+    code, messages = _start_and_signal(
+      program, command, workdir, number, after=after
+    )
+    assert code == (-number if number == signal.SIGKILL else 128 + number)
+  result = program.run(command)
+  assert result.returncode == 0, result.stderr
+  assert 'resumed after' in result.stderr
+  result = program.run(_particle_command(program, undisturbed, quick))
   assert result.returncode == 0, result.stderr
   _assert_same_state(undisturbed, workdir)
   for name in ('round_1', 'round_2'):

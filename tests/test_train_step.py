@@ -30,7 +30,13 @@ def _assert_same_run(one, other):
   assert deviations.max() < 6e-3
 
 
-@pytest.mark.parametrize('name', tiny.METHODS)
+def _slow(*values):
+  return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+  'name', ['cmd', 'dino', _slow('cmd_released'), _slow('esvit')]
+)
 def test_jit_on_one_device_jit_on_eight_and_pmap_agree(name):
   one = tiny.run_steps(*tiny.make_step(name))
   _assert_same_run(one, tiny.run_steps(*tiny.make_step(name, num_devices=8)))
@@ -39,7 +45,7 @@ def test_jit_on_one_device_jit_on_eight_and_pmap_agree(name):
   )
 
 
-@pytest.mark.parametrize('mode', ['jit', 'pmap'])
+@pytest.mark.parametrize('mode', ['jit', _slow('pmap')])
 def test_batch_statistics_are_those_of_all_devices(mode):
   def one_step(**options):
     step, state = tiny.make_step(
@@ -109,9 +115,9 @@ def _train_partly(encoder, **partly):
   'encoder, num_blocks, moving',
   [
     ('vit', 1, {'block_1', 'norm'}),
-    ('swin', 2, {'stage_1_block_0', 'stage_1_block_1', 'norm'}),
+    _slow('swin', 2, {'stage_1_block_0', 'stage_1_block_1', 'norm'}),
     ('resnet', 1, {'layer4_0'}),
-    ('resnet', 0, set()),
+    _slow('resnet', 0, set()),
     ('vit', 0, set()),
   ],
 )
@@ -124,7 +130,7 @@ def test_only_the_last_blocks_are_trained(encoder, num_blocks, moving):
   }
 
 
-@pytest.mark.parametrize('encoder', ['vit', 'swin'])
+@pytest.mark.parametrize('encoder', ['vit', _slow('swin')])
 def test_adapters_are_trained_in_place_of_the_encoder(encoder):
   moved, opt_state = _train_partly(encoder, lora_rank=3)
   assert {path[0] for path in moved} == {'lora', 'image_head', 'region_head'}

@@ -88,7 +88,8 @@ def test_both_routes_give_the_same_batches_in_any_order(birds, num_devices):
       _assert_same(streamed(step), held(step))
 
 
-def _make_step(axis_name):
+def _make_step(axis_name, mesh):
+  del mesh
   """A step whose state tells which batches it saw, and in which order."""
 
   def step(state, batch, rng):

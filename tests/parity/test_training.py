@@ -326,7 +326,9 @@ def test_so_it_does_in_float32(name, fixture):
 
 
 @golden.fixtures('cmd_masked_train_3steps')
-@pytest.mark.parametrize('mode', ['jit', 'pmap'])
+@pytest.mark.parametrize(
+  'mode', ['jit', pytest.param('pmap', marks=pytest.mark.slow)]
+)
 def test_so_it_does_on_four_devices(fixture, mode):
   run = _make_run('cmd_masked_train_3steps', fixture)
   _check_in_float32(run, mode=mode, num_devices=4)
