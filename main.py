@@ -30,6 +30,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from cmd_jax.errors import UserError
+from cmd_jax.workdir import Workdir
 
 FOLDER_MODES = ('embed', 'search', 'cluster')
 MODES = (
@@ -217,7 +218,6 @@ def _run_on_folder() -> None:
 
 def _export() -> None:
   from cmd_jax.export.model import Request, export_model
-  from cmd_jax.workdir import Workdir
 
   _use_compilation_cache()
   network = ''
@@ -239,7 +239,6 @@ def _export() -> None:
 def _inspect() -> None:
   from cmd_jax.data.report_text import report_text
   from cmd_jax.inspection import inspect_config, write_data_report
-  from cmd_jax.workdir import Workdir
 
   workdir = Workdir(_WORKDIR.value) if _WORKDIR.value else None
   if workdir:
@@ -248,6 +247,16 @@ def _inspect() -> None:
   if workdir:
     write_data_report(report, workdir.path)
   print(report_text(report), end='')
+
+
+def _with_route_of(workdir: Workdir, config: ConfigDict) -> ConfigDict:
+  """The config, its images where the run has had them if that is open."""
+  route = workdir.results().get('route')
+  if config.placement != 'auto' or not route:
+    return config
+  config = ConfigDict(config)
+  config.placement = route
+  return config
 
 
 def main() -> None:
@@ -270,14 +279,13 @@ def main() -> None:
   # Imported late: a mistake in the flags is told without waiting for JAX.
   from cmd_jax import evaluate, experiment, train
   from cmd_jax.saved_run import read_config
-  from cmd_jax.workdir import Workdir
 
   _use_compilation_cache()
   workdir = Workdir(_WORKDIR.value)
   config = _CONFIG.value or read_config(workdir)
   workdir.check(config.to_dict())
   try:
-    built = experiment.build(config)
+    built = experiment.build(_with_route_of(workdir, config))
   except AttributeError as error:
     if _CONFIG.value is not None:
       raise
@@ -298,6 +306,9 @@ def main() -> None:
     path = _OUTPUT.value and pathlib.Path(_OUTPUT.value)
     print(write_report(built, workdir, path, max_images=_REPORT_IMAGES.value))
     return
+  if workdir.has_checkpoint():
+    # Before anything is written: a run that is refused is left as it is.
+    evaluate.check_same_start(built, workdir)
   workdir.open(config.to_dict())
   if _MODE.value == 'discover':
     from cmd_jax.part_masks import discover_parts

@@ -264,8 +264,9 @@ def check_same_start(experiment: Experiment, workdir: Workdir) -> None:
   if before.get('data_sha256') != experiment.data_sha256:
     raise UserError(
       f'{workdir.path} was trained on other images than {experiment.name} has '
-      'now (files or labels were added, removed or changed): restore them or '
-      'choose another --workdir'
+      'now (files or labels were added, removed or changed, or some cannot be '
+      'read and config.placement was another): restore them or choose another '
+      '--workdir'
     )
   weights = (before.get('init_from') or {}).get('sha256')
   if experiment.imported and weights != experiment.imported.sha256:

@@ -86,6 +86,7 @@ class Experiment(NamedTuple):
     init_state: () -> `TrainState` on the mesh, a function of the seed.
     state_like: shapes and shardings of that state.
     parts: how the parts of the images are found; None for a method without.
+    route: 'device' or 'stream', by which images come.
     placement: one line: where the images are while they are trained on.
     make_batches: part ids [N, R, R] or None -> context of (step -> `Batch`);
       puts the images on the devices, or streams them.
@@ -113,6 +114,7 @@ class Experiment(NamedTuple):
   init_state: Callable[[], TrainState]
   state_like: TrainState
   parts: Plan | None
+  route: str
   placement: str
   make_batches: Callable
   compile_step: Callable[[], Callable]
@@ -328,6 +330,7 @@ def build(config: ConfigDict) -> Experiment:
     init_state=lambda: init(init_rng, variables),
     state_like=state_like,
     parts=plan,
+    route=data.route,
     placement=data.placement,
     make_batches=data.make_batches,
     compile_step=lambda: parallel.compile_ahead(

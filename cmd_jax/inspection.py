@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from cmd_jax import parallel
 from cmd_jax.atomic import write_atomically
+from cmd_jax.config_check import check_config
 from cmd_jax.data.canvas import Canvases
 from cmd_jax.data.load import load_data
 from cmd_jax.data.report import make_report
@@ -40,6 +41,7 @@ def inspect_config(config: ConfigDict) -> dict[str, Any]:
   config = ConfigDict(config)
   # However few images there are, they can be looked at.
   config.batch_size = 1
+  check_config(config)
   mesh = parallel.make_mesh(config.parallel.num_devices)
   data = load_data(config, mesh)
   return report_on(data.pretrain, data.test, data.placement)

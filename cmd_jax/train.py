@@ -22,7 +22,6 @@ from cmd_jax.data.canvas import skip_report
 from cmd_jax.data.report_text import TEXT_FILE, notable
 from cmd_jax.errors import UserError
 from cmd_jax.evaluate import (
-  check_same_start,
   describe_start,
   draw_neighbours,
   encode,
@@ -246,8 +245,7 @@ def _announce(experiment: Experiment, workdir: Workdir) -> None:
   print(
     f'{experiment.method_name} on {pretrain.name}: {len(pretrain.images)} '
     f'training and {num_test} test images of {len(pretrain.class_names)} '
-    f'classes, {pretrain.images.nbytes / 2**20:.0f} MB on '
-    f'{describe_hardware(experiment)}',
+    f'classes on {describe_hardware(experiment)}',
     file=sys.stderr,
   )
   print(experiment.placement, file=sys.stderr)
@@ -315,8 +313,6 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
     with futures.ThreadPoolExecutor(1) as pool:
       train_step = pool.submit(experiment.compile_step)
       state, meta = experiment.init_state(), {}
-      if checkpoints.latest_step() is not None:
-        check_same_start(experiment, workdir)
       # Scored again where it was scored otherwise: a gain needs one protocol.
       before = workdir.results()
       if any(before.get(key) != value for key, value in start.items()):
@@ -324,6 +320,7 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
           dataset=experiment.name,
           method=experiment.method_name,
           protocols=list(experiment.evaluation.protocols),
+          route=experiment.route,
           **start,
           init=score(experiment, encode(experiment, state, workdir.features)),
         )

@@ -122,6 +122,12 @@ class Workdir:
         '--workdir'
       ) from error
 
+  def has_checkpoint(self) -> bool:
+    """Whether a step was saved."""
+    return self.checkpoints.is_dir() and any(
+      path.name.isdigit() for path in self.checkpoints.iterdir()
+    )
+
   def results(self) -> dict[str, Any]:
     """What results.json holds; empty if there is none yet."""
     if not self.results_file.exists():

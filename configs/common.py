@@ -228,7 +228,7 @@ def published(argument: Argument) -> ConfigDict:
   # JPEG files may be decoded at 1/2, 1/4 or 1/8, which is faster, as long as
   # the shorter side keeps so many pixels; 0 is the canvas's side.
   config.decode_px = 0
-  # tfds_source or folder_source; `source` tells which.
+  # tfds_source, folder_source or shards_source; `source` tells which.
   config.dataset = dict(
     source='tfds',
     name='',

@@ -569,6 +569,26 @@ def test_folder_with_classes_is_scored_and_a_corrupt_image_reported(
   assert '1 unreadable image(s) skipped' in result.stderr
 
 
+def test_a_run_on_other_images_is_refused_and_left_as_it_is(program, tmp_path):
+  _write_images(tmp_path / 'photos', 17)
+  workdir = tmp_path / 'run'
+  command = program.folder(
+    workdir, tmp_path / 'photos', '--config.placement=stream'
+  )
+  assert program.run(command).returncode == 0
+  assert _read_results(workdir)['route'] == 'stream'
+  kept = {
+    name: (workdir / name).read_bytes()
+    for name in ('config.json', 'data_report.txt', 'results.json')
+  }
+  _write_images(tmp_path / 'photos' / 'more', 3)
+  # auto would take the device now.
+  result = program.run(program.folder(workdir, tmp_path / 'photos'))
+  _assert_refused(result, 'trained on other images', '--workdir')
+  for name, content in kept.items():
+    assert (workdir / name).read_bytes() == content, name
+
+
 def test_flat_folder_is_trained_but_not_scored(program, tmp_path):
   _write_images(tmp_path / 'photos', 17)
   workdir = tmp_path / 'run'

@@ -155,7 +155,7 @@ def _pairs_of_block(
 def _pairs_by_bands(
   hashes: np.ndarray, progress: bool | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields the same pairs, maybe repeatedly, comparing those that share bands.
+  """Yields the same pairs, each once, comparing those that share bands.
 
   Multi-index hashing (Norouzi et al., CVPR 2012, section 3, with several exact
   bands in place of one band searched within a radius): of 13 bands, 10 bits
@@ -167,18 +167,25 @@ def _pairs_by_bands(
     for low, high in itertools.pairwise(edges.tolist())
   ]
   tables = tqdm.tqdm(
-    list(itertools.combinations(masks, _BANDS_AGREEING)),
+    list(itertools.combinations(range(len(masks)), _BANDS_AGREEING)),
     desc='comparing images',
     disable=None if progress is None else not progress,
     delay=1,
     leave=False,
   )
   for chosen in tables:
-    keys = hashes & np.uint64(sum(chosen))
+    keys = hashes & np.uint64(sum(masks[band] for band in chosen))
+    passed = [
+      np.uint64(masks[band]) for band in range(chosen[-1]) if band not in chosen
+    ]
     order = np.argsort(keys)
     ordered = hashes[order]
     for i, j in _same_runs(keys[order]):
-      near = np.bitwise_count(ordered[i] ^ ordered[j]) <= MAX_DISTANCE
+      differing = ordered[i] ^ ordered[j]
+      near = np.bitwise_count(differing) <= MAX_DISTANCE
+      for mask in passed:
+        # Else an earlier table has this pair.
+        near &= (differing & mask) != 0
       a, b = order[i[near]], order[j[near]]
       yield np.minimum(a, b), np.maximum(a, b)
 

@@ -55,7 +55,7 @@ def load_source(dataset: dict, split: str, decode_px: int) -> Source:
 
     # An empty string is how a config says None.
     options = {key: value or None for key, value in dataset.items()}
-    return tfds_source(split=split, **options)
+    return tfds_source(split=split, decode_px=decode_px, **options)
   if source == 'folder':
     from cmd_jax.data.folder import folder_source
 
@@ -82,13 +82,15 @@ class Data(NamedTuple):
     pretrain: the images trained on.
     test: the images evaluated on; None if there are none.
     sha256: hash of the names and labels of both.
-    placement: one line: where they are.
+    route: 'device' or 'stream'.
+    placement: one line: where they are, and why.
     make_batches: part ids [N, R, R] or None -> context of (step -> `Batch`).
   """
 
   pretrain: Canvases
   test: Canvases | None
   sha256: str
+  route: str
   placement: str
   make_batches: Callable
 
@@ -142,6 +144,7 @@ def load_data(config: ConfigDict, mesh: Mesh) -> Data:
     canvases,
     test_canvases,
     _hash_of_data(canvases, test_canvases),
+    route,
     reason,
     make_batches,
   )

@@ -80,7 +80,7 @@ def _histogram_lines(title: str, facts: Mapping[str, Any]) -> list[str]:
 
 def _kind_line(split: Mapping[str, Any]) -> str:
   if split['kinds'] is None:
-    return '  kinds of files: not known, the images are streamed'
+    return '  kinds of files: not known'
   found = [
     f'{kind} {_some(facts)}'
     for kind, facts in split['kinds'].items()

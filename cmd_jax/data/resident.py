@@ -20,6 +20,10 @@ from cmd_jax.train_step import Batch
 def check_num_examples(canvases: Canvases, batch_size: int) -> None:
   """Raises UserError for a set that is smaller than a batch."""
   num_examples = len(canvases.images)
+  if not num_examples:
+    raise UserError(
+      f'{canvases.name} has no usable images to train on: check config.dataset'
+    )
   if num_examples < batch_size:
     raise UserError(
       f'{canvases.name} has {num_examples} usable images, fewer than '

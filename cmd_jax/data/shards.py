@@ -12,6 +12,7 @@ from __future__ import annotations
 import array
 import concurrent.futures
 import functools
+import glob
 import io
 import json
 import os
@@ -19,7 +20,7 @@ import posixpath
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -84,11 +85,17 @@ def list_urls(pattern: str) -> list[str]:
     for url in _expand(os.path.expanduser(part)):
       try:
         files, path = fsspec.url_to_fs(url)
-        urls += [files.unstrip_protocol(name) for name in files.glob(path)]
+        found = files.glob(path)
       except (OSError, ImportError, ValueError) as error:
         raise UserError(
           f'cannot look for the shards {url} ({error}): check the pattern'
         ) from error
+      if not found and not glob.has_magic(path) and len(_expand(part)) > 1:
+        raise UserError(
+          f'{url} does not exist, but {part} names it: fetch it, or set '
+          'config.dataset to those there are'
+        )
+      urls += [files.unstrip_protocol(name) for name in found]
   if not urls:
     raise UserError(
       f'no shards match {pattern!r}: set config.dataset.train and test, '
@@ -103,6 +110,8 @@ def _label_of(extension: str, content: bytes) -> str:
   if extension != '.json':
     return text
   fields = json.loads(text)
+  if not isinstance(fields, dict):
+    raise ValueError(f'a .json file that holds no object: {text[:40]!r}')
   label = fields.get('class_name', fields.get('label', ''))
   return '' if label is None else str(label)
 
@@ -144,12 +153,24 @@ def _list_shard(url: str, title: str) -> _Listed:
             listed.labels.append(label)
             listed.offsets.append(member.offset_data)
             listed.sizes.append(member.size)
-  except (OSError, ValueError, tarfile.TarError) as error:
+      _check_end(file, tar)
+  except tarfile.TarError as error:
     raise UserError(
-      f'{url} cannot be listed ({error}): it must be a tar file that is not '
-      'compressed'
+      f'{url} cannot be listed ({error}): it must be a whole tar file that is '
+      'not compressed'
     ) from error
+  except (OSError, ValueError) as error:
+    raise UserError(f'{url} cannot be listed: {error}') from error
   return listed
+
+
+def _check_end(file: IO[bytes], tar: tarfile.TarFile) -> None:
+  """Raises ReadError for a shard cut between members: it has no end mark."""
+  members = tar.getmembers()
+  blocks = -(-members[-1].size // 512) if members else 0
+  file.seek(members[-1].offset_data + 512 * blocks if members else 0)
+  if file.read(512) != bytes(512):
+    raise tarfile.ReadError('it is cut off')
 
 
 def _list_all(urls: Sequence[str]) -> dict[str, np.ndarray]:

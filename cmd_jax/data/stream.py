@@ -112,17 +112,22 @@ class _Feed:
   def _fetch(self) -> Batch:
     return self._send(next(self._decoded))
 
-  def _read_ahead(self) -> None:
-    while len(self._coming) <= self._ahead:
+  def _read_ahead(self, count: int) -> None:
+    while len(self._coming) < count:
       self._coming.append(self._thread.submit(self._fetch))
 
   def __call__(self, step: int) -> Batch:
     for _ in range(_MOST_STARTS):
       if self._decoded is None or step != self._next_step:
         self._restart(step)
-      self._read_ahead()
+      self._read_ahead(self._ahead + 1)
       try:
         batch = self._coming.popleft().result()
+      except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+          f'the images of step {step} do not fit on the devices ({error}): '
+          'lower --config.stream.ahead or --config.batch_size'
+        ) from error
       except RuntimeError as error:
         # Grain's word for a process that died; the steps are random access,
         # so nothing is lost by beginning again at this one.
@@ -131,7 +136,7 @@ class _Feed:
         self._stop()
         continue
       self._next_step += 1
-      self._read_ahead()
+      self._read_ahead(self._ahead)
       return batch
     raise UserError(
       f'images cannot be decoded at step {step} ({reason}): the processes that '

@@ -37,6 +37,7 @@ def tfds_source(
   *,
   data_dir: str | None = None,
   builder_config: str | None = None,
+  decode_px: int = 0,
   progress: bool = True,
 ) -> Source:
   """Lists one split of a TFDS data set, which is prepared first if need be.
@@ -52,6 +53,8 @@ def tfds_source(
     data_dir: where prepared sets are; None for the environment variable
       TFDS_DATA_DIR or else ~/tensorflow_datasets.
     builder_config: which of the builder's configs; None for its default.
+    decode_px: if positive, JPEG images may be decoded at a smaller scale, with
+      at least this many pixels on their shorter side: see `canvas.open_rgb`.
     progress: whether to show progress bars while a set is prepared.
 
   Returns:
@@ -71,7 +74,7 @@ def tfds_source(
     builder_class, data_dir=data_dir, config=config
   )
   builder = _prepared(make_builder, progress)
-  return _source(builder, split)
+  return _source(builder, split, decode_px)
 
 
 def find_builder_class(name: str) -> type[tfds.core.DatasetBuilder]:
@@ -200,7 +203,9 @@ def lock(folder: str | os.PathLike[str], name: str) -> Iterator[None]:
     yield
 
 
-def _source(builder: tfds.core.DatasetBuilder, split: str) -> Source:
+def _source(
+  builder: tfds.core.DatasetBuilder, split: str, decode_px: int
+) -> Source:
   if not builder.info.splits:
     raise UserError(
       f'{builder.data_dir} is not a complete data set; delete it or choose '
@@ -232,7 +237,7 @@ def _source(builder: tfds.core.DatasetBuilder, split: str) -> Source:
     class_names=tuple(class_names),
     file_names=tuple(file_names),
     labels=labels,
-    load=functools.partial(_load, records),
+    load=functools.partial(_load, records, decode_px),
   )
 
 
@@ -259,12 +264,12 @@ def _records(builder: tfds.core.DatasetBuilder, split: str) -> Any:
     ) from e
 
 
-def _load(records: Any, index: int) -> Example:
+def _load(records: Any, decode_px: int, index: int) -> Example:
   record = records[index]
   part_ids = record.get('part_ids')
   box = record.get('bbox')
   return Example(
-    image=open_rgb(io.BytesIO(record['image'])),
+    image=open_rgb(io.BytesIO(record['image']), min_px=decode_px),
     part_ids=None if part_ids is None else _decoded_part_ids(part_ids),
     box=None if box is None else np.asarray(box, np.float32),
   )

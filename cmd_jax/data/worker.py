@@ -46,7 +46,8 @@ def decode_readable(
       first: Skipped = decoded
   raise UserError(
     f'{source.name}: {min(count, _MOST_UNREADABLE)} images in a row cannot be '
-    f'read; the first, {first.file_name}: {first.reason}; check the files'
+    f'read; the first, {first.file_name}: {first.reason}; check the files, '
+    'move them away, or use --config.placement=device'
   )
 
 

@@ -103,7 +103,7 @@ def make_cmd_ratio9(
     gallery = train._replace(
       vectors=np.concatenate([train.vectors, others.vectors]),
       labels=np.concatenate([train.labels, others.labels]),
-      file_names=train.file_names + others.file_names,
+      file_names=(*train.file_names, *others.file_names),
     )
     queries = test.take(np.flatnonzero(number % _RATIO == 0))
     ranking = _rank_all(protocol, queries, gallery, max_similarities)

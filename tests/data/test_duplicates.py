@@ -120,6 +120,13 @@ def test_bands_find_all_that_comparing_all_pairs_finds(monkeypatch):
   assert (0, 440) not in plain
   monkeypatch.setattr(duplicates, '_ALL_PAIRS_UP_TO', 10)
   assert _pairs(prints) == plain
+  # Equal hashes share all bands, and are still compared once.
+  found = [
+    (i, j)
+    for rows in duplicates._pairs_by_bands(np.zeros(9, np.uint64), False)
+    for i, j in zip(*rows)
+  ]
+  assert len(found) == len(set(found)) == 36
 
 
 def test_copies_are_equal_byte_for_byte():

@@ -122,6 +122,28 @@ def test_unusable_shards_are_told(tmp_path):
   (tmp_path / 'torn.tar').write_bytes(b'no tar' * 200)
   with pytest.raises(UserError, match='torn.tar cannot be listed'):
     shards.shards_source(f'{tmp_path}/torn.tar')
+  _write(tmp_path / 'odd.tar', {'a.json': b'3', 'a.png': _png(1)})
+  with pytest.raises(UserError, match='odd.tar cannot be listed.*no object'):
+    shards.shards_source(f'{tmp_path}/odd.tar')
   _write(tmp_path / 'empty.tar', {'readme.md': b'nothing here'})
   with pytest.raises(UserError, match='empty.tar has no images'):
     shards.shards_source(f'{tmp_path}/empty.tar')
+
+
+def test_a_shard_of_a_range_that_is_not_there_is_told(birds):
+  with pytest.raises(UserError, match=r'train-02.tar does not exist, but'):
+    shards.shards_source(f'{birds}/train-{{00..02}}.tar')
+
+
+@pytest.mark.parametrize('members', [1, 2])
+def test_a_shard_cut_between_members_is_told(tmp_path, members):
+  path = tmp_path / 'cut.tar'
+  _write(path, {f'{number}.png': _png(number) for number in range(3)})
+  with tarfile.open(path) as tar:
+    end = tar.getmembers()[members].offset
+  # Right before a member, and within its header.
+  whole = path.read_bytes()
+  for cut in (end, end + 100):
+    path.write_bytes(whole[:cut])
+    with pytest.raises(UserError, match='cut.tar cannot be listed.*whole tar'):
+      shards.shards_source(str(path))

@@ -5,8 +5,13 @@ import logging
 import numpy as np
 import pytest
 
+from cmd_jax.data import index
 from cmd_jax.evaluators import Features
-from cmd_jax.evaluators.retrieval import make_loo, make_retrieval
+from cmd_jax.evaluators.retrieval import (
+  make_cmd_ratio9,
+  make_loo,
+  make_retrieval,
+)
 
 
 def _splits(train: int, test: int) -> list[Features]:
@@ -120,3 +125,12 @@ def test_ties_keep_the_order_of_the_gallery():
   # Relevant are the second and third of three equals, and the last.
   want = {'rank1': 0.0, 'rank5': 1.0, 'mAP': (1 / 2 + 2 / 3 + 3 / 4) / 3}
   assert got == pytest.approx(want)
+
+
+def test_names_may_be_any_sequence():
+  train, test = _splits(20, 30)
+  plain = make_cmd_ratio9()(train, test)
+  compact = [
+    x._replace(file_names=index.Names.of(x.file_names)) for x in (train, test)
+  ]
+  assert make_cmd_ratio9()(*compact) == plain
