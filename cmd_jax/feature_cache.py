@@ -17,16 +17,21 @@ from cmd_jax.atomic import write_atomically
 from cmd_jax.data.canvas import Canvases
 from cmd_jax.errors import UserError
 
-# Canvases whose pixels are part of the key, spread over a split: photographs
-# that were replaced under the same names are noticed.
+# Of a split that is streamed, canvases whose pixels are part of the key.
 _NUM_HASHED = 16
 
 
 def hash_canvases(canvases: Canvases) -> str:
-  """SHA-256 of a split's names and of a few of its canvases and their sizes."""
+  """SHA-256 of a split's names, canvases and sizes.
+
+  Of canvases that are decoded as they are looked at, a few spread over the
+  split stand for all.
+  """
   digest = hashlib.sha256(json.dumps(list(canvases.file_names)).encode())
   count = len(canvases.file_names)
-  rows = np.linspace(0, count - 1, min(count, _NUM_HASHED)).astype(int)
+  rows = np.arange(count)
+  if not isinstance(canvases.images, np.ndarray):
+    rows = np.linspace(0, count - 1, min(count, _NUM_HASHED)).astype(int)
   for row in np.unique(rows):
     digest.update(np.ascontiguousarray(canvases.images[row]).tobytes())
     digest.update(np.asarray(canvases.sizes[row], np.int32).tobytes())
@@ -70,6 +75,9 @@ class FeatureCache:
         arrays = dict(loaded)
       if str(arrays.pop('key')) != text:
         raise ValueError('it is of something else')
+      names = arrays.pop('names').tolist()
+      if sorted(arrays) != names:
+        raise ValueError('it is incomplete')
       return arrays
     except FileNotFoundError:
       pass
@@ -77,6 +85,7 @@ class FeatureCache:
       EOFError,
       KeyError,
       OSError,
+      RuntimeError,
       ValueError,
       zipfile.BadZipFile,
     ) as error:
@@ -86,7 +95,8 @@ class FeatureCache:
       )
     arrays = compute()
     buffer = io.BytesIO()
-    np.savez(buffer, key=np.array(text), **arrays)
+    names = np.array(sorted(arrays))
+    np.savez(buffer, key=np.array(text), names=names, **arrays)
     try:
       self._folder.mkdir(parents=True, exist_ok=True)
       write_atomically(path, buffer.getvalue())

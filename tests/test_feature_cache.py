@@ -73,8 +73,10 @@ def test_the_hash_of_a_split_tells_names_sizes_and_pixels():
   )
   want = hash_canvases(canvases)
   assert hash_canvases(canvases._replace(images=canvases.images.copy())) == want
+  one_other = canvases.images.copy()
+  one_other[17, 2, 1, 0] ^= 1
   for changes in (
-    {'images': 255 - canvases.images},
+    {'images': one_other},
     {'sizes': canvases.sizes + 1},
     {'file_names': (*canvases.file_names[:-1], 'y')},
   ):

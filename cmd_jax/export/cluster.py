@@ -35,6 +35,18 @@ class Clusters(NamedTuple):
   similarities: np.ndarray
 
 
+def check(num_clusters: int, min_size: int) -> None:
+  """Raises UserError for what cannot be, before the work begins."""
+  if num_clusters < 0:
+    raise UserError(
+      f'--num_clusters is {num_clusters}: give 0, which finds out, or more'
+    )
+  if min_size < 2:
+    raise UserError(
+      f'--min_cluster_size is {min_size}: a group has at least 2 images'
+    )
+
+
 def find_clusters(
   vectors: np.ndarray, num_clusters: int = 0, min_size: int = 5, seed: int = 0
 ) -> Clusters:
@@ -68,8 +80,7 @@ def find_clusters(
       f'--num_clusters is {num_clusters}: give 0, which finds out, or at most '
       f'the number of images, {count}'
     )
-  if min_size < 2:
-    raise UserError(f'--min_size is {min_size}: a group has at least 2 images')
+  check(num_clusters, min_size)
   unit = unit_rows(vectors)
   points = _principal_components(unit)
   if num_clusters:
@@ -163,8 +174,13 @@ def _write_links(
     rows = rows[np.argsort(-clusters.similarities[rows], kind='stable')]
     for rank, row in enumerate(rows):
       name = embeddings.file_names[row]
-      # The last letters tell more than the first, and a name has 255 bytes.
-      short = name.rpartition('/')[2][-100:]
+      # The last letters tell more than the first, and a name has 255 bytes;
+      # what is left of a letter that is cut is cut as well.
+      letters = os.fsencode(name.rpartition('/')[2])
+      short = letters[-200:]
+      if short != letters:
+        short = short.lstrip(bytes(range(0x80, 0xC0)))
+      short = os.fsdecode(short)
       (place / f'{rank:05d}_{short}').symlink_to(root / name)
 
 

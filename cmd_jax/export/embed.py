@@ -84,7 +84,10 @@ def load_embeddings(path: pathlib.Path, encoder: Encoder) -> Embeddings:
     UserError: a file that can't be read, or one of another encoder or another
       preprocessing.
   """
-  check_output(path)
+  if path.suffix not in FORMATS:
+    raise UserError(
+      f'--input is {path}: give a folder of images, or a file of --mode=embed'
+    )
   read = _read_npz if path.suffix == '.npz' else _read_parquet
   try:
     names, vectors, description = read(path)
@@ -93,8 +96,10 @@ def load_embeddings(path: pathlib.Path, encoder: Encoder) -> Embeddings:
     folder = pathlib.Path(description['folder'])
   except (
     AttributeError,
+    EOFError,
     KeyError,
     OSError,
+    RuntimeError,
     TypeError,
     ValueError,
     zipfile.BadZipFile,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 from typing import NamedTuple
+
+import numpy as np
 
 import cmd_jax
 from cmd_jax.api import Encoder
@@ -46,15 +49,21 @@ def default_output(mode: str, workdir: str | None) -> pathlib.Path:
     'search': 'search.csv',
     'cluster': 'clusters',
   }[mode]
-  return pathlib.Path(workdir or '.') / name
+  return pathlib.Path(workdir or '.').expanduser() / name
 
 
 def _embeddings(encoder: Encoder, source: str) -> Embeddings:
   """Those of a folder, or of a file of them."""
   path = pathlib.Path(source).expanduser()
   if path.is_file():
-    return embed.load_embeddings(path, encoder)
-  embeddings = embed_folder(encoder, path)
+    embeddings = embed.load_embeddings(path, encoder)
+  else:
+    embeddings = embed_folder(encoder, path)
+  if not np.isfinite(embeddings.vectors).all():
+    raise UserError(
+      f'{encoder.source} gives features of {path} that are not finite: use '
+      'another checkpoint or other weights'
+    )
   if embeddings.skipped:
     name, reason = embeddings.skipped[0]
     print(
@@ -74,6 +83,7 @@ def _embed(encoder: Encoder, request: Request) -> str:
 
 
 def _search(encoder: Encoder, request: Request) -> str:
+  search.check(request.output, request.top_k)
   # First, because it may be no image and the folder large.
   query = encoder.embed(request.query)[0]
   gallery = _embeddings(encoder, request.input)
@@ -86,6 +96,7 @@ def _search(encoder: Encoder, request: Request) -> str:
 
 def _cluster(encoder: Encoder, request: Request) -> str:
   cluster.check_output(request.output)
+  cluster.check(request.num_clusters, request.min_cluster_size)
   embeddings = _embeddings(encoder, request.input)
   found = cluster.find_clusters(
     embeddings.vectors, request.num_clusters, request.min_cluster_size
@@ -116,6 +127,9 @@ def run(mode: str, request: Request) -> str:
     )
   if mode == 'search' and not request.query:
     raise UserError('--query is missing: give an image file')
+  request = request._replace(
+    output=request.output.expanduser(), query=os.path.expanduser(request.query)
+  )
   encoder = cmd_jax.load(request.source)
   print(encoder.source, file=sys.stderr)
   function = {'embed': _embed, 'search': _search, 'cluster': _cluster}[mode]

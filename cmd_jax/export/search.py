@@ -105,10 +105,8 @@ def search(
     index: one of `INDEXES`.
 
   Raises:
-    UserError: `k` is not positive, or FAISS is not installed.
+    UserError: FAISS is asked for and not installed.
   """
-  if k < 1:
-    raise UserError(f'--top_k is {k}: ask for at least 1')
   find = {'exact': nearest, 'faiss': nearest_by_faiss}[index]
   found = find(query[None], gallery.vectors, k)
   return Found(found.rows[0], found.similarities[0])
@@ -120,6 +118,19 @@ def table(gallery: Embeddings, found: Found) -> str:
   for rank, (row, similarity) in enumerate(zip(*found), 1):
     lines.append(f'{rank:4}  {similarity:10.3f}  {gallery.file_names[row]}')
   return '\n'.join(lines)
+
+
+def picture_beside(path: pathlib.Path) -> pathlib.Path:
+  """The picture that goes with a CSV file of results."""
+  return path.with_name(f'{path.stem}_images.png')
+
+
+def check(output: pathlib.Path, top_k: int) -> None:
+  """Raises UserError for what cannot be, before the work begins."""
+  if output.suffix != '.csv':
+    raise UserError(f'--output is {output}: give a name that ends in .csv')
+  if top_k < 1:
+    raise UserError(f'--top_k is {top_k}: make it at least 1')
 
 
 def save_results(
@@ -149,7 +160,7 @@ def save_results(
     writer.writerow([rank, f'{similarity:.6f}', gallery.file_names[row]])
   files = [gallery.folder / gallery.file_names[row] for row in found.rows]
   titles = [f'{x:.3f} {f.name}' for x, f in zip(found.similarities, files)]
-  picture = path.with_suffix('.png')
+  picture = picture_beside(path)
   content = _sheet([query, *files], [f'query {query.name}', *titles])
   try:
     path.parent.mkdir(parents=True, exist_ok=True)

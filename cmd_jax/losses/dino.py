@@ -100,7 +100,9 @@ def sinkhorn_centre(
   Sec. 3.1; used for DINO in DINOv2): columns and rows of exp(logits / tau) are
   scaled in turn, rows last. The scales of the columns are all that is needed:
   as -tau times their logarithm they are a centre for `centred_probs`, which
-  scales the rows.
+  scales the rows. At first every row is shifted by its own maximum, which keeps
+  exp finite but is not in the published algorithm: its rows weigh differently
+  in the first scaling of the columns.
 
   Args:
     features: [B, ..., d] of the teacher's head.
@@ -131,7 +133,6 @@ def sinkhorn_centre(
         )
         scaled = logits / temperature + log_scale
         if is_first:
-          # One shift per row cancels in its normalisation and keeps exp finite.
           log_rows = scaled - scaled.max(-1, keepdims=True)
         else:
           log_rows = jax.nn.log_softmax(scaled)

@@ -258,6 +258,7 @@ def collect(
     UserError: no checkpoint, or one that does not fit.
   """
   state = evaluate.restore(experiment, workdir)
+  evaluate.check_same_start(experiment, workdir)
   network = FrozenNetwork(experiment, state, workdir.features)
   pretrain = network.embed(experiment.pretrain, 'pretrain')
   test = network.embed(experiment.test, 'test')

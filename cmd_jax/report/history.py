@@ -32,10 +32,14 @@ def read_curves(path: pathlib.Path) -> dict[str, Any]:
       continue  # Cut short by a crash, or still being written.
   rows = rows[:: -(-len(rows) // _MAX_POINTS) or 1]
   names = sorted({name for row in rows for name in row} - {'step', 'epoch'})
+  series = {name: [_finite(row.get(name)) for row in rows] for name in names}
   return {
     'step': [row['step'] for row in rows],
+    # What was never finite has no curve.
     'series': {
-      name: [_finite(row.get(name)) for row in rows] for name in names
+      name: values
+      for name, values in series.items()
+      if any(value is not None for value in values)
     },
   }
 

@@ -111,6 +111,17 @@ def test_views_depend_on_the_example_alone(canvases):
   assert distance[~np.eye(8, dtype=bool)].min() > 0.05
 
 
+def test_one_by_one_is_as_all_at_once(canvases, monkeypatch):
+  sizes = np.full((4, 2), 256)
+  whole = published(canvases, sizes, _keys(4), STEP_KEY)
+  # Read when the views are traced.
+  monkeypatch.setattr(augment, '_CACHE_BYTES', 1)
+  make = augment.make_augment(global_px=24, local_px=12, num_local=2)
+  one_by_one = _jit(make)(canvases, sizes, _keys(4), STEP_KEY)
+  for ours, expected in zip(one_by_one[:-1], whole[:-1]):
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
 def test_pmap_equals_jit(canvases):
   devices = jax.local_devices()[:2]
   shards = len(devices)

@@ -130,7 +130,7 @@ def test_a_folder_is_embedded_searched_and_grouped(run, photos, tmp_path):
     rows = list(csv.DictReader(file))
   assert [row['rank'] for row in rows] == ['1', '2']
   assert rows[0]['file'] == 'e.png'
-  with Image.open(tmp_path / 'search.png') as picture:
+  with Image.open(tmp_path / 'search_images.png') as picture:
     assert picture.size[0] > 300
   request = folders.Request(
     str(run), str(photos), tmp_path / 'groups', num_clusters=2
@@ -157,7 +157,15 @@ def test_a_folder_is_embedded_searched_and_grouped(run, photos, tmp_path):
     ('search', {'query': 'photos/e.png', 'top_k': 0}, '--top_k is 0'),
     ('cluster', {'output': 'photos'}, 'is there already'),
     ('cluster', {'num_clusters': 9}, 'at most the number of images, 4'),
-    ('cluster', {'min_cluster_size': 1}, 'at least 2 images'),
+    ('cluster', {'min_cluster_size': 1}, '--min_cluster_size is 1'),
+    ('cluster', {'num_clusters': -1}, '--num_clusters is -1'),
+    ('search', {'query': 'photos/e.png', 'output': 'x.png'}, 'ends in .csv'),
+    (
+      'search',
+      {'query': 'photos/e.png', 'input': 'photos/e.png'},
+      '--input is photos/e.png',
+    ),
+    ('embed', {'input': 'empty.npz'}, 'empty.npz cannot be read'),
   ],
 )
 def test_what_cannot_be_is_one_line(
@@ -165,6 +173,7 @@ def test_what_cannot_be_is_one_line(
 ):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'empty').mkdir()
+  (tmp_path / 'empty.npz').touch()
   output = {'embed': 'x.npz', 'search': 'x.csv', 'cluster': 'x'}[mode]
   fields = dict(source=str(run), input='photos', output=output) | changes
   fields['output'] = pathlib.Path(fields['output'])
@@ -196,7 +205,7 @@ def test_the_program_needs_no_config(run, photos, tmp_path):
   assert result.returncode == 0, result.stderr
   assert '1.000  e.png' in result.stdout
   assert '1 unreadable image(s) skipped' in result.stderr
-  assert (tmp_path / 'x.png').is_file()
+  assert (tmp_path / 'x_images.png').is_file()
   for arguments in ([], [f'--workdir={run}', '--weights=x']):
     result = _program('--mode=embed', *arguments)
     assert result.returncode == 2

@@ -54,7 +54,8 @@ def test_a_process_without_this_package_computes_the_same(
   )
   for folder, results in wanted.items():
     for count in (1, 5):
-      got = np.load(folder / f'{count}.npz')
+      with np.load(folder / f'{count}.npz') as file:
+        got = dict(file)
       assert set(got) == set(results)
       for name, want in results.items():
         np.testing.assert_allclose(got[name], want[:count], atol=1e-6)

@@ -109,7 +109,7 @@ def test_sinkhorn_uses_all_prototypes_equally():
   np.testing.assert_allclose(probs.sum(0), np.full(8, 8.0), rtol=1e-3)
 
 
-def test_sinkhorn_is_that_of_the_paper():
+def test_sinkhorn_scales_columns_and_rows_in_turn():
   rng = np.random.default_rng(7)
   features, prototypes = rng.normal(size=(6, 2, 3)), rng.normal(size=(3, 5))
   rows = np.exp(features.reshape(12, 3) @ prototypes / 0.5)
@@ -119,6 +119,17 @@ def test_sinkhorn_is_that_of_the_paper():
     rows /= rows.sum(1, keepdims=True)
   ours = _sinkhorn_probs(jnp.array(features), jnp.array(prototypes), 0.5)
   np.testing.assert_allclose(ours.reshape(12, 5), rows, rtol=1e-4)
+
+
+def test_sinkhorn_in_blocks_is_that_of_the_batch(monkeypatch):
+  rng = np.random.default_rng(8)
+  features, prototypes = (
+    rng.normal(size=shape).astype(np.float32) for shape in ((6, 2, 3), (3, 5))
+  )
+  whole = dino.sinkhorn_centre(features, prototypes, 0.1)
+  monkeypatch.setattr(dino, 'LOGIT_BYTES', 1)
+  blocks = dino.sinkhorn_centre(features, prototypes, 0.1)
+  np.testing.assert_allclose(blocks, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_sinkhorn_over_devices_equals_the_whole_batch():
