@@ -88,9 +88,10 @@ def _tsne(components: np.ndarray) -> np.ndarray:
 def make_map(vectors: np.ndarray) -> Map:
   """Lays photographs out by the cosine similarity of their features.
 
-  t-SNE (van der Maaten & Hinton 2008; openTSNE's FFT-accelerated one) of the
-  first 50 principal components of unit vectors, started from the first two;
-  these alone where openTSNE is not installed or there are few photographs.
+  t-SNE (van der Maaten & Hinton 2008; openTSNE's, Barnes-Hut or from 10,000
+  points on FFT-accelerated) of the first 50 principal components of unit
+  vectors, started from the first two; these alone where openTSNE is not
+  installed or there are few photographs.
 
   Args:
     vectors: [N, D] features.
