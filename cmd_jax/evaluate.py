@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -172,6 +173,22 @@ def score(experiment: Experiment, encoded: Encoded) -> dict[str, float]:
   return scores
 
 
+def make_attend(experiment: Experiment, variables: tuple) -> Callable:
+  """(canvases, sizes) -> what each patch counts, [B, N], to a network.
+
+  Args:
+    experiment: the run's.
+    variables: from `network_variables`.
+  """
+
+  @jax.jit
+  def attend(variables, images, sizes):
+    view = experiment.evaluation.view(images, sizes)
+    return experiment.method.attend(*variables, view)
+
+  return lambda images, sizes: attend(variables, images, sizes)
+
+
 def draw_neighbours(
   experiment: Experiment,
   state: TrainState,
@@ -192,11 +209,7 @@ def draw_neighbours(
   if not len(gallery):
     return
 
-  @jax.jit
-  def attend(variables, images, sizes):
-    view = experiment.evaluation.view(images, sizes)
-    return experiment.method.attend(*variables, view)
-
+  attend = make_attend(experiment, network_variables(experiment, state))
   save_neighbours(
     path,
     queries=canvases.images[chosen],
@@ -204,11 +217,7 @@ def draw_neighbours(
     gallery=experiment.pretrain.images[gallery],
     gallery_features=encoded.pretrain.take(gallery),
     attention=np.asarray(
-      attend(
-        network_variables(experiment, state),
-        canvases.images[chosen],
-        canvases.sizes[chosen],
-      )
+      attend(canvases.images[chosen], canvases.sizes[chosen])
     ),
   )
 

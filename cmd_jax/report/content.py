@@ -29,17 +29,6 @@ def _numbers(array: np.ndarray, dtype: str) -> str:
   return photos.encode_base64(np.ascontiguousarray(array, dtype).tobytes())
 
 
-def _make_attend(experiment: Experiment, variables: tuple):
-  """(canvases, sizes) -> what each patch counts, [B, N]."""
-
-  @jax.jit
-  def attend(variables, images, sizes):
-    view = experiment.evaluation.view(images, sizes)
-    return experiment.method.attend(*variables, view)
-
-  return lambda images, sizes: attend(variables, images, sizes)
-
-
 def _attention_name(experiment: Experiment, variables: tuple) -> str:
   if 'mil' in variables[0]:
     return 'multi-instance attention'
@@ -270,7 +259,7 @@ def collect(
   variables = network_variables(experiment, state)
   drawn = photos.draw(
     splits,
-    _make_attend(experiment, variables),
+    evaluate.make_attend(experiment, variables),
     batch_size=experiment.evaluation.batch_size,
   )
   notes = _notes(experiment, workdir, state, splits)
