@@ -25,7 +25,7 @@ class Request(NamedTuple):
     source: work directory of a run, or file of weights.
     input: folder of images, or a file that `--mode=embed` wrote.
     output: file or folder to write.
-    query: image to search for.
+    query: image to search for; None in the other modes.
     top_k: images to find.
     index: one of `search.INDEXES`.
     num_clusters: groups to make; 0 finds out.
@@ -35,7 +35,7 @@ class Request(NamedTuple):
   source: str
   input: str
   output: pathlib.Path
-  query: str = ''
+  query: str | None = None
   top_k: int = 12
   index: str = 'exact'
   num_clusters: int = 0
@@ -128,7 +128,8 @@ def run(mode: str, request: Request) -> str:
   if mode == 'search' and not request.query:
     raise UserError('--query is missing: give an image file')
   request = request._replace(
-    output=request.output.expanduser(), query=os.path.expanduser(request.query)
+    output=request.output.expanduser(),
+    query=os.path.expanduser(request.query or ''),
   )
   encoder = cmd_jax.load(request.source)
   print(encoder.source, file=sys.stderr)

@@ -206,6 +206,13 @@ def test_the_program_needs_no_config(run, photos, tmp_path):
   assert '1.000  e.png' in result.stdout
   assert '1 unreadable image(s) skipped' in result.stderr
   assert (tmp_path / 'x_images.png').is_file()
+  result = _program(
+    '--mode=embed',
+    f'--workdir={run}',
+    f'--input={photos}',
+    f'--output={tmp_path / "x.npz"}',
+  )
+  assert result.returncode == 0, result.stderr
   for arguments in ([], [f'--workdir={run}', '--weights=x']):
     result = _program('--mode=embed', *arguments)
     assert result.returncode == 2
