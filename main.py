@@ -24,13 +24,19 @@ import os
 import pathlib
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
+from cmd_jax import disk, distributed, host_memory
 from cmd_jax.errors import UserError
+from cmd_jax.lock import Lock
 from cmd_jax.workdir import Workdir
+
+if TYPE_CHECKING:
+  from cmd_jax.experiment import Experiment
 
 FOLDER_MODES = ('embed', 'search', 'cluster')
 MODES = (
@@ -101,6 +107,21 @@ _NUM_CLUSTERS = flags.DEFINE_integer(
 )
 _MIN_CLUSTER_SIZE = flags.DEFINE_integer(
   'min_cluster_size', 5, '--mode=cluster: images of a group found, at least.'
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator_address',
+  None,
+  'host:port of process 0, where several processes meet; SLURM, Open MPI and '
+  'TPU pods need no flag: docs/scaling.md.',
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'Number of processes that train together.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Number of this process, from 0.'
+)
+_MEETING_TIMEOUT_S = flags.DEFINE_integer(
+  'meeting_timeout_s', 300, 'Seconds to wait for the other processes.'
 )
 _CACHE = flags.DEFINE_string(
   'compilation_cache',
@@ -186,8 +207,27 @@ def parse_flags(argv: list[str]) -> None:
     _WORKDIR.value
   ):
     raise UserError('give one of --workdir, a run, and --weights, a file')
+  _check_processes()
   if _MODE.value not in WORKDIR_OPTIONAL and not _WORKDIR.value:
     raise UserError('--workdir is missing: name a directory for the run')
+
+
+def _address() -> distributed.Address | None:
+  return distributed.check_address(
+    _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+  )
+
+
+def _check_processes() -> None:
+  several = _address() or distributed.launcher_of(os.environ) in (
+    'SLURM',
+    'Open MPI',
+  )
+  if several and _MODE.value != 'train':
+    raise UserError(
+      f'--mode={_MODE.value} runs in one process, and several are started: '
+      'start one, without --num_processes'
+    )
 
 
 def _use_compilation_cache() -> None:
@@ -195,6 +235,8 @@ def _use_compilation_cache() -> None:
 
   if _CACHE.value:
     jax.config.update('jax_compilation_cache_dir', _CACHE.value)
+    # Dozens of small programs take seconds together: all are kept.
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 def _run_on_folder() -> None:
@@ -251,7 +293,7 @@ def _inspect() -> None:
 
 def _with_route_of(workdir: Workdir, config: ConfigDict) -> ConfigDict:
   """The config, its images where the run has had them if that is open."""
-  route = workdir.results().get('route')
+  route = distributed.from_first(lambda: workdir.results().get('route'))
   if config.placement != 'auto' or not route:
     return config
   config = ConfigDict(config)
@@ -259,8 +301,98 @@ def _with_route_of(workdir: Workdir, config: ConfigDict) -> ConfigDict:
   return config
 
 
-def main() -> None:
-  """Runs the mode that the flags name."""
+def _build(workdir: Workdir, lock: Lock) -> tuple[ConfigDict, Experiment]:
+  # Imported late: a mistake in the flags is told without waiting for JAX.
+  from cmd_jax import experiment
+  from cmd_jax.saved_run import read_config
+
+  _use_compilation_cache()
+  config = _CONFIG.value or read_config(workdir)
+  workdir.check(config.to_dict())
+  if workdir.config_file.exists():
+    # Where there is a run, the second of two need not wait for its data.
+    _take(lock)
+  # Each host may keep the images elsewhere; that they are the same ones is
+  # looked at later.
+  fields = {k: v for k, v in config.to_dict().items() if k != 'dataset'}
+  distributed.check_same('the flags', repr(fields))
+  try:
+    return config, experiment.build(_with_route_of(workdir, config))
+  except AttributeError as error:
+    if _CONFIG.value is not None:
+      raise
+    raise UserError(
+      f'{workdir.config_file} lacks a field ({error}): the run is of another '
+      'version of this program; use that version'
+    ) from error
+
+
+def _take(lock: Lock) -> None:
+  # A report only reads, and one process writes for all.
+  if _MODE.value != 'report' and distributed.is_first():
+    lock.take()
+
+
+def _run_experiment() -> None:
+  workdir = Workdir(_WORKDIR.value)
+  with Lock(workdir.path) as lock:
+    _run_in(workdir, lock)
+
+
+def _run_in(workdir: Workdir, lock: Lock) -> None:
+  config, built = _build(workdir, lock)
+  if _MODE.value == 'evaluate':
+    from cmd_jax import evaluate
+
+    if built.imported:
+      # Weights of others are scored without training.
+      _take(lock)
+      workdir.open(config.to_dict())
+    results = evaluate.evaluate_run(built, workdir)
+    print(evaluate.results_table(results['init'], results.get('final', {})))
+  elif _MODE.value == 'report':
+    from cmd_jax.report.write import write_report
+
+    path = _OUTPUT.value and pathlib.Path(_OUTPUT.value)
+    print(write_report(built, workdir, path, max_images=_REPORT_IMAGES.value))
+  else:
+    distributed.from_first(lambda: _open(built, workdir, config, lock))
+    if _MODE.value == 'discover':
+      from cmd_jax.part_masks import discover_parts
+
+      print(f'part masks in {discover_parts(built, workdir)}')
+    else:
+      _train(built, workdir)
+
+
+def _open(
+  built: Experiment, workdir: Workdir, config: ConfigDict, lock: Lock
+) -> None:
+  from cmd_jax import evaluate
+
+  if workdir.has_checkpoint():
+    # Before anything is written: a run that is refused is left as it is.
+    evaluate.check_same_start(built, workdir)
+  _take(lock)
+  workdir.open(config.to_dict())
+
+
+def _train(built: Experiment, workdir: Workdir) -> None:
+  from cmd_jax import announce, train
+
+  try:
+    with disk.explaining(workdir.path):
+      results = train.train(built, workdir)
+  except train.Interrupted as stop:
+    if distributed.is_first():
+      print(stop, file=sys.stderr)
+    # As a shell reports a process that died of the signal.
+    sys.exit(128 + stop.signal)
+  if distributed.is_first():
+    print(announce.summary(built, workdir, results))
+
+
+def _run_mode() -> None:
   if _MODE.value in FOLDER_MODES:
     _run_on_folder()
     return
@@ -276,60 +408,28 @@ def main() -> None:
   if _MODE.value == 'inspect':
     _inspect()
     return
-  # Imported late: a mistake in the flags is told without waiting for JAX.
-  from cmd_jax import evaluate, experiment, train
-  from cmd_jax.saved_run import read_config
+  _run_experiment()
 
-  _use_compilation_cache()
-  workdir = Workdir(_WORKDIR.value)
-  config = _CONFIG.value or read_config(workdir)
-  workdir.check(config.to_dict())
-  try:
-    built = experiment.build(_with_route_of(workdir, config))
-  except AttributeError as error:
-    if _CONFIG.value is not None:
-      raise
-    raise UserError(
-      f'{workdir.config_file} lacks a field ({error}): the run is of another '
-      'version of this program; use that version'
-    ) from error
-  if _MODE.value == 'evaluate':
-    if built.imported:
-      # Weights of others are scored without training.
-      workdir.open(config.to_dict())
-    results = evaluate.evaluate_run(built, workdir)
-    print(evaluate.results_table(results['init'], results.get('final', {})))
-    return
-  if _MODE.value == 'report':
-    from cmd_jax.report.write import write_report
 
-    path = _OUTPUT.value and pathlib.Path(_OUTPUT.value)
-    print(write_report(built, workdir, path, max_images=_REPORT_IMAGES.value))
-    return
-  if workdir.has_checkpoint():
-    # Before anything is written: a run that is refused is left as it is.
-    evaluate.check_same_start(built, workdir)
-  workdir.open(config.to_dict())
-  if _MODE.value == 'discover':
-    from cmd_jax.part_masks import discover_parts
-
-    print(f'part masks in {discover_parts(built, workdir)}')
-    return
-  try:
-    results = train.train(built, workdir)
-  except train.Interrupted as stop:
-    print(stop, file=sys.stderr)
-    # As a shell reports a process that died of the signal.
-    sys.exit(128 + stop.signal)
-  print(train.summary(built, workdir, results))
+def main() -> None:
+  """Runs the mode that the flags name."""
+  if _MODE.value == 'train':
+    distributed.start(_address(), timeout_s=_MEETING_TIMEOUT_S.value)
+  with distributed.failing_together(), disk.explaining(None):
+    _run_mode()
 
 
 if __name__ == '__main__':
+  host_memory.restart_with_huge_pages()
   try:
     parse_flags(sys.argv)
     main()
   except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
+    # A file's name may hold what a terminal would obey.
+    text = ''.join(
+      c if c.isprintable() or c == '\n' else ascii(c)[1:-1] for c in str(error)
+    )
+    print(f'error: {text}', file=sys.stderr)
     sys.exit(2)
   except KeyboardInterrupt:
     # Before or after the steps; within them the state is saved first.

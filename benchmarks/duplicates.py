@@ -1,28 +1,29 @@
 """How well near duplicates are told from different photographs.
 
-  python benchmarks/duplicates.py --photographs=FOLDER [--photographs=FOLDER]
+  python -m benchmarks.duplicates --photographs=FOLDER [--photographs=FOLDER]
 
 Every photograph is changed in several ways; the table says how many of the
 changed ones are found again by the hash alone and by hash and thumbnail, as the
 data report has it. Among the photographs themselves every pair found is listed,
-to be looked at: those that do not show the same are mistakes. Prints JSON and
-writes it to benchmarks/results/duplicates.json, without the names.
+to be looked at: those that do not show the same are mistakes. The record has no
+names.
 """
 
-import argparse
+from __future__ import annotations
+
 import io
-import json
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from benchmarks import record
 from cmd_jax.data import duplicates
 from cmd_jax.data.canvas import make_canvas, open_rgb
 
 CANVAS_PX = 96
 DISTANCES = (6, 8, duplicates.MAX_DISTANCE, 12)
-RESULT = pathlib.Path(__file__).parent / 'results' / 'duplicates.json'
 
 
 def reencode(image: Image.Image, quality: int) -> Image.Image:
@@ -73,7 +74,10 @@ CHANGES = {
 }
 
 
-def prints_of(files: list[pathlib.Path], change=None) -> duplicates.Prints:
+def prints_of(
+  files: list[pathlib.Path],
+  change: Callable[[Image.Image, int], Image.Image] | None = None,
+) -> duplicates.Prints:
   """Fingerprints of photographs, changed or not."""
   canvases = []
   for seed, file in enumerate(files):
@@ -95,10 +99,11 @@ def count_near_hashes(hashes: np.ndarray) -> dict[int, int]:
 
 def main() -> None:
   """Measures, prints and writes."""
-  parser = argparse.ArgumentParser()
+  parser = record.make_parser(__doc__)
   parser.add_argument('--photographs', action='append', required=True)
   parser.add_argument('--num_changed', type=int, default=1000)
-  arguments = parser.parse_args()
+  run = record.begin('duplicates', parser)
+  arguments = run.options
   files = [
     file
     for folder in arguments.photographs
@@ -107,18 +112,22 @@ def main() -> None:
   prints = prints_of(files)
   chosen = np.linspace(0, len(files) - 1, arguments.num_changed).astype(int)
   before = duplicates.Prints(*(field[chosen] for field in prints))
-  found = {}
+  rows = []
   for name, change in CHANGES.items():
     after = prints_of([files[row] for row in chosen], change)
     distance = np.bitwise_count(before.hashes ^ after.hashes)
     both = duplicates.join_prints([before, after])
-    rows = np.arange(len(chosen))
-    alike = duplicates.correlation(both.thumbs, rows, rows + len(rows))
+    first = np.arange(len(chosen))
+    alike = duplicates.correlation(both.thumbs, first, first + len(first))
     near = distance <= duplicates.MAX_DISTANCE
-    found[name] = {
-      **{f'hash {limit}': (distance <= limit).mean() for limit in DISTANCES},
-      'found': (near & (alike > duplicates.MIN_CORRELATION)).mean(),
-    }
+    is_found = near & (alike > duplicates.MIN_CORRELATION)
+    rows.append(
+      {
+        'change': name,
+        'found': float(is_found.mean()),
+        **{f'hash {x}': float((distance <= x).mean()) for x in DISTANCES},
+      }
+    )
   pairs = sorted(
     {
       (int(i), int(j))
@@ -128,17 +137,16 @@ def main() -> None:
   )
   for i, j in pairs:
     print(files[i], files[j])
-  result = {
-    'photographs': len(files),
-    'pairs': len(files) * (len(files) - 1) // 2,
-    'changed': len(chosen),
-    'pairs_near_by_hash': count_near_hashes(prints.hashes),
-    'pairs_found': len(pairs),
-    'share_found': found,
-  }
-  RESULT.write_text(json.dumps(result, indent=2) + '\n')
-  print(json.dumps(result, indent=2))
+  record.finish(
+    run,
+    rows,
+    photographs=len(files),
+    pairs=len(files) * (len(files) - 1) // 2,
+    changed=len(chosen),
+    pairs_near_by_hash=count_near_hashes(prints.hashes),
+    pairs_found=len(pairs),
+  )
 
 
 if __name__ == '__main__':
-  main()
+  record.run_main(main)

@@ -1,6 +1,6 @@
 """The evaluators on frozen features, and scikit-learn doing the same.
 
-  python benchmarks/evaluators.py [--images=12000 --features=384 --classes=200]
+  python -m benchmarks.evaluators [--images=12000 --features=384 --classes=200]
 
 Half of the features are train, half test: classes are clusters, apart mostly in
 the directions of largest variance, as an encoder's are. `linear/logreg` chooses
@@ -9,22 +9,18 @@ scikit-learn's LogisticRegression, with the same folds, values and standardised
 float32 features, its own solver (L-BFGS) and its own tolerance, at which it may
 stop early; its accuracy at a tolerance of 1e-6 and our C is given as well. The
 first round of ours compiles. Peak memory is that of the process before
-scikit-learn runs. Prints JSON, writes it to benchmarks/results/evaluators.json.
+scikit-learn runs.
 """
 
-import argparse
-import json
-import os
-import pathlib
-import resource
+from __future__ import annotations
+
 import time
 
-import jax
 import numpy as np
 
+from benchmarks import record
 from cmd_jax.evaluators import Features, get_evaluator, linear
 
-RESULT = pathlib.Path(__file__).parent / 'results' / 'evaluators.json'
 FAST = (
   'knn/20',
   'retrieval/test-vs-train',
@@ -85,13 +81,14 @@ def fit_scikit_learn(train: Features, test: Features, our_c: float) -> dict:
 
 def main() -> None:
   """Measures, prints and writes."""
-  parser = argparse.ArgumentParser()
+  parser = record.make_parser(__doc__)
   parser.add_argument('--images', type=int, default=12_000)
   parser.add_argument('--features', type=int, default=384)
   parser.add_argument('--classes', type=int, default=200)
   parser.add_argument('--rounds', type=int, default=2)
   parser.add_argument('--no-scikit-learn', action='store_true')
-  arguments = parser.parse_args()
+  run = record.begin('evaluators', parser)
+  arguments = run.options
   train, test = make_features(
     arguments.images, arguments.features, arguments.classes
   )
@@ -102,36 +99,28 @@ def main() -> None:
       start = time.perf_counter()
       scores = evaluator(train, test)
       seconds.append(time.perf_counter() - start)
-    rows[name] = {'seconds_of_rounds': seconds, **scores}
-    print(name, rows[name], flush=True)
-  fast = [rows[name]['seconds_of_rounds'] for name in FAST]
-  result = {
-    'images': arguments.images,
-    'features': arguments.features,
-    'classes': arguments.classes,
-    'device': jax.devices()[0].device_kind,
-    'cores': len(os.sched_getaffinity(0)),
-    'load_average': round(os.getloadavg()[0], 1),
-    'knn_and_retrieval_seconds': sum(map(min, fast)),
-    'knn_and_retrieval_seconds_with_compilation': sum(x[0] for x in fast),
-    'peak_memory_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    'rows': rows,
+    rows[name] = {
+      'evaluator': name,
+      'seconds': min(seconds),
+      'seconds_with_compilation': seconds[0],
+      **scores,
+    }
+  facts = {
+    'peak_memory_mib_of_ours': record.peak_memory_mib(),
+    'knn_and_retrieval_seconds': sum(rows[name]['seconds'] for name in FAST),
   }
   if not arguments.no_scikit_learn:
     ours = rows['linear/logreg']
     ours['C'] = linear.fit_logreg(train.vectors, train.labels, GRID).c
     theirs = fit_scikit_learn(train, test, ours['C'])
-    rows['scikit-learn LogisticRegression'] = theirs
-    result['logreg_speed_ratio'] = theirs['seconds'] / min(
-      ours['seconds_of_rounds']
-    )
+    name = 'scikit-learn LogisticRegression'
+    rows[name] = {'evaluator': name, **theirs}
+    facts['logreg_speed_ratio'] = theirs['seconds'] / ours['seconds']
     for name in ('top1', 'top1_exact'):
       points = 100 * (ours['top1'] - theirs[name])
-      result[f'logreg_points_above_{name}'] = points
-  RESULT.parent.mkdir(exist_ok=True)
-  RESULT.write_text(json.dumps(result, indent=2) + '\n')
-  print(json.dumps(result, indent=2))
+      facts[f'logreg_points_above_{name}'] = points
+  record.finish(run, list(rows.values()), **facts)
 
 
 if __name__ == '__main__':
-  main()
+  record.run_main(main)

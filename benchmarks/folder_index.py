@@ -1,15 +1,15 @@
 """Listing a folder of a million images: at the first start and later ones.
 
-  python benchmarks/folder_index.py --scratch=FOLDER [--images=1000000]
+  python -m benchmarks.folder_index --scratch=FOLDER [--images=1000000]
 
 Makes empty files in class folders below a scratch folder, lists them as the
 program does (both splits, each in a process of its own so that memory is its
 own), again with the index that was kept, and deletes them. `os.scandir` alone
-over the same folders is the bound of the file system. Prints JSON and writes
-it to benchmarks/results/folder_index.json.
+over the same folders is the bound of the file system.
 """
 
-import argparse
+from __future__ import annotations
+
 import json
 import os
 import pathlib
@@ -19,7 +19,8 @@ import sys
 import tempfile
 import time
 
-RESULT = pathlib.Path(__file__).parent / 'results' / 'folder_index.json'
+from benchmarks import record
+
 PER_FOLDER = 1000
 # Times and the largest resident set size of one start.
 START = """
@@ -71,28 +72,26 @@ def start(root: pathlib.Path, index: pathlib.Path) -> dict:
 
 def main() -> None:
   """Measures, prints and writes."""
-  parser = argparse.ArgumentParser()
+  parser = record.make_parser(__doc__)
   parser.add_argument('--scratch', required=True)
   parser.add_argument('--images', type=int, default=1_000_000)
-  arguments = parser.parse_args()
+  run = record.begin('folder_index', parser)
+  arguments = run.options
   folder = pathlib.Path(tempfile.mkdtemp(dir=arguments.scratch))
   try:
     root, index = folder / 'images', folder / 'index.npz'
     make_files(root, arguments.images)
-    result = {
-      'images': arguments.images,
-      'scandir_seconds': scan(root),
-      'first': start(root, index),
-      'later': [start(root, index) for _ in range(3)],
-      'index_mib': index.stat().st_size / 2**20,
-      'load_average': round(os.getloadavg()[0], 1),
-    }
+    rows = [
+      {'what': 'os.scandir alone, warm', 'seconds': scan(root)},
+      {'what': 'first listing', **start(root, index)},
+      *({'what': 'later start', **start(root, index)} for _ in range(3)),
+    ]
+    # Of a small folder none is kept.
+    index_mib = index.stat().st_size / 2**20 if index.exists() else 0.0
   finally:
     shutil.rmtree(folder)
-  RESULT.parent.mkdir(exist_ok=True)
-  RESULT.write_text(json.dumps(result, indent=2) + '\n')
-  print(json.dumps(result, indent=2))
+  record.finish(run, rows, images=arguments.images, index_mib=index_mib)
 
 
 if __name__ == '__main__':
-  main()
+  record.run_main(main)

@@ -1,33 +1,34 @@
 """k-means of hypercolumns against scikit-learn's, image by image.
 
-  taskset -c 0 python benchmarks/kmeans.py [--photographs=FOLDER]
+  taskset -c 0 python -m benchmarks.kmeans [--photographs=FOLDER]
 
 The points are a ResNet-50's four stages at 64 x 64 (4,096 points of 3,840
 features, untrained weights) of 1/f noise or of photographs. Both run until
 scikit-learn's criterion holds (tol 1e-4, at most 300 steps), in float32, on the
 same cores, in turns; a time is the best of the rounds, compilation left out.
 Inertia is that of all points with all features, computed anew from the labels
-in float64. Prints JSON and writes it to benchmarks/results/kmeans.json.
+in float64.
 """
 
-import argparse
-import json
-import os
+from __future__ import annotations
+
 import pathlib
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from PIL import Image
 from sklearn.cluster import KMeans
 
+from benchmarks import record
 from cmd_jax.models.resnet import make_resnet
 from cmd_jax.parts.features import hypercolumn, hypercolumn_maps
 from cmd_jax.parts.kmeans import kmeans, kmeans_of_maps
 
 IMAGE_PX, GRID, NUM_CLUSTERS = 224, (64, 64), 15
+THEIRS = 'scikit-learn'
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-RESULT = pathlib.Path(__file__).parent / 'results' / 'kmeans.json'
 
 
 def make_images(folder: str | None, count: int) -> np.ndarray:
@@ -59,15 +60,10 @@ def inertia_of(points: np.ndarray, labels: np.ndarray) -> float:
   return total
 
 
-def main() -> None:
-  """Measures, prints and writes."""
-  parser = argparse.ArgumentParser()
-  parser.add_argument('--photographs')
-  parser.add_argument('--images', type=int, default=6)
-  parser.add_argument('--rounds', type=int, default=3)
-  arguments = parser.parse_args()
-
-  images = make_images(arguments.photographs, arguments.images)
+def make_contenders(
+  images: np.ndarray,
+) -> tuple[np.ndarray, dict[str, Callable]]:
+  """Points [N, P, D], and () -> (labels, steps) of each image by contender."""
   encoder = make_resnet(variant='50')
   variables = jax.jit(encoder.init)(jax.random.key(0), images[:1])
   maps = jax.jit(lambda v, x: hypercolumn_maps(encoder, v, x))(
@@ -75,7 +71,6 @@ def main() -> None:
   )
   points = np.asarray(jax.jit(lambda x: hypercolumn(x, GRID))(maps))
   points = points.reshape(len(images), -1, points.shape[-1])
-  _, count, dim = points.shape
   keys = jax.random.split(jax.random.key(0), len(images))
 
   def theirs():
@@ -86,57 +81,73 @@ def main() -> None:
     return [fit.labels_ for fit in fits], [fit.n_iter_ for fit in fits]
 
   def ours(function, x, **options):
-    def run():
+    def fit():
       result = function(x, keys, num_clusters=NUM_CLUSTERS, **options)
       return np.asarray(result.labels), np.asarray(result.num_steps)
 
-    return run
+    return fit
 
-  contenders = {
-    'scikit-learn': theirs,
+  return points, {
+    THEIRS: theirs,
     'ours, from the maps': ours(kmeans_of_maps, maps, grid=GRID),
     'ours, from the points': ours(kmeans, points),
     'ours, k-means++ on the maps': ours(
       kmeans_of_maps, maps, grid=GRID, warm_start=False
     ),
   }
+
+
+def measure(
+  points: np.ndarray, contenders: dict[str, Callable], rounds: int
+) -> list[dict]:
+  """A row for each contender; all take turns."""
   seconds = {name: [] for name in contenders}
   found = {}
-  for number in range(arguments.rounds + 1):
-    for name, run in contenders.items():
-      if number == 0 and name == 'scikit-learn':
+  for number in range(rounds + 1):
+    for name, fit in contenders.items():
+      if number == 0 and name == THEIRS:
         continue
       start = time.perf_counter()
-      found[name] = run()
+      found[name] = fit()
       # The first round compiles.
       if number:
         seconds[name].append(time.perf_counter() - start)
   rows = {}
-  for name, (labels, steps) in found.items():
+  for name in contenders:
+    labels, steps = found[name]
     inertia = [inertia_of(x, own) for x, own in zip(points, labels)]
     rows[name] = {
-      'images_per_second': len(images) / min(seconds[name]),
-      'seconds_of_rounds': [round(x, 3) for x in seconds[name]],
-      'inertia_mean': float(np.mean(inertia)),
+      'k-means': name,
+      'images_per_second': len(points) / min(seconds[name]),
+      'inertia': float(np.mean(inertia)),
       'steps': [int(step) for step in steps],
+      'seconds_of_rounds': seconds[name],
     }
-  base = rows['scikit-learn']
+  base = rows[THEIRS]
   for row in rows.values():
     row['speed_ratio'] = row['images_per_second'] / base['images_per_second']
-    row['inertia_ratio'] = row['inertia_mean'] / base['inertia_mean']
-  result = {
-    'points': [count, dim],
-    'clusters': NUM_CLUSTERS,
-    'images': len(images),
-    'source': 'photographs' if arguments.photographs else '1/f noise',
-    'cores': len(os.sched_getaffinity(0)),
-    'load_average': round(os.getloadavg()[0], 1),
-    'rows': rows,
-  }
-  RESULT.parent.mkdir(exist_ok=True)
-  RESULT.write_text(json.dumps(result, indent=2) + '\n')
-  print(json.dumps(result, indent=2))
+    row['inertia_ratio'] = row['inertia'] / base['inertia']
+  return list(rows.values())
+
+
+def main() -> None:
+  """Measures, prints and writes."""
+  parser = record.make_parser(__doc__)
+  parser.add_argument('--photographs')
+  parser.add_argument('--images', type=int, default=6)
+  parser.add_argument('--rounds', type=int, default=3)
+  run = record.begin('kmeans', parser)
+  images = make_images(run.options.photographs, run.options.images)
+  points, contenders = make_contenders(images)
+  record.finish(
+    run,
+    measure(points, contenders, run.options.rounds),
+    points=list(points.shape[1:]),
+    clusters=NUM_CLUSTERS,
+    images=len(images),
+    source='photographs' if run.options.photographs else '1/f noise',
+  )
 
 
 if __name__ == '__main__':
-  main()
+  record.run_main(main)

@@ -1,18 +1,21 @@
 """Gradient of a transformer's MLP on the CPU: forms of GELU, merged axes.
 
-  python benchmarks/mlp_gradient.py
+  python -m benchmarks.mlp_gradient
 
-Prints the median milliseconds of each combination, all in one run, as JSON.
+The median milliseconds of each combination, all in one run.
 """
 
-import json
+from __future__ import annotations
+
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from benchmarks import record
 from cmd_jax.models import layers
 
 BATCH, TOKENS, WIDTH, HIDDEN, REPEATS = 128, 37, 96, 384, 20
@@ -24,7 +27,7 @@ ACTIVATIONS = {
 }
 
 
-def median_ms(function, *arguments) -> float:
+def median_ms(function: Callable, *arguments: jax.Array) -> float:
   """Median wall time of a compiled function."""
   jax.block_until_ready(function(*arguments))
   times = []
@@ -36,13 +39,15 @@ def median_ms(function, *arguments) -> float:
 
 
 def main() -> None:
-  """Measures and prints."""
+  """Measures, prints and writes."""
+  run = record.begin('mlp_gradient', record.make_parser(__doc__))
   keys = jax.random.split(jax.random.key(0), 3)
   tokens = jax.random.normal(keys[0], (BATCH, TOKENS, WIDTH))
   up = 0.1 * jax.random.normal(keys[1], (WIDTH, HIDDEN))
   down = 0.1 * jax.random.normal(keys[2], (HIDDEN, WIDTH))
-  result = {}
+  rows = []
   for name, activation in ACTIVATIONS.items():
+    rows.append({'activation': name})
 
     def loss(tokens, up, down, activation=activation):
       return jnp.sum((activation(tokens @ up) @ down) ** 2)
@@ -52,9 +57,9 @@ def main() -> None:
 
     for axes, function in (('[B, N, D]', loss), ('[B N, D]', merged)):
       gradient = jax.jit(jax.grad(function, argnums=(0, 1, 2)))
-      result[f'{name}, {axes}'] = median_ms(gradient, tokens, up, down)
-  print(json.dumps(result, indent=2))
+      rows[-1][f'ms, {axes}'] = median_ms(gradient, tokens, up, down)
+  record.finish(run, rows)
 
 
 if __name__ == '__main__':
-  main()
+  record.run_main(main)

@@ -1,15 +1,16 @@
 """What toybirds gives away without learning: nearest neighbours of pixels.
 
-  python benchmarks/toybirds_baselines.py
+  python -m benchmarks.toybirds_baselines
 
-Prints the top-1 accuracy in per cent of one nearest neighbour (test against
-train, 64 px) on raw pixels and on colour histograms, as JSON.
+The top-1 accuracy in per cent of one nearest neighbour (test against train,
+64 px) on raw pixels and on colour histograms.
 """
 
-import json
+from __future__ import annotations
 
 import numpy as np
 
+from benchmarks import record
 from cmd_jax.data.canvas import make_canvases
 from cmd_jax.data.tfds_source import tfds_source
 
@@ -22,7 +23,12 @@ def histogram(images: np.ndarray, bins: int) -> np.ndarray:
   return np.sqrt(np.array(counts, np.float32))
 
 
-def accuracy(train, test, train_labels, test_labels) -> dict[str, float]:
+def accuracy(
+  train: np.ndarray,
+  test: np.ndarray,
+  train_labels: np.ndarray,
+  test_labels: np.ndarray,
+) -> dict[str, float]:
   """Per cent of test rows whose nearest train row has their label."""
 
   def rows(x):
@@ -42,7 +48,8 @@ def accuracy(train, test, train_labels, test_labels) -> dict[str, float]:
 
 
 def main() -> None:
-  """Measures and prints."""
+  """Measures, prints and writes."""
+  run = record.begin('toybirds_baselines', record.make_parser(__doc__))
   train, test = (
     make_canvases(tfds_source('toybirds', split), canvas_px=64)
     for split in ('train', 'test')
@@ -52,13 +59,15 @@ def main() -> None:
     'grey pixels': lambda x: x.mean(-1),
     'RGB histogram, 4 bins a channel': lambda x: histogram(x, 4),
   }
-  result = {
-    name: accuracy(f(train.images), f(test.images), train.labels, test.labels)
+  rows = [
+    {
+      'features': name,
+      **accuracy(f(train.images), f(test.images), train.labels, test.labels),
+    }
     for name, f in transforms.items()
-  }
-  result['chance'] = round(100 / len(train.class_names), 1)
-  print(json.dumps(result, indent=2))
+  ]
+  record.finish(run, rows, chance=100 / len(train.class_names))
 
 
 if __name__ == '__main__':
-  main()
+  record.run_main(main)

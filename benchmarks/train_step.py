@@ -1,196 +1,373 @@
-"""The whole train step: images/s, share of the matmul ceiling, peak memory.
+"""The whole train step: images/s, share of the ceilings, peak memory.
 
   python -m benchmarks.train_step [--num_prototypes=4096] [--batch_size=4]
+    [--plain] [--parts] [--dtype=bfloat16] [--num_devices=8] [--profile=FOLDER]
 
-CMD with all four terms, a ViT-Ti/16, 2 x 224 and 8 x 96 views, canvases of 256
-pixels made up of noise. The ceiling is the fastest of three matrix products of
-the step's own shapes, measured between the steps, so that a busy machine slows
-both. FLOPs are counted by hand from the shapes: 2 a multiplication of the
-encoder, the heads and the prototypes, once for the teacher, three times for the
-student. Peak memory is that of the process; run each size in its own. Prints
-JSON and adds it to benchmarks/results/train_step.json.
+The published recipe (2 x 224 and 8 x 96 views, canvases of 256 pixels made up
+of noise). The matmul ceiling is the fastest of a few products of the step's own
+shapes, the bandwidth ceiling x + 1 of 256 MiB, both measured between the steps
+on one device (times their number, but on CPU, where devices share the cores).
+FLOPs are counted by hand from the shapes (benchmarks/step.py) and, to check,
+from the products of the compiled program, as are its bytes; its loops count as
+often as they run (benchmarks/hlo.py). Bytes are those that instructions read
+and write, so that what a cache holds counts as memory and the share of the
+attainable may exceed 1. Peak memory is the process's after the first step; that
+of the plain losses includes what came before.
+
+--plain also runs the step with the losses of the whole batch at once and
+automatic differentiation, in turns with the usual one. --parts times the
+augmentation and the encoder alone, compiled apart.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import pathlib
-import resource
+import contextlib
+import sys
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from cmd_jax import parallel
-from cmd_jax.data import augment
-from cmd_jax.methods import make_method
+from benchmarks import ceilings, hlo, record
+from benchmarks.step import METHODS, Step, count_flops, make_config, make_step
+from cmd_jax import host_memory, parallel
 from cmd_jax.models import make_encoder
-from cmd_jax.recipe import make_optimizer, make_schedules
-from cmd_jax.train_state import init_train_state
-from cmd_jax.train_step import Batch, make_train_step
-from configs import common
 
-RESULT = pathlib.Path(__file__).parent / 'results' / 'train_step.json'
-HIDDEN, BOTTLENECK = 2048, 256
-
-
-def make_config(arguments: argparse.Namespace):
-  """The published config with what the arguments change."""
-  config = common.published(common.parse_argument(f'method={arguments.method}'))
-  config.batch_size = arguments.batch_size
-  config.model.update(variant=arguments.variant, dtype=arguments.dtype)
-  config.head.num_prototypes = arguments.num_prototypes
-  return config
+# Measured elsewhere, on another machine of two cores, float32, ViT-Ti/16, CMD:
+# (program, K, B, images/s, peak memory in GB where it was taken).
+REFERENCE = (
+  ('PyTorch, elsewhere', 4096, 4, 2.3, 2.1),
+  ('PyTorch, elsewhere', 65536, 2, 0.5, 5.0),
+  ('plain JAX, elsewhere', 4096, 4, 2.1, None),
+  ('plain JAX, elsewhere', 65536, 2, 0.12, None),
+)
 
 
-def build(config):
-  """The jitted step, its first state and a batch."""
-  encoder = make_encoder(**config.model)
-  named = make_schedules(config, steps_per_epoch=100, total_steps=1000)
-  optimizer = make_optimizer(config.optim, named, 100, lambda path: False)
-  method = make_method(
-    encoder=encoder,
-    image_px=config.augment.global_px,
-    head=config.head.to_dict(),
-    student_temperature=config.student_temperature,
-    teacher_temperature=named['teacher_temperature'],
-    centre_momentum=config.teacher.centre_momentum,
-    teacher_normalisation=config.teacher.normalisation,
-    axis_name=None,
-    lora=config.lora.to_dict(),
-    is_frozen=lambda path: False,
-    **config.method.to_dict(),
+class Variant(NamedTuple):
+  """A compiled step and how it did.
+
+  Attributes:
+    step: what was compiled.
+    compiled: the program.
+    compile_seconds: how long that took.
+    peak_mib: largest resident set of the process after the first step.
+    seconds: of each step, the host waiting for every one.
+    losses: of each step.
+  """
+
+  step: Step
+  compiled: Any
+  compile_seconds: float
+  peak_mib: int
+  seconds: list[float]
+  losses: list[float]
+
+
+class Ceilings(NamedTuple):
+  """What was measured between the steps, FLOP/s and bytes/s."""
+
+  matmul: list[float]
+  bandwidth: list[float]
+
+
+def compile_variant(step: Step) -> Variant:
+  """Compiles a step and takes the first, which is not counted."""
+  start = time.perf_counter()
+  compiled = step.lower().compile()
+  seconds = time.perf_counter() - start
+  host_memory.give_back_freed()
+  jax.block_until_ready(compiled(step.init(), step.noise(), jax.random.key(1)))
+  return Variant(step, compiled, seconds, record.peak_memory_mib(), [], [])
+
+
+def plain(method):
+  """The method with the losses of all examples at once."""
+  return method._replace(sums_over_examples=False)
+
+
+def matmul_shapes(config: ConfigDict) -> list[tuple[int, int, int]]:
+  """Products of the step, and one that is large where that costs nothing."""
+  rows = config.batch_size * 400
+  large = 1024 if jax.default_backend() == 'cpu' else 8192
+  width = make_encoder(**config.model).width
+  return [
+    (large, large, large),
+    (rows, width, 4 * width),
+    (rows, config.head.bottleneck_dim, 4096),
+  ]
+
+
+def take_turns(
+  variants: dict[str, Variant], config: ConfigDict, num_steps: int
+) -> Ceilings:
+  """Steps of all variants in turns, the ceilings between them."""
+  matmul = ceilings.make_matmul_ceiling(
+    matmul_shapes(config), config.model.dtype
   )
-  step = make_train_step(
-    method=method,
-    augment=augment.make_augment(**config.augment),
-    optimizer=optimizer,
-    teacher_momentum=named['teacher_momentum'],
-    schedules=named,
-  )
-  state = jax.jit(lambda key: init_train_state(method, optimizer, key, None))(
-    jax.random.key(0)
-  )
-  size, canvas_px = config.batch_size, config.canvas_px
-  rng = np.random.default_rng(0)
-  batch = Batch(
-    images=jnp.array(
-      rng.integers(0, 256, (size, canvas_px, canvas_px, 3), np.uint8)
-    ),
-    sizes=jnp.full((size, 2), canvas_px, jnp.int32),
-    index=jnp.arange(size, dtype=jnp.int32),
-  )
-  return jax.jit(step, donate_argnums=0), state, batch
+  bandwidth = ceilings.make_bandwidth_ceiling()
+  found = Ceilings([], [])
+  for _ in range(num_steps):
+    for variant in variants.values():
+      # Anew each time: two states at once may not fit.
+      state, batch = variant.step.init(), variant.step.noise()
+      jax.block_until_ready((state, batch))
+      key = jax.random.key(1)
+      start = time.perf_counter()
+      state, metrics = variant.compiled(state, batch, key)
+      jax.block_until_ready(state)
+      variant.seconds.append(time.perf_counter() - start)
+      variant.losses.append(float(metrics['loss']))
+      del state
+    found.matmul.append(matmul())
+    found.bandwidth.append(bandwidth())
+  return found
 
 
-def count_flops(config) -> dict[str, float]:
-  """Floating-point operations of an image by part of the step."""
-  model = make_encoder(**config.model)
-  views = config.augment
-  width, depth = model.width, model.depth
+def measure_host(
+  variant: Variant, num_steps: int, profile: str | None
+) -> dict[str, float]:
+  """What the host costs: steps it waits for one by one, and steps in a row.
 
-  def encoder(view_px):
-    tokens = (view_px // model.patch_px) ** 2
-    patches = tokens * width * 3 * model.patch_px**2
-    tokens += 1
-    linear = (4 + 2 * config.model.mlp_ratio) * tokens * width**2
-    attention = 2 * tokens**2 * width
-    return 2 * (patches + depth * (linear + attention))
+  Both in turns, twice; the faster counts.
 
-  def rows(view_px):
-    return (view_px // model.patch_px) ** 2 + 1
+  Args:
+    variant: what is run.
+    num_steps: of a turn.
+    profile: folder for a trace of the last steps in a row, if any.
+  """
+  batch, key = variant.step.noise(), jax.random.key(1)
+  state, calls = variant.step.init(), []
 
-  one_row = 2 * (width * HIDDEN + HIDDEN**2 + HIDDEN * BOTTLENECK)
-  one_logit = 2 * BOTTLENECK * config.head.num_prototypes
-  teacher_rows = 2 * rows(views.global_px)
-  student_rows = teacher_rows + views.num_local * rows(views.local_px)
-  teacher = 2 * encoder(views.global_px)
-  student = teacher + views.num_local * encoder(views.local_px)
-  counted = teacher_rows + 3 * student_rows
+  def steps(wait):
+    nonlocal state
+    jax.block_until_ready(state)
+    start = time.perf_counter()
+    for _ in range(num_steps):
+      called = time.perf_counter()
+      state, _ = variant.compiled(state, batch, key)
+      calls.append(time.perf_counter() - called)
+      if wait:
+        jax.block_until_ready(state)
+    jax.block_until_ready(state)
+    return (time.perf_counter() - start) / num_steps
+
+  waiting, in_a_row = [], []
+  for turn in range(2):
+    waiting.append(steps(True))
+    traced = profile if turn else None
+    with jax.profiler.trace(traced) if traced else contextlib.nullcontext():
+      in_a_row.append(steps(False))
   return {
-    'encoder': teacher + 3 * student,
-    'heads': one_row * counted,
-    'prototypes': one_logit * counted,
+    'seconds_in_a_row': min(in_a_row),
+    'seconds_of_a_call': min(calls),
+    'share_waiting_for_host': 1 - min(in_a_row) / min(waiting),
   }
 
 
-def make_ceiling(config):
-  """() -> FLOP/s of the fastest of three products of the step's shapes."""
-  rows = config.batch_size * 400
-  shapes = [(1024, 1024, 1024), (rows, 192, 768), (rows, BOTTLENECK, 4096)]
-  dtype = jnp.dtype(config.model.dtype)
-  product = jax.jit(jnp.dot)
-  operands = [
-    (jnp.ones((m, k), dtype), jnp.ones((k, n), dtype)) for m, k, n in shapes
+def best_seconds(function: Callable[[], Any], repeats: int) -> float:
+  """Seconds of the fastest call; the first, which compiles, is not counted."""
+  jax.block_until_ready(function())
+  times = []
+  for _ in range(repeats):
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    times.append(time.perf_counter() - start)
+  return min(times)
+
+
+def measure_parts(
+  step: Step, config: ConfigDict, repeats: int
+) -> dict[str, float]:
+  """Seconds of the augmentation and of both encoders, each compiled apart."""
+  batch = step.noise()
+  views = step.augment(batch)[:2]
+  encoder = make_encoder(**config.model)
+
+  def encode(params, images):
+    output = encoder.apply(
+      {'params': params}, images.reshape(-1, *images.shape[2:])
+    )
+    return jnp.mean(output.image**2) + jnp.mean(output.tokens**2)
+
+  @jax.jit
+  def both(params, teacher, views):
+    student = jax.value_and_grad(
+      lambda params: sum(encode(params, x) for x in views)
+    )
+    return student(params), encode(teacher, views[0])
+
+  state = step.init()
+  students, teachers = (
+    x['encoder'] for x in (state.params, state.teacher_params)
+  )
+  del state
+  return {
+    'seconds_augmentation': best_seconds(lambda: step.augment(batch), repeats),
+    'seconds_encoder': best_seconds(
+      lambda: both(students, teachers, views), repeats
+    ),
+  }
+
+
+def device_memory() -> dict[str, float]:
+  """Peak and limit in MiB where the devices count, else nothing."""
+  stats = jax.devices()[0].memory_stats() or {}
+  names = {'peak_bytes_in_use': 'peak', 'bytes_limit': 'limit'}
+  return {
+    f'device_{name}_mib': round(stats[key] / 2**20)
+    for key, name in names.items()
+    if key in stats
+  }
+
+
+def make_row(
+  name: str, variant: Variant, config: ConfigDict, found: Ceilings
+) -> dict[str, Any]:
+  """Speed, shares and memory of a variant."""
+  mesh, seconds = variant.step.mesh, min(variant.seconds)
+  flops = sum(count_flops(config).values()) * config.batch_size
+  several = mesh.size if mesh.devices.flat[0].platform != 'cpu' else 1
+  matmul = max(found.matmul) * several
+  program = hlo.read_program(variant.compiled.as_text())
+  once, work = hlo.work(program, with_trips=False), hlo.work(program)
+  costs = variant.compiled.cost_analysis()
+  # The compiler's own count, with its loops as often as they run.
+  num_bytes = costs['bytes accessed'] * work.num_bytes / once.num_bytes
+  memory = variant.compiled.memory_analysis()
+  return {
+    'losses': name,
+    'K': config.head.num_prototypes,
+    'B': config.batch_size,
+    'images_per_second': config.batch_size / seconds,
+    'share_of_matmul_ceiling': flops / seconds / matmul,
+    **ceilings.roofline(
+      flops=flops,
+      num_bytes=num_bytes * mesh.size,
+      seconds=seconds,
+      matmul_ceiling=matmul,
+      bandwidth_ceiling=max(found.bandwidth) * several,
+    ),
+    'gflops_of_program': work.dot_flops * mesh.size / 1e9,
+    'seconds_blocked': seconds,
+    'compile_seconds': variant.compile_seconds,
+    'temporary_mib': round(memory.temp_size_in_bytes / 2**20),
+    'peak_mib': variant.peak_mib,
+    'loss': variant.losses[-1],
+    'cost_analysis': {k: costs[k] for k in ('flops', 'bytes accessed')},
+    'seconds_of_steps': variant.seconds,
+  }
+
+
+def print_reference(config: ConfigDict, row: dict[str, Any]) -> None:
+  """Prints the figures taken elsewhere for this K and B, if there are any."""
+  size = (config.head.num_prototypes, config.batch_size)
+  rows = [
+    {'program': x[0], 'images_per_second': x[3], 'peak_gb': x[4]}
+    for x in REFERENCE
+    if x[1:3] == size
   ]
-  for a, b in operands:
-    product(a, b).block_until_ready()
-
-  def measure():
-    best = 0.0
-    for (a, b), (m, k, n) in zip(operands, shapes):
-      start = time.perf_counter()
-      for _ in range(3):
-        product(a, b).block_until_ready()
-      best = max(best, 3 * 2 * m * k * n / (time.perf_counter() - start))
-    return best
-
-  return measure
+  if rows and (config.method.name, config.model.variant) == ('cmd', 'Ti'):
+    here = {
+      'program': 'this run',
+      'images_per_second': row['images_per_second'],
+      'peak_gb': row['peak_mib'] * 2**20 / 1e9,
+    }
+    print(record.table([here, *rows]), end='\n\n')
 
 
-def main() -> None:
-  """Measures, prints and writes."""
-  parser = argparse.ArgumentParser()
-  parser.add_argument('--method', default='cmd')
+def parse(arguments: list[str] | None = None) -> record.Run:
+  """Reads the command line."""
+  parser = record.make_parser(__doc__)
+  parser.add_argument('--method', default='cmd', choices=METHODS)
   parser.add_argument('--variant', default='Ti')
   parser.add_argument('--dtype', default='float32')
   parser.add_argument('--num_prototypes', type=int, default=4096)
   parser.add_argument('--batch_size', type=int, default=4)
+  parser.add_argument('--num_devices', type=int, default=1)
+  parser.add_argument('--mode', default='jit', choices=parallel.MODES)
   parser.add_argument('--steps', type=int, default=5)
-  arguments = parser.parse_args()
-  config = make_config(arguments)
-  mesh = parallel.make_mesh(1)
-  step, state, batch = build(config)
-  start = time.perf_counter()
-  compiled = step.lower(state, batch, jax.random.key(1)).compile()
-  compile_seconds = time.perf_counter() - start
-  ceiling = make_ceiling(config)
-  seconds, ceilings = [], []
-  for number in range(arguments.steps + 1):
-    start = time.perf_counter()
-    state, metrics = compiled(state, batch, jax.random.key(1))
-    loss = float(metrics['loss'])
-    if number:
-      seconds.append(time.perf_counter() - start)
-      ceilings.append(ceiling())
-  flops = count_flops(config)
-  rate = config.batch_size / min(seconds)
-  state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
-  memory = compiled.memory_analysis()
-  result = {
-    **vars(arguments),
-    'images_per_second': round(rate, 3),
-    'seconds_of_steps': [round(x, 3) for x in seconds],
-    'compile_seconds': round(compile_seconds, 1),
-    'gflops_an_image': {k: round(v / 1e9, 2) for k, v in flops.items()},
-    'matmul_ceiling_gflops': round(max(ceilings) / 1e9, 1),
-    'share_of_ceiling': round(rate * sum(flops.values()) / max(ceilings), 3),
-    'peak_mb': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-    'state_mb': round(state_bytes / 2**20),
-    'temporary_mb': round(memory.temp_size_in_bytes / 2**20),
-    'loss': loss,
-    'device': mesh.devices.ravel()[0].device_kind,
-    'cores': len(os.sched_getaffinity(0)),
-    'load_average': round(os.getloadavg()[0], 1),
-    'jax': jax.__version__,
+  parser.add_argument('--plain', action='store_true')
+  parser.add_argument('--parts', action='store_true')
+  parser.add_argument('--profile', help='folder for a trace of a few steps')
+  parser.add_argument(
+    '--set',
+    action='append',
+    default=[],
+    metavar='FIELD=VALUE',
+    help='another field of the config, e.g. --set=model.patch_px=8',
+  )
+  return record.begin('train_step', parser, arguments)
+
+
+def config_of(options: argparse.Namespace) -> ConfigDict:
+  """The config that the options ask for."""
+  return make_config(
+    method=options.method,
+    batch_size=options.batch_size,
+    num_prototypes=options.num_prototypes,
+    overrides=[
+      f'model.variant={options.variant}',
+      f'model.dtype={options.dtype}',
+      *options.set,
+    ],
+  )
+
+
+def main() -> None:
+  """Measures, prints and writes."""
+  run = parse()
+  options, config = run.options, config_of(run.options)
+  mesh = parallel.make_mesh(options.num_devices)
+  parallel.check_batch_size(config.batch_size, mesh)
+  variants = {
+    'in blocks': compile_variant(make_step(config, mesh, mode=options.mode))
   }
-  rows = json.loads(RESULT.read_text()) if RESULT.exists() else []
-  RESULT.write_text(json.dumps([*rows, result], indent=2) + '\n')
-  print(json.dumps(result, indent=2))
+  if options.plain:
+    variants['plain'] = compile_variant(
+      make_step(config, mesh, mode=options.mode, change=plain)
+    )
+  found = take_turns(variants, config, options.steps)
+  for name, variant in variants.items():
+    rate = config.batch_size / min(variant.seconds)
+    print(f'{name}: {rate:.3g} images/s', file=sys.stderr)
+  rows = [make_row(name, x, config, found) for name, x in variants.items()]
+  usual, first = variants['in blocks'], rows[0]
+  first |= measure_host(usual, max(2, options.steps // 2), options.profile)
+  if options.plain:
+    first['speed_over_plain'] = float(
+      np.median(variants['plain'].seconds) / np.median(usual.seconds)
+    )
+  if options.parts:
+    parts = measure_parts(usual.step, config, options.steps)
+    seconds = parts['seconds_encoder']
+    flops = count_flops(config)['encoder'] * config.batch_size
+    first |= parts
+    first |= {
+      'share_augmentation': parts['seconds_augmentation']
+      / first['seconds_blocked'],
+      'share_of_matmul_ceiling_encoder': flops
+      / seconds
+      / (1e9 * first['matmul_ceiling_gflops']),
+    }
+  first |= device_memory()
+  print_reference(config, first)
+  counted = {k: v / 1e9 for k, v in count_flops(config).items()}
+  record.finish(
+    run,
+    rows,
+    gflops_an_image=counted,
+    ceilings={k: [x / 1e9 for x in v] for k, v in found._asdict().items()},
+    state_mib=sum(
+      x.size * x.dtype.itemsize for x in jax.tree.leaves(usual.step.state_like)
+    )
+    / 2**20,
+  )
 
 
 if __name__ == '__main__':
-  main()
+  record.run_main(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import tempfile
@@ -11,11 +12,15 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
   """Writes a whole file or leaves the old one.
 
   Args:
-    path: of the file; its folder exists.
+    path: of the file; its folder exists. May be an `epath.Path` of an object
+      store, which shows a file when it is whole.
     content: bytes, or text to be written as UTF-8.
   """
   if isinstance(content, str):
     content = content.encode()
+  if '://' in str(path):
+    path.write_bytes(content)
+    return
   descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
   try:
     with os.fdopen(descriptor, 'wb') as file:
@@ -25,5 +30,7 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     os.chmod(name, 0o644)
     os.replace(name, path)
   except BaseException:
-    os.unlink(name)
+    # Gone with its folder, it must not hide why.
+    with contextlib.suppress(OSError):
+      os.unlink(name)
     raise

@@ -7,6 +7,12 @@ from typing import Any
 import jax
 
 
+def largest_divisor(number: int, limit: int) -> int:
+  """The largest divisor of a number that is at most `limit`, 1 at least."""
+  limit = max(1, min(number, limit))
+  return next(d for d in range(limit, 0, -1) if not number % d)
+
+
 def examples_in_a_block(
   batch_size: int, bytes_an_example: int, limit: int
 ) -> int:
@@ -17,9 +23,7 @@ def examples_in_a_block(
     bytes_an_example: what is made of an example.
     limit: bytes of a block; a block has one example at least.
   """
-  most = max(1, limit // max(1, bytes_an_example))
-  divisors = (d for d in range(1, batch_size + 1) if not batch_size % d)
-  return max(d for d in divisors if d <= most)
+  return largest_divisor(batch_size, limit // max(1, bytes_an_example))
 
 
 def split(tree: Any, size: int) -> Any:

@@ -55,6 +55,7 @@ def _check_sizes(config: ConfigDict) -> None:
     ('decode_px', config.decode_px),
     ('stream.num_workers', config.stream.num_workers),
     ('stream.ahead', config.stream.ahead),
+    ('optim.skip_non_finite_steps', config.optim.skip_non_finite_steps),
   ):
     if value < 0:
       raise UserError(f'config.{field} is {value}: it must be at least 0')

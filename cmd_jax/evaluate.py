@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from cmd_jax import evaluators
+from cmd_jax.checkpoint import restore_newest
 from cmd_jax.data.canvas import Canvases
 from cmd_jax.data.source import UNLABELLED
 from cmd_jax.errors import UserError
@@ -292,17 +293,7 @@ def restore(experiment: Experiment, workdir: Workdir) -> TrainState:
   Raises:
     UserError: there is none, or it does not fit.
   """
-  if not workdir.checkpoints.is_dir():
-    raise UserError(
-      f'no checkpoint in {workdir.checkpoints}: train first, or give the work '
-      'directory of a run that has one'
-    )
-  checkpoints = experiment.open_checkpoints(workdir)
-  try:
-    state, _ = checkpoints.restore(experiment.state_like)
-  finally:
-    checkpoints.close()
-  return state
+  return restore_newest(workdir.checkpoints, experiment.state_like)[0]
 
 
 def evaluate_run(experiment: Experiment, workdir: Workdir) -> dict:
@@ -324,9 +315,8 @@ def evaluate_run(experiment: Experiment, workdir: Workdir) -> dict:
     raise UserError(f'{reason}; add class folders or a labels.csv')
   if reason:
     print(f'{reason}, but for {", ".join(LABEL_FREE)}', file=sys.stderr)
-  checkpoints, state = workdir.checkpoints, None
-  trained = checkpoints.is_dir() and any(checkpoints.iterdir())
-  if trained or not experiment.imported:
+  state = None
+  if workdir.has_checkpoint() or not experiment.imported:
     state = restore(experiment, workdir)
     check_same_start(experiment, workdir)
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cmd_jax import parallel
+from cmd_jax import distributed, parallel
 from cmd_jax.checkpoint import Checkpoints
 from cmd_jax.config_check import check_config
 from cmd_jax.convert.load import Imported, Report, load_encoder
 from cmd_jax.data import augment
 from cmd_jax.data.canvas import Canvases
 from cmd_jax.data.load import load_data
+from cmd_jax.data.order import batch_indices
 from cmd_jax.data.resident import batch_like
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators import part_segmentation
@@ -27,9 +30,9 @@ from cmd_jax.models import make_encoder, partial
 from cmd_jax.models.fcn import make_decoder
 from cmd_jax.models.feature_maps import check_facet
 from cmd_jax.parts.plan import Plan, make_plan
-from cmd_jax.recipe import make_optimizer, make_schedules
-from cmd_jax.train_state import TrainState, init_train_state
-from cmd_jax.train_step import make_train_step
+from cmd_jax.recipe import check_parallel, make_optimizer, make_schedules
+from cmd_jax.train_state import TrainState, init_train_state, state_shardings
+from cmd_jax.train_step import Batches, make_train_step, take_several
 from cmd_jax.workdir import Workdir
 
 # Salts of the run's root key.
@@ -96,10 +99,14 @@ class Experiment(NamedTuple):
     batch_size: B of all devices together.
     steps_per_epoch: steps of an epoch.
     total_steps: steps of the run.
+    steps_per_dispatch: steps of one call of the compiled step, at most.
     round_ends: steps after which parts are found anew, the last of all.
     log_every_steps: steps from one log line to the next.
     checkpoint_every_steps: steps from one checkpoint to the next.
     checkpoints_kept: number of checkpoints kept.
+    skip_non_finite_steps: steps that may be left out, see `NonFiniteSteps`.
+    num_prototypes: K.
+    batch_indices: step, from 0 -> [B] numbers of its examples.
   """
 
   name: str
@@ -123,14 +130,32 @@ class Experiment(NamedTuple):
   batch_size: int
   steps_per_epoch: int
   total_steps: int
+  steps_per_dispatch: int
   round_ends: tuple[int, ...]
   log_every_steps: int
   checkpoint_every_steps: int
   checkpoints_kept: int
+  skip_non_finite_steps: int
+  num_prototypes: int
+  batch_indices: Callable[[int], np.ndarray]
 
   def open_checkpoints(self, workdir: Workdir) -> Checkpoints:
     """The checkpoints of a work directory."""
     return Checkpoints(workdir.checkpoints, keep=self.checkpoints_kept)
+
+  def on_this_process(self, state: TrainState) -> tuple[Experiment, TrainState]:
+    """The experiment and a state on the devices of this process alone.
+
+    All processes must call it. What only training needs is left out of the
+    state where there are several.
+    """
+    if distributed.process_count() == 1:
+      return self, state
+    gather = jax.jit(lambda x: x, out_shardings=parallel.replicated(self.mesh))
+    whole = gather(state._replace(opt_state=()))
+    here = jax.tree.map(lambda x: x.addressable_data(0), whole)
+    mesh = Mesh(np.array(jax.local_devices()), self.mesh.axis_names)
+    return self._replace(mesh=mesh), parallel.gather(here, mesh)
 
 
 def _import_encoder(init: ConfigDict, encoder: nn.Module) -> Imported | None:
@@ -216,12 +241,14 @@ class _Functions(NamedTuple):
 
   Attributes:
     method: the objective for global batches.
-    init: (rng, encoder variables or None) -> `TrainState` on the mesh.
+    init: () -> `TrainState` on the mesh.
+    state_like: shapes and shardings of that state.
     step: the train step, compiled when it is first called.
   """
 
   method: Method
-  init: Callable
+  init: Callable[[], TrainState]
+  state_like: TrainState
   step: Callable
 
 
@@ -231,6 +258,7 @@ def _make_functions(
   plan: Plan | None,
   is_frozen: partial.IsFrozen,
   steps_per_epoch: int,
+  variables: Mapping[str, Any] | None,
 ) -> _Functions:
   total_steps = config.total_epochs * steps_per_epoch
   named = make_schedules(config, steps_per_epoch, total_steps)
@@ -255,8 +283,10 @@ def _make_functions(
       **config.method.to_dict(),
     )
 
+  several = config.parallel.steps_per_dispatch > 1
+
   def make_step(axis_name, mesh):
-    return make_train_step(
+    step = make_train_step(
       method=method_for(axis_name, mesh),
       augment=augment.make_augment(mesh=mesh, **config.augment),
       optimizer=optimizer,
@@ -264,18 +294,44 @@ def _make_functions(
       schedules=named,
       axis_name=axis_name,
       mesh=mesh,
+      param_shardings=shardings.params if fsdp else None,
+      grad_accum_steps=config.parallel.grad_accum_steps,
+      skip_non_finite=config.optim.skip_non_finite_steps > 0,
     )
+    return take_several(step) if several else step
 
   method = method_for(None, None)
+
+  def init(rng, variables):
+    return init_train_state(method, optimizer, rng, variables)
+
+  rng = jax.random.fold_in(jax.random.key(config.seed), _INIT)
+  shapes = jax.eval_shape(init, rng, variables)
+  fsdp = parallel.wants_fsdp(
+    config.parallel.state,
+    mode=config.parallel.mode,
+    num_bytes=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)),
+    mesh=mesh,
+  )
+  shardings = state_shardings(shapes, mesh, fsdp=fsdp)
+  init = jax.jit(init, out_shardings=shardings)
   return _Functions(
     method,
-    jax.jit(
-      lambda rng, variables: init_train_state(
-        method, optimizer, rng, variables
-      ),
-      out_shardings=parallel.replicated(mesh),
+    lambda: init(rng, variables),
+    jax.tree.map(
+      lambda x, sharding: x.update(sharding=sharding), shapes, shardings
     ),
-    parallel.compile_step(make_step, mode=config.parallel.mode, mesh=mesh),
+    parallel.compile_step(
+      make_step,
+      mode=config.parallel.mode,
+      mesh=mesh,
+      state_shardings=shardings,
+      batch_shardings=Batches(
+        parallel.split_each_over_data(mesh), parallel.replicated(mesh)
+      )
+      if several
+      else None,
+    ),
   )
 
 
@@ -290,7 +346,9 @@ def build(config: ConfigDict) -> Experiment:
   """
   check_config(config)
   mesh = parallel.make_mesh(config.parallel.num_devices)
+  distributed.check_parallel(config.parallel.mode, mesh.size)
   parallel.check_batch_size(config.batch_size, mesh)
+  check_parallel(config, mesh.size)
   encoder = make_encoder(**config.model)
   is_frozen = partial.make_is_frozen(
     encoder,
@@ -304,19 +362,14 @@ def build(config: ConfigDict) -> Experiment:
   plan = _make_plan(config, pretrain)
   steps_per_epoch = len(pretrain.images) // config.batch_size
   total_steps = config.total_epochs * steps_per_epoch
-  method, init, step = _make_functions(
-    config, mesh, plan, is_frozen, steps_per_epoch
+  functions = _make_functions(
+    config, mesh, plan, is_frozen, steps_per_epoch, variables
   )
-  root = jax.random.key(config.seed)
-  init_rng, steps_rng = (
-    jax.random.fold_in(root, salt) for salt in (_INIT, _STEPS)
-  )
-  state_like = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=parallel.replicated(mesh)
-    ),
-    jax.eval_shape(init, init_rng, variables),
-  )
+  # Put there once, or every step would send it to the other devices.
+  steps_rng = jax.jit(
+    lambda: jax.random.fold_in(jax.random.key(config.seed), _STEPS),
+    out_shardings=parallel.replicated(mesh),
+  )()
   return Experiment(
     name=pretrain.name,
     method_name=_method_name(config.method),
@@ -326,21 +379,22 @@ def build(config: ConfigDict) -> Experiment:
     pretrain=pretrain,
     test=test,
     data_sha256=data.sha256,
-    method=method,
-    init_state=lambda: init(init_rng, variables),
-    state_like=state_like,
+    method=functions.method,
+    init_state=functions.init,
+    state_like=functions.state_like,
     parts=plan,
     route=data.route,
     placement=data.placement,
     make_batches=data.make_batches,
     compile_step=lambda: parallel.compile_ahead(
-      step,
-      state_like,
+      functions.step,
+      functions.state_like,
       batch_like(
         pretrain,
         batch_size=config.batch_size,
         mesh=mesh,
         with_parts=plan is not None,
+        steps_per_dispatch=config.parallel.steps_per_dispatch,
       ),
       steps_rng,
     ),
@@ -349,8 +403,17 @@ def build(config: ConfigDict) -> Experiment:
     batch_size=config.batch_size,
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
+    steps_per_dispatch=config.parallel.steps_per_dispatch,
     round_ends=_round_ends(total_steps, plan),
     log_every_steps=config.log.every_steps,
     checkpoint_every_steps=config.checkpoint.every_steps,
     checkpoints_kept=config.checkpoint.keep,
+    skip_non_finite_steps=config.optim.skip_non_finite_steps,
+    num_prototypes=config.head.num_prototypes,
+    batch_indices=functools.partial(
+      batch_indices,
+      config.seed,
+      num_examples=len(pretrain.images),
+      batch_size=config.batch_size,
+    ),
   )

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cmd_jax import untrusted
 from cmd_jax.atomic import write_atomically
 from cmd_jax.data.canvas import Canvases
 from cmd_jax.errors import UserError
@@ -70,9 +71,8 @@ class FeatureCache:
     digest = hashlib.sha256(text.encode()).hexdigest()
     path = self._folder / f'{digest[:16]}_{name}.npz'
     try:
-      # NumPy leaves a file open that it can't read.
-      with open(path, 'rb') as file, np.load(file) as loaded:
-        arrays = dict(loaded)
+      with path.open('rb') as file:
+        arrays = untrusted.read_npz(file)
       if str(arrays.pop('key')) != text:
         raise ValueError('it is of something else')
       names = arrays.pop('names').tolist()

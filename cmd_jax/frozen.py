@@ -21,10 +21,11 @@ from cmd_jax.train_state import TrainState
 
 
 def network_variables(experiment: Experiment, state: TrainState) -> tuple:
-  """Parameters and batch statistics of the network that is scored."""
+  """Parameters and statistics of the network that is scored, gathered."""
   network = experiment.evaluation.network
   params = state.teacher_params if network == 'teacher' else state.params
-  return params, state.method_state.get(f'{network}_stats', {})
+  stats = state.method_state.get(f'{network}_stats', {})
+  return parallel.gather((params, stats), experiment.mesh)
 
 
 class FrozenNetwork:
@@ -45,6 +46,7 @@ class FrozenNetwork:
     """
     self._experiment = experiment
     self._variables = network_variables(experiment, state)
+    self._programs: dict[str, Callable] = {}
     self._cache = None
     if cache_folder is not None:
       variables = experiment.method.encoder_variables(*self._variables)
@@ -60,7 +62,7 @@ class FrozenNetwork:
   def embed(self, canvases: Canvases | None, split: str) -> Features | None:
     """The embeddings of a split; None where there is none."""
     embed = self._experiment.method.embed
-    return self._features(canvases, f'{split}_image', embed)
+    return self._features(canvases, split, 'image', embed)
 
   def last_blocks(
     self, canvases: Canvases | None, split: str
@@ -72,7 +74,7 @@ class FrozenNetwork:
       variables = experiment.method.encoder_variables(params, stats)
       return last_blocks(experiment.encoder, variables, view)
 
-    return self._features(canvases, f'{split}_blocks', encode)
+    return self._features(canvases, split, 'blocks', encode)
 
   def attention(self, canvases: Canvases) -> dict[str, np.ndarray]:
     """Where the network looks in whole images.
@@ -91,19 +93,22 @@ class FrozenNetwork:
       return experiment.encoder.apply(variables, view).attention.mean(1)
 
     if 'mil' in self._variables[0]:
-      maps['mil'] = self._apply(canvases, experiment.method.attend, whole)
+      maps['mil'] = self._apply(
+        canvases, 'mil', experiment.method.attend, whole
+      )
     if hasattr(experiment.encoder, 'num_heads'):
-      maps['encoder'] = self._apply(canvases, own, whole)
+      maps['encoder'] = self._apply(canvases, 'attention', own, whole)
     return maps
 
   def _features(
-    self, canvases: Canvases | None, name: str, encode: Callable
+    self, canvases: Canvases | None, split: str, name: str, encode: Callable
   ) -> Features | None:
     if canvases is None:
       return None
 
     def compute():
-      vectors = self._apply(canvases, encode, self._experiment.evaluation.view)
+      view = self._experiment.evaluation.view
+      vectors = self._apply(canvases, name, encode, view)
       # After the images were read: what is unreadable loses its label then.
       return {'vectors': vectors, 'labels': np.asarray(canvases.labels)}
 
@@ -111,7 +116,7 @@ class FrozenNetwork:
       arrays = compute()
     else:
       arrays = self._cache.get(
-        name,
+        f'{split}_{name}',
         compute,
         data_sha256=self._experiment.data_sha256,
         canvases_sha256=hash_canvases(canvases),
@@ -124,23 +129,38 @@ class FrozenNetwork:
     )
 
   def _apply(
-    self, canvases: Canvases, encode: Callable, view: Callable
+    self, canvases: Canvases, name: str, encode: Callable, view: Callable
   ) -> np.ndarray:
-    """[N, D] of `encode(params, stats, view)`, shared out over the devices."""
+    """[N, D] of `encode(params, stats, view)`, shared out over the devices.
+
+    Args:
+      canvases: the images.
+      name: of what is computed; all splits share its program.
+      encode: what is computed.
+      view: of a canvas.
+    """
     mesh = self._experiment.mesh
     whole, split = parallel.replicated(mesh), parallel.split_over_data(mesh)
 
     def of_canvases(variables, images, sizes) -> Any:
       return encode(*variables, view(images, sizes))
 
-    jitted = jax.jit(
-      of_canvases, in_shardings=(whole, split, split), out_shardings=split
-    )
+    if name not in self._programs:
+      self._programs[name] = jax.jit(
+        of_canvases, in_shardings=(whole, split, split), out_shardings=split
+      )
+    jitted = self._programs[name]
     # Whole batches alone can be shared out evenly.
     batch_size = self._experiment.evaluation.batch_size
     batch_size = -(-batch_size // mesh.size) * mesh.size
+
+    def encode_batch(images, sizes):
+      # Put there by hand: where there are several processes, jit does not share
+      # out what is in the host's memory.
+      return jitted(self._variables, *jax.device_put((images, sizes), split))
+
     return evaluators.extract_features(
-      lambda images, sizes: jitted(self._variables, images, sizes),
+      encode_batch,
       canvases.images,
       canvases.sizes,
       batch_size=batch_size,

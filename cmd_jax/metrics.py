@@ -8,10 +8,19 @@ import sys
 import time
 from collections.abc import Mapping
 
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from cmd_jax import untrusted
 from cmd_jax.atomic import write_atomically
+
+# Seconds from one upload of metrics.jsonl to an object store to the next.
+_REWRITE_S = 60
+# Seconds from one flush of the TensorBoard events to the next: each waits for
+# the disk.
+_FLUSH_S = 30
 
 
 def drop_lines_after(path: pathlib.Path, step: int) -> None:
@@ -22,9 +31,9 @@ def drop_lines_after(path: pathlib.Path, step: int) -> None:
   if not path.exists():
     return
   kept = []
-  for line in path.read_text(encoding='utf-8').splitlines():
+  for line in path.read_bytes().decode(errors='replace').splitlines():
     try:
-      if json.loads(line)['step'] <= step:
+      if untrusted.parse_json(line)['step'] <= step:
         kept.append(line + '\n')
     except (ValueError, KeyError, TypeError):
       continue
@@ -37,62 +46,102 @@ class MetricWriter:
   def __init__(
     self, metrics_file: pathlib.Path, tensorboard: pathlib.Path, *, step: int
   ):
-    """Opens both for a run that starts or resumes after `step` steps."""
+    """Opens both for a run that starts or resumes after `step` steps.
+
+    An object store has no TensorBoard events, and can't append to a file:
+    metrics.jsonl is written anew now and then.
+    """
     drop_lines_after(metrics_file, step)
+    self._path, self._lines = metrics_file, None
+    self._written = self._flushed = time.monotonic()
+    self._file = self._events = None
+    if '://' in str(metrics_file):
+      there = metrics_file.exists()
+      self._lines = [metrics_file.read_text()] if there else []
+      return
     self._file = open(metrics_file, 'a', encoding='utf-8')
-    self._events = tensorboardX.SummaryWriter(
-      str(tensorboard), purge_step=step + 1
-    )
+    tensorboard.mkdir(parents=True, exist_ok=True)
+    # Not SummaryWriter, whose thread dies of a full disk and is then waited
+    # for without end.
+    self._events = EventsWriter(str(tensorboard / 'events'))
+    start = SessionLog(status=SessionLog.START)
+    self._events.write_event(Event(step=step + 1, session_log=start))
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Writes the scalars of a step, at once."""
-    self._file.write(json.dumps({'step': step, **scalars}) + '\n')
+    line = json.dumps({'step': step, **scalars}) + '\n'
+    if self._lines is not None:
+      self._lines.append(line)
+      if time.monotonic() - self._written > _REWRITE_S:
+        self._rewrite()
+      return
+    self._file.write(line)
     self._file.flush()
-    for name, value in scalars.items():
-      self._events.add_scalar(name, value, step)
+    values = [
+      Summary.Value(tag=name, simple_value=value)
+      for name, value in scalars.items()
+    ]
+    self._events.write_event(
+      Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+    )
+    if time.monotonic() - self._flushed >= _FLUSH_S:
+      self._events.flush()
+      self._flushed = time.monotonic()
+
+  def _rewrite(self) -> None:
+    write_atomically(self._path, ''.join(self._lines))
+    self._written = time.monotonic()
 
   def close(self) -> None:
     """Flushes and closes both."""
-    self._file.close()
-    self._events.close()
+    if self._lines is not None:
+      self._rewrite()
+      return
+    try:
+      self._file.close()
+    finally:
+      self._events.close()
 
 
 class Progress:
   """Progress bar with images/s, ETA and the loss; notes above it."""
 
-  def __init__(self, *, step: int, total_steps: int, batch_size: int):
-    """Starts after `step` of `total_steps` steps."""
+  def __init__(
+    self, *, step: int, total_steps: int, batch_size: int, shown: bool = True
+  ):
+    """Starts after `step` of `total_steps` steps; counts alone if not shown."""
     self._batch_size = batch_size
     self._start = self._last = time.monotonic()
-    self._timed_steps = 0
+    self._timed_steps = self._first_steps = 0
     self._bar = tqdm(
       total=total_steps,
       initial=step,
       unit='step',
+      disable=not shown,
       dynamic_ncols=True,
       # A log file gets a line now and then rather than ten a second.
       mininterval=0.2 if sys.stderr.isatty() else 10.0,
     )
 
   def images_per_second(self) -> float | None:
-    """Throughput without the first step, which compiles; None before it."""
-    if self._timed_steps < 2:
+    """Throughput without the first call, which compiles; None before it."""
+    steps = self._timed_steps - self._first_steps
+    if not steps:
       return None
-    seconds = self._last - self._start
-    return (self._timed_steps - 1) * self._batch_size / seconds
+    return steps * self._batch_size / (self._last - self._start)
 
-  def update(self, loss: float) -> None:
-    """Counts a finished step."""
-    self._timed_steps += 1
+  def update(self, loss: float, steps: int = 1) -> None:
+    """Counts the steps of a finished call."""
     self._last = time.monotonic()
-    if self._timed_steps == 1:
-      self._start = self._last
+    if not self._timed_steps:
+      self._start, self._first_steps = self._last, steps
+    self._timed_steps += steps
     rate = self.images_per_second()
     postfix = {'loss': f'{loss:.3f}'}
     if rate is not None:
       postfix['images/s'] = f'{rate:.0f}'
     self._bar.set_postfix(postfix, refresh=False)
-    self._bar.update()
+    self._bar.update(steps)
 
   def skip_pause(self) -> None:
     """Leaves the time since the last step out of the throughput."""
@@ -102,7 +151,8 @@ class Progress:
 
   def note(self, text: str) -> None:
     """Prints a line without tearing the bar."""
-    self._bar.write(text, file=sys.stderr)
+    if not self._bar.disable:
+      self._bar.write(text, file=sys.stderr)
 
   def close(self) -> None:
     """Leaves the bar as it stands."""

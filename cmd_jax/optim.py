@@ -36,7 +36,8 @@ def clip_each_parameter(
   def clip(path, gradient):
     if not is_clipped(_path_of_keys(path)):
       return gradient
-    norm = jnp.linalg.norm(gradient.astype(jnp.float32).ravel())
+    # Not flattened: a gradient that is spread would be gathered for it.
+    norm = jnp.sqrt(jnp.sum(jnp.square(gradient.astype(jnp.float32))))
     return gradient * jnp.minimum(1.0, max_norm / (norm + 1e-6))
 
   def update(updates, state, params=None):
@@ -70,23 +71,68 @@ def decay_and_scale(
   )
 
 
+def scale_by_adam(
+  b1: float, b2: float, eps: float
+) -> optax.GradientTransformationExtraArgs:
+  """Adam (Kingma & Ba 2015), with moments that can be overwritten.
+
+  As `optax.scale_by_adam`, whose state it has. There XLA computes updates and
+  new moments alike from the old moments, and keeps a copy of those; here the
+  updates are computed from the new ones. The extra argument `active` says
+  whether there is an update at all.
+  """
+
+  def update(updates, state, params=None, *, active=True, **_):
+    del params
+    # With a decay of 1 a moment stays as it is, to the bit.
+    first, second = (jnp.where(active, decay, 1.0) for decay in (b1, b2))
+    mu = jax.tree.map(
+      lambda m, u: (first * m + (1 - first) * u).astype(m.dtype),
+      state.mu,
+      updates,
+    )
+    nu = jax.tree.map(
+      lambda v, u: (second * v + (1 - second) * u * u).astype(v.dtype),
+      state.nu,
+      updates,
+    )
+    count = state.count + jnp.asarray(active, state.count.dtype)
+    new = jax.lax.optimization_barrier(state._replace(mu=mu, nu=nu))
+    # An inactive update before the first one is nobody's: only not NaN.
+    corrections = [1 - b ** jnp.maximum(count, 1) for b in (b1, b2)]
+    scaled = jax.tree.map(
+      lambda m, v: m / corrections[0] / (jnp.sqrt(v / corrections[1]) + eps),
+      new.mu,
+      new.nu,
+    )
+    return scaled, new._replace(count=count)
+
+  return optax.GradientTransformationExtraArgs(
+    optax.scale_by_adam(b1=b1, b2=b2, eps=eps).init, update
+  )
+
+
 def momentum_of_decayed(
   weight_decay: Schedule, momentum: float, decay_vectors: bool = True
 ) -> optax.GradientTransformationExtraArgs:
   """Momentum over gradients that contain the weight decay, as torch's SGD.
 
   m <- momentum * m + u + wd(step) * p. Biases and other vectors are decayed
-  only with `decay_vectors`.
+  only with `decay_vectors`. The extra argument `active` says whether there is
+  an update at all.
   """
   trace = optax.trace(momentum)
 
-  def update(updates, state, params=None, *, step, **_):
+  def update(updates, state, params=None, *, step, active=True, **_):
     wd = weight_decay(step)
 
     def decay(u, p):
       return u + wd * p if decay_vectors or p.ndim > 1 else u
 
-    return trace.update(jax.tree.map(decay, updates, params), state)
+    updates, new = trace.update(jax.tree.map(decay, updates, params), state)
+    return updates, jax.tree.map(
+      lambda new, old: jnp.where(active, new, old), new, state
+    )
 
   return optax.GradientTransformationExtraArgs(trace.init, update)
 
@@ -102,22 +148,20 @@ def freeze_until(
 ) -> optax.GradientTransformationExtraArgs:
   """Leaves parameters and the inner state untouched before `num_steps`.
 
+  The inner transformation is told by the extra argument `active`.
+
   As if the gradient were None in torch: no decay, no moments, and the bias
   correction starts at the parameter's own first update.
   """
 
   def update(updates, state, params=None, *, step, **extra):
-    new_updates, new_inner = inner.update(
-      updates, state.inner, params, step=step, **extra
-    )
     active = step >= num_steps
+    new_updates, new_inner = inner.update(
+      updates, state.inner, params, step=step, active=active, **extra
+    )
     return (
       jax.tree.map(lambda u: jnp.where(active, u, 0), new_updates),
-      FrozenState(
-        jax.tree.map(
-          lambda new, old: jnp.where(active, new, old), new_inner, state.inner
-        )
-      ),
+      FrozenState(new_inner),
     )
 
   return optax.GradientTransformationExtraArgs(
@@ -194,7 +238,7 @@ def make_adamw(
     An optax transformation whose update needs `params` and `step=`.
   """
   adamw = optax.chain(
-    optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+    scale_by_adam(b1, b2, eps),
     decay_and_scale(learning_rate, weight_decay, decay_vectors),
   )
   return _assemble(

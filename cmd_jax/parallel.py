@@ -4,11 +4,17 @@ One pure step is compiled two ways. Under `jit` arrays are global and XLA
 inserts the communication; under `pmap` the step sees one device's share and
 communicates through the functions below, which are identities when there is
 no axis name.
+
+Under `jit` the state may be spread over the same axis as the batch (FSDP, Zhao
+et al. 2023; ZeRO, Rajbhandari et al. 2020): every device keeps a share of the
+large arrays and XLA gathers them where they are used.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +26,15 @@ from cmd_jax.errors import UserError
 
 DATA_AXIS = 'data'
 MODES = ('jit', 'pmap')
+STATES = ('auto', 'replicated', 'fsdp')
+
+# Elements below which an array stays whole: gathering it would take longer
+# than it is worth in memory.
+MIN_SHARDED_SIZE = 2**16
+
+# 'auto' spreads a state that would take more than this of a device's memory:
+# gradients, views and activations need the rest.
+_STATE_SHARE = 0.3
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
@@ -49,6 +64,93 @@ def split_over_data(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(DATA_AXIS))
 
 
+def split_each_over_data(mesh: Mesh) -> NamedSharding:
+  """The sharding of batches along an axis, each split over the devices."""
+  return NamedSharding(mesh, P(None, DATA_AXIS))
+
+
+def fsdp_spec(
+  shape: tuple[int, ...], num_devices: int, min_size: int = MIN_SHARDED_SIZE
+) -> P:
+  """How an array of the state is spread over the devices under FSDP.
+
+  Args:
+    shape: of the array.
+    num_devices: over which it is spread.
+    min_size: elements below which it stays whole.
+
+  Returns:
+    A split of the longest axis that the devices divide, the first of equals;
+    `P()` where there is none or the array is small.
+  """
+  divisible = [i for i, n in enumerate(shape) if n and not n % num_devices]
+  if math.prod(shape) < min_size or not divisible:
+    return P()
+  longest = max(divisible, key=lambda i: shape[i])
+  return P(*(DATA_AXIS if i == longest else None for i in range(len(shape))))
+
+
+def fsdp_shardings(
+  tree: Any, mesh: Mesh, min_size: int = MIN_SHARDED_SIZE
+) -> Any:
+  """The `NamedSharding` of every array of a tree under FSDP."""
+  return jax.tree.map(
+    lambda x: NamedSharding(mesh, fsdp_spec(x.shape, mesh.size, min_size)),
+    tree,
+  )
+
+
+def bytes_per_device(tree: Any) -> int:
+  """Bytes that one device keeps of arrays, or of shapes with shardings."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+  )
+
+
+def check_state(state: str, mode: str) -> None:
+  """Raises UserError for an unknown choice, or for FSDP under pmap."""
+  if state not in STATES:
+    raise UserError(
+      f'config.parallel.state is {state!r}: choose one of {", ".join(STATES)}'
+    )
+  if state == 'fsdp' and mode != 'jit':
+    raise UserError(
+      f"config.parallel.state is 'fsdp', which config.parallel.mode={mode} "
+      'cannot do: set config.parallel.mode=jit'
+    )
+
+
+def wants_fsdp(state: str, *, mode: str, num_bytes: int, mesh: Mesh) -> bool:
+  """Whether the state is spread over the devices.
+
+  Args:
+    state: one of `STATES`.
+    mode: one of `MODES`.
+    num_bytes: of the whole state.
+    mesh: the devices.
+  """
+  if state != 'auto':
+    return state == 'fsdp'
+  device = mesh.devices.flat[0]
+  if mode != 'jit' or mesh.size == 1 or device.platform == 'cpu':
+    return False
+  limit = (device.memory_stats() or {}).get('bytes_limit')
+  return limit is not None and num_bytes > _STATE_SHARE * limit
+
+
+def gather(tree: Any, mesh: Mesh) -> Any:
+  """Arrays that every device holds whole, wherever they were."""
+  return jax.device_put(tree, replicated(mesh))
+
+
+def constrain(tree: Any, shardings: Any) -> Any:
+  """Arrays laid out as told; the argument itself without shardings."""
+  if shardings is None:
+    return tree
+  return jax.lax.with_sharding_constraint(tree, shardings)
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
   """Raises UserError unless the devices can share the batch evenly."""
   if batch_size % mesh.size:
@@ -60,6 +162,39 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     )
 
 
+def split_batch(tree: Any, num_parts: int, mesh: Mesh | None) -> Any:
+  """[B, ...] -> [num_parts, B / num_parts, ...], each device its own share.
+
+  Args:
+    tree: arrays, with one batch axis.
+    num_parts: that divides the share of a device.
+    mesh: the devices over which the batch is spread; None where the arrays are
+      one device's share already.
+  """
+  shares = 1 if mesh is None else mesh.size
+
+  def split(x):
+    size = len(x) // (shares * num_parts)
+    x = x.reshape(shares, num_parts, size, *x.shape[1:]).swapaxes(0, 1)
+    return x.reshape(num_parts, shares * size, *x.shape[3:])
+
+  return constrain(
+    jax.tree.map(split, tree), mesh and split_each_over_data(mesh)
+  )
+
+
+def join_batch(tree: Any, mesh: Mesh | None) -> Any:
+  """Undoes `split_batch`."""
+  shares = 1 if mesh is None else mesh.size
+
+  def join(x):
+    num_parts, size = len(x), x.shape[1] // shares
+    x = x.reshape(num_parts, shares, size, *x.shape[2:]).swapaxes(0, 1)
+    return x.reshape(shares * num_parts * size, *x.shape[3:])
+
+  return constrain(jax.tree.map(join, tree), mesh and split_over_data(mesh))
+
+
 def pmean(tree, axis_name: str | None):
   """Mean over the devices; the argument itself without an axis name."""
   return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
@@ -68,6 +203,14 @@ def pmean(tree, axis_name: str | None):
 def psum(tree, axis_name: str | None):
   """Sum over the devices; the argument itself without an axis name."""
   return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def logsumexp(x: jax.Array, axis_name: str | None) -> jax.Array:
+  """log of the sum of exp over the devices, elementwise."""
+  if axis_name is None:
+    return x
+  peak = jax.lax.pmax(x, axis_name)
+  return peak + jnp.log(jax.lax.psum(jnp.exp(x - peak), axis_name))
 
 
 def all_gather(x: jax.Array, axis_name: str | None) -> jax.Array:
@@ -109,7 +252,12 @@ def on_each_device(
 
 
 def compile_step(
-  make_step: Callable[..., Callable], *, mode: str, mesh: Mesh
+  make_step: Callable[..., Callable],
+  *,
+  mode: str,
+  mesh: Mesh,
+  state_shardings: Any = None,
+  batch_shardings: Any = None,
 ) -> Callable:
   """Compiles a step for the devices of a mesh.
 
@@ -122,6 +270,9 @@ def compile_step(
       pure; there is an axis name under pmap, and a mesh under jit.
     mode: 'jit' or 'pmap'.
     mesh: the devices.
+    state_shardings: of the state, under jit; None keeps it whole on each
+      device.
+    batch_shardings: of the batch, under jit; None splits its leading axis.
 
   Returns:
     step(state, batch, rng) for global batches; the state is donated.
@@ -130,11 +281,13 @@ def compile_step(
     UserError: unknown mode.
   """
   if mode == 'jit':
-    whole, split = replicated(mesh), split_over_data(mesh)
+    whole = replicated(mesh)
+    of_state = whole if state_shardings is None else state_shardings
+    of_batch = batch_shardings or split_over_data(mesh)
     return jax.jit(
       make_step(axis_name=None, mesh=mesh),
-      in_shardings=(whole, split, whole),
-      out_shardings=(whole, whole),
+      in_shardings=(of_state, of_batch, whole),
+      out_shardings=(of_state, whole),
       donate_argnums=0,
     )
   if mode == 'pmap':

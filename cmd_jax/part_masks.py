@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from cmd_jax import parallel
+from cmd_jax.checkpoint import restore_newest
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators import parts_hit
 from cmd_jax.experiment import Experiment
@@ -26,9 +28,8 @@ def encoder_variables(
 ) -> Mapping[str, Any]:
   """What the teacher's encoder, which finds parts, is applied to."""
   stats = state.method_state.get('teacher_stats', {})
-  return jax.device_get(
-    experiment.method.encoder_variables(state.teacher_params, stats)
-  )
+  variables = parallel.gather((state.teacher_params, stats), experiment.mesh)
+  return jax.device_get(experiment.method.encoder_variables(*variables))
 
 
 def hash_of_encoder(experiment: Experiment, state: TrainState) -> str:
@@ -210,12 +211,8 @@ def discover_parts(experiment: Experiment, workdir: Workdir) -> pathlib.Path:
       '--config=FILE:method=particle'
     )
   state = experiment.init_state()
-  checkpoints = experiment.open_checkpoints(workdir)
-  try:
-    if checkpoints.latest_step() is not None:
-      state, _ = checkpoints.restore(experiment.state_like)
-  finally:
-    checkpoints.close()
+  if workdir.has_checkpoint():
+    state, _ = restore_newest(workdir.checkpoints, experiment.state_like)
   name = f'discovered_{int(state.step)}'
   find_part_masks(experiment, state, workdir, name)
   return workdir.parts / name

@@ -5,10 +5,12 @@ from __future__ import annotations
 import optax
 from ml_collections import ConfigDict
 
-from cmd_jax import optim, schedules
+from cmd_jax import optim, parallel, schedules
 from cmd_jax.errors import UserError
 from cmd_jax.schedules import Schedule
 
+# Whose losses are means over the examples once the centres are given.
+ACCUMULATING_METHODS = ('cmd', 'esvit', 'dino')
 OPTIMIZERS = ('adamw', 'sgd')
 MOMENTA = ('cosine', 'ramped')
 
@@ -50,6 +52,73 @@ def make_schedules(
       steps_per_epoch,
     ),
   }
+
+
+def check_parallel(config: ConfigDict, num_devices: int) -> None:
+  """Refuses layouts of state and steps that cannot be.
+
+  Args:
+    config: as configs/common.py makes it.
+    num_devices: that share the batch.
+
+  Raises:
+    UserError: the field that stands in the way.
+  """
+  fields = config.parallel
+  parallel.check_state(fields.state, fields.mode)
+  for name in ('grad_accum_steps', 'steps_per_dispatch'):
+    if fields[name] < 1:
+      raise UserError(
+        f'config.parallel.{name} is {fields[name]}: it must be at least 1'
+      )
+  if fields.steps_per_dispatch > 1 and fields.mode != 'jit':
+    raise UserError(
+      f'config.parallel.steps_per_dispatch is {fields.steps_per_dispatch}, '
+      f'which config.parallel.mode={fields.mode} cannot do: set '
+      'config.parallel.mode=jit'
+    )
+  if fields.grad_accum_steps > 1:
+    _check_grad_accum(config, num_devices)
+
+
+def _check_grad_accum(config: ConfigDict, num_devices: int) -> None:
+  """Refuses what is not for parts of a batch as it is for the whole."""
+  steps = config.parallel.grad_accum_steps
+  field = f'config.parallel.grad_accum_steps is {steps}'
+  share = config.batch_size // num_devices
+  if share % steps:
+    divisors = [str(n) for n in range(1, share + 1) if not share % n]
+    raise UserError(
+      f'{field}, which does not divide the {share} images of each of '
+      f'{num_devices} device(s): use one of {", ".join(divisors)}, or another '
+      'config.batch_size'
+    )
+  for is_so, of_batch, instead in (
+    (
+      config.method.name not in ACCUMULATING_METHODS,
+      f'config.method.name={config.method.name} compares all images of a batch',
+      f'one of {", ".join(ACCUMULATING_METHODS)}',
+    ),
+    (
+      config.teacher.normalisation == 'sinkhorn',
+      'config.teacher.normalisation=sinkhorn balances the whole batch',
+      'config.teacher.normalisation=centring',
+    ),
+    (
+      config.model.name == 'resnet',
+      'config.model.name=resnet normalises by the whole batch',
+      'a vit or swin',
+    ),
+    (
+      config.head.use_bn,
+      'config.head.use_bn=True normalises by the whole batch',
+      'config.head.use_bn=False',
+    ),
+  ):
+    if is_so:
+      raise UserError(
+        f'{field}, but {of_batch}: use {instead}, or 1 and more devices'
+      )
 
 
 def make_optimizer(

@@ -12,9 +12,10 @@ import orbax.checkpoint as ocp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from cmd_jax.checkpoint import newest_good_step
 from cmd_jax.errors import UserError
 from cmd_jax.models import heads, make_encoder, partial
-from cmd_jax.workdir import Workdir, read_json
+from cmd_jax.workdir import Workdir
 
 
 class SavedNetwork(NamedTuple):
@@ -38,8 +39,10 @@ class SavedNetwork(NamedTuple):
 def read_config(workdir: Workdir) -> ConfigDict:
   """The config that a run was started with.
 
+  Fields that the program did not have then have this program's defaults.
+
   Raises:
-    UserError: the directory is that of no run.
+    UserError: the directory is that of no run, or of a newer program's.
   """
   if not workdir.config_file.is_file():
     what = 'has no config.json' if workdir.path.is_dir() else 'does not exist'
@@ -47,18 +50,7 @@ def read_config(workdir: Workdir) -> ConfigDict:
       f'{workdir.path} is no work directory of a run, it {what}: give the '
       '--workdir of a run'
     )
-  return ConfigDict(read_json(workdir.config_file))
-
-
-def _newest_step(workdir: Workdir) -> int:
-  folder = workdir.checkpoints
-  steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
-  if not steps:
-    raise UserError(
-      f'no checkpoint in {folder}: train first, or give the work directory of '
-      'a run that has one'
-    )
-  return max(steps)
+  return ConfigDict(workdir.read_config())
 
 
 def _read_arrays(
@@ -91,8 +83,8 @@ def _read_arrays(
   except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     raise UserError(
-      f'the checkpoint {path.parent} cannot be read ({lines[0]}): delete that '
-      'folder to use the one before it'
+      f'the checkpoint {path.parent} cannot be read ({lines[0]}): move that '
+      'folder elsewhere to use the one before it'
     ) from error
   restored = jax.device_get(restored)
   return restored[params], restored.get('method_state', {}).get(stats, {})
@@ -144,7 +136,7 @@ def read_network(
   Raises:
     UserError: no checkpoint, a damaged one, or one of another model.
   """
-  step = _newest_step(workdir)
+  step, _ = newest_good_step(workdir.checkpoints)
   path = (workdir.checkpoints / str(step) / 'state').absolute()
   params, stats = _read_arrays(
     path,

@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 import collections
-import math
-import platform
 import signal
 import sys
 import time
 from collections.abc import Callable
 from concurrent import futures
+from typing import Any
 
 import jax
 import numpy as np
 
 import cmd_jax
-from cmd_jax import part_masks
-from cmd_jax.atomic import write_atomically
+from cmd_jax import distributed, host_memory, part_masks
+from cmd_jax.announce import announce, describe_hardware, report_skipped
 from cmd_jax.checkpoint import Checkpoints
-from cmd_jax.data.canvas import skip_report
-from cmd_jax.data.report_text import TEXT_FILE, notable
+from cmd_jax.collapse import CollapseWatch
 from cmd_jax.errors import UserError
 from cmd_jax.evaluate import (
   describe_start,
   draw_neighbours,
   encode,
-  results_table,
   score,
-  why_not_scored,
 )
 from cmd_jax.experiment import Experiment
-from cmd_jax.inspection import report_on, write_data_report
+from cmd_jax.formats import VERSION_FIELD, check_format
 from cmd_jax.metrics import MetricWriter, Progress
+from cmd_jax.non_finite import NonFiniteSteps
 from cmd_jax.train_state import TrainState
 from cmd_jax.workdir import Workdir
 
 # Steps the host may be ahead of the device. Their losses are looked at as they
 # arrive, so the device never waits for the host.
 _STEPS_AHEAD = 2
+
+# Steps after which several processes ask each other whether one was told to
+# stop. They meet for it, while the devices have steps to work on.
+_STEPS_TO_AGREE = 4
+
+# Of what a checkpoint says besides its state.
+_META_VERSION = 1
 
 
 class Interrupted(Exception):
@@ -79,31 +83,6 @@ class _StopSignals:
       signal.signal(number, handler)
 
 
-def describe_hardware(experiment: Experiment) -> str:
-  """One line: the devices used and the host, for results and logs."""
-  devices = experiment.mesh.devices.ravel()
-  return f'{len(devices)} x {devices[0].device_kind} on {platform.machine()}'
-
-
-def _check_finite(step: int, metrics: dict[str, float], workdir: Workdir):
-  # The gradient too: it reaches the parameters that are saved next.
-  watched = (metrics['loss'], metrics['grad_norm'])
-  if all(math.isfinite(value) for value in watched):
-    return
-  terms = [
-    name.removeprefix('loss/')
-    for name, value in metrics.items()
-    if name.startswith('loss/') and not math.isfinite(value)
-  ]
-  raise UserError(
-    f'the loss or its gradient is not finite at step {step} '
-    f'(terms: {", ".join(terms) or "none by itself"}): the last checkpoint in '
-    f'{workdir.checkpoints} is from before; lower '
-    'config.optim.base_learning_rate or use config.model.dtype=float32 in a '
-    'new --workdir'
-  )
-
-
 class _Loop:
   """The steps between a state and a later one."""
 
@@ -125,13 +104,31 @@ class _Loop:
     self._seconds = self._seconds_before
     self._start = time.monotonic()
     self._pending = collections.deque()
-    self._writer = MetricWriter(
-      workdir.metrics_file, workdir.tensorboard, step=self._step
+    self._saved = self._step
+    self._non_finite = NonFiniteSteps(
+      workdir,
+      allowed=experiment.skip_non_finite_steps,
+      skipped=meta.get('skipped_steps', 0),
+      batch_indices=experiment.batch_indices,
+      file_names=experiment.pretrain.file_names,
     )
+    # The first process alone warns, and writes the file.
+    results = workdir.results() if distributed.is_first() else {}
+    self._collapse = CollapseWatch(
+      num_prototypes=experiment.num_prototypes,
+      total_steps=experiment.total_steps,
+      known=[x['kind'] for x in results.get('warnings', [])],
+    )
+    self._writer = None
+    if distributed.is_first():
+      self._writer = MetricWriter(
+        workdir.metrics_file, workdir.tensorboard, step=self._step
+      )
     self._progress = Progress(
       step=self._step,
       total_steps=experiment.total_steps,
       batch_size=experiment.batch_size,
+      shown=distributed.is_first(),
     )
 
   def train_seconds(self) -> float:
@@ -142,14 +139,30 @@ class _Loop:
     """Throughput of this session; None if it took fewer than two steps."""
     return self._progress.images_per_second()
 
-  def _report(self, step: int, metrics: dict[str, jax.Array]) -> None:
-    metrics = {name: float(value) for name, value in metrics.items()}
-    _check_finite(step, metrics, self._workdir)
-    self._progress.update(metrics['loss'])
+  def skipped_steps(self) -> int:
+    """Steps of the run that were left out because they were not finite."""
+    return self._non_finite.skipped
+
+  def _warn(self, found: list[dict[str, Any]]) -> None:
+    """Says what is wrong, here and in results.json."""
+    if not found or not distributed.is_first():
+      return
+    for warning in found:
+      self._progress.note(f'warning: {warning["text"]}')
+    before = self._workdir.results().get('warnings', [])
+    self._workdir.update_results(warnings=before + found)
+
+  def _report(self, step: int, metrics: dict[str, float]) -> None:
+    self._non_finite.look(step, metrics, self._saved)
+    self._warn(self._collapse.look(step, metrics))
     experiment = self._experiment
     if step % experiment.log_every_steps and step != experiment.total_steps:
       return
+    if self._writer is None:
+      return
     metrics['epoch'] = step / experiment.steps_per_epoch
+    if experiment.skip_non_finite_steps:
+      metrics['skipped_steps'] = self._non_finite.skipped
     rate = self._progress.images_per_second()
     if rate is not None:
       metrics['images_per_second'] = rate
@@ -164,14 +177,25 @@ class _Loop:
 
   def _report_down_to(self, ahead: int) -> None:
     while len(self._pending) > ahead:
-      self._report(*self._pending.popleft())
+      first, count, metrics = self._pending.popleft()
+      metrics = {name: np.ravel(value) for name, value in metrics.items()}
+      self._progress.update(float(metrics['loss'][count - 1]), count)
+      for i in range(count):
+        values = {name: float(value[i]) for name, value in metrics.items()}
+        self._report(first + i, values)
 
   def _save(self) -> None:
     # Only after every loss has been seen to be finite.
     self._report_down_to(0)
     seconds = self._seconds_before + time.monotonic() - self._start
-    meta = {'train_seconds': seconds, 'parts_encoder_sha256': self._parts_hash}
+    meta = {
+      VERSION_FIELD: _META_VERSION,
+      'train_seconds': seconds,
+      'parts_encoder_sha256': self._parts_hash,
+      'skipped_steps': self._non_finite.skipped,
+    }
     self._checkpoints.save(self._state, meta)
+    self._saved = self._step
 
   def _find_parts(self, number: int, start: int) -> np.ndarray | None:
     """The part masks of a round that began at step `start`."""
@@ -182,40 +206,65 @@ class _Loop:
       return part_masks.load_part_masks(
         experiment, self._workdir, name, self._parts_hash
       )
-    self._parts_hash = part_masks.hash_of_encoder(experiment, self._state)
-    part_ids = part_masks.find_part_masks(
-      experiment,
-      self._state,
-      self._workdir,
-      name,
-      path='' if number else experiment.parts.path,
-    )
+    alone, state = experiment.on_this_process(self._state)
+    path = '' if number else experiment.parts.path
+    part_ids = None
+
+    def find():
+      nonlocal part_ids
+      part_ids = part_masks.find_part_masks(
+        alone, state, self._workdir, name, path=path
+      )
+      return part_masks.hash_of_encoder(alone, state)
+
+    self._parts_hash = distributed.from_first(find)
+    if part_ids is None:
+      part_ids = part_masks.load_part_masks(
+        experiment, self._workdir, name, self._parts_hash
+      )
     self._progress.skip_pause()
     return part_ids
+
+  def _asked_to_stop(self, signals: _StopSignals) -> int | None:
+    """The signal that one of the processes has received."""
+    if distributed.process_count() > 1 and self._step % _STEPS_TO_AGREE:
+      return None
+    return distributed.agree_on_signal(signals.received)
+
+  def _next_batches(self, batches: Callable, end: int) -> tuple[Any, int]:
+    """What the next call is given, and how many steps it takes."""
+    most = self._experiment.steps_per_dispatch
+    if most == 1:
+      return batches(self._step), 1
+    every = self._experiment.checkpoint_every_steps
+    count = min(most, end - self._step, every - self._step % every)
+    return batches(self._step, count), count
 
   def _take_steps(
     self, batches: Callable, end: int, signals: _StopSignals
   ) -> None:
     while self._step < end:
+      batch, count = self._next_batches(batches, end)
       self._state, metrics = self._train_step(
-        self._state, batches(self._step), self._experiment.rng
+        self._state, batch, self._experiment.rng
       )
-      self._step += 1
-      self._pending.append((self._step, metrics))
+      # On their way before anybody asks for them.
+      jax.tree.map(lambda value: value.copy_to_host_async(), metrics)
+      self._pending.append((self._step + 1, count, metrics))
+      self._step += count
       self._report_down_to(_STEPS_AHEAD)
       if self._step % self._experiment.checkpoint_every_steps == 0:
         self._save()
-      if signals.received:
+      if received := self._asked_to_stop(signals):
         self._save()
-        self._checkpoints.close()
-        raise Interrupted(signals.received, self._step)
+        raise Interrupted(received, self._step)
 
   def run(self) -> TrainState:
     """Trains to the end.
 
     Raises:
       Interrupted: a signal came; the state is saved.
-      UserError: the loss is not finite, or part masks do not fit.
+      UserError: a step is not finite, or part masks do not fit.
     """
     experiment, start = self._experiment, 0
     try:
@@ -229,65 +278,66 @@ class _Loop:
           ):
             self._take_steps(batches, end, signals)
             self._save()
-            if signals.received:
-              raise Interrupted(signals.received, self._step)
+            if received := distributed.agree_on_signal(signals.received):
+              raise Interrupted(received, self._step)
         start = end
     finally:
       self._seconds = self._seconds_before + time.monotonic() - self._start
       self._progress.close()
-      self._writer.close()
+      if self._writer is not None:
+        self._writer.close()
     return self._state
 
 
-def _announce(experiment: Experiment, workdir: Workdir) -> None:
-  pretrain = experiment.pretrain
-  num_test = 0 if experiment.test is None else len(experiment.test.images)
-  print(
-    f'{experiment.method_name} on {pretrain.name}: {len(pretrain.images)} '
-    f'training and {num_test} test images of {len(pretrain.class_names)} '
-    f'classes on {describe_hardware(experiment)}',
-    file=sys.stderr,
-  )
-  print(experiment.placement, file=sys.stderr)
-  report = report_on(pretrain, experiment.test, experiment.placement)
-  write_data_report(report, workdir.path)
-  if lines := notable(report):
-    lines.append(f'see {workdir.path / TEXT_FILE}')
-  for line in lines:
-    print(f'data: {line}', file=sys.stderr)
-  if experiment.imported is not None:
-    print(experiment.imported.text(), file=sys.stderr)
+def _note_start(experiment: Experiment, workdir: Workdir) -> None:
+  """Records what is trained, and drops a start that was scored otherwise."""
+  start = {
+    'data_sha256': experiment.data_sha256,
+    'eval': experiment.evaluation.settings,
+    'init_from': describe_start(experiment),
+  }
+  before = workdir.results()
+  if any(before.get(key) != value for key, value in start.items()):
+    workdir.update_results(
+      dataset=experiment.name,
+      method=experiment.method_name,
+      protocols=list(experiment.evaluation.protocols),
+      route=experiment.route,
+      **start,
+      # A gain needs one protocol.
+      init={},
+    )
 
 
-def _report_skipped(
-  experiment: Experiment, workdir: Workdir, known: int = 0
-) -> int:
-  """Names the images found to be unreadable; returns their number.
+def _score_start(experiment: Experiment, workdir: Workdir) -> None:
+  """Scores the initial encoder, unless it was scored before.
 
-  Args:
-    experiment: what is trained.
-    workdir: of the run.
-    known: how many were named already: streamed images are found out late.
+  Only now, made again from its seed: the first step need not wait for it.
   """
-  splits = [
-    canvases
-    for canvases in (experiment.pretrain, experiment.test)
-    if canvases is not None and canvases.skipped
-  ]
-  count = sum(len(canvases.skipped) for canvases in splits)
-  if count > known:
-    write_atomically(
-      workdir.skipped_file, '\n'.join(skip_report(split) for split in splits)
+  if distributed.from_first(lambda: bool(workdir.results().get('init'))):
+    return
+  alone, state = experiment.on_this_process(experiment.init_state())
+  distributed.from_first(
+    lambda: workdir.update_results(
+      init=score(alone, encode(alone, state, workdir.features))
     )
-    print(
-      f'{count} unreadable image(s) skipped; {workdir.skipped_file} names them',
-      file=sys.stderr,
-    )
-  return count
+  )
+
+
+def _score_end(
+  experiment: Experiment, state: TrainState, workdir: Workdir, skipped: int
+) -> dict[str, float]:
+  """Scores the trained encoder and draws neighbours."""
+  encoded = encode(experiment, state, workdir.features)
+  report_skipped(experiment, workdir, skipped)
+  draw_neighbours(experiment, state, encoded, workdir.neighbours_file)
+  return score(experiment, encoded)
 
 
 def train(experiment: Experiment, workdir: Workdir) -> dict:
   """Trains, or resumes, and scores the encoder before and after.
+
+  All processes train; the first one alone scores, on its own devices.
 
   Args:
     experiment: what to train.
@@ -298,48 +348,40 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
 
   Raises:
     Interrupted: a signal came; the state is saved.
-    UserError: the loss is not finite, or a checkpoint doesn't fit.
+    UserError: a step is not finite, or a checkpoint doesn't fit.
   """
-  _announce(experiment, workdir)
-  skipped = _report_skipped(experiment, workdir)
+  if workdir.is_remote and experiment.parts is not None:
+    raise UserError(
+      f'{workdir.path}: part masks are kept in files that are read in place: '
+      'give --workdir a directory of a file system'
+    )
+  announce(experiment, workdir)
+  skipped = report_skipped(experiment, workdir)
   checkpoints = experiment.open_checkpoints(workdir)
-  start = {
-    'data_sha256': experiment.data_sha256,
-    'eval': experiment.evaluation.settings,
-    'init_from': describe_start(experiment),
-  }
   try:
-    # The step compiles while the initial encoder is scored.
+    # The step compiles while the initial state does, and is made.
     with futures.ThreadPoolExecutor(1) as pool:
       train_step = pool.submit(experiment.compile_step)
       state, meta = experiment.init_state(), {}
-      # Scored again where it was scored otherwise: a gain needs one protocol.
-      before = workdir.results()
-      if any(before.get(key) != value for key, value in start.items()):
-        workdir.update_results(
-          dataset=experiment.name,
-          method=experiment.method_name,
-          protocols=list(experiment.evaluation.protocols),
-          route=experiment.route,
-          **start,
-          init=score(experiment, encode(experiment, state, workdir.features)),
-        )
+      distributed.from_first(lambda: _note_start(experiment, workdir))
     if checkpoints.latest_step() is not None:
       state, meta = checkpoints.restore(experiment.state_like)
-      print(f'resumed after step {int(state.step)}', file=sys.stderr)
-    loop = _Loop(
-      experiment, workdir, checkpoints, state, meta, train_step.result()
-    )
+      check_format(meta, _META_VERSION, workdir.checkpoints)
+      if distributed.is_first():
+        print(f'resumed after step {int(state.step)}', file=sys.stderr)
+    compiled = train_step.result()
+    host_memory.give_back_freed()
+    loop = _Loop(experiment, workdir, checkpoints, state, meta, compiled)
     state = loop.run()
   finally:
     checkpoints.close()
-    skipped = _report_skipped(experiment, workdir, skipped)
-  encoded = encode(experiment, state, workdir.features)
-  _report_skipped(experiment, workdir, skipped)
-  draw_neighbours(experiment, state, encoded, workdir.neighbours_file)
+    skipped = report_skipped(experiment, workdir, skipped)
+  _score_start(experiment, workdir)
+  alone = experiment.on_this_process(state)
   entries = dict(
-    final=score(experiment, encoded),
+    final=distributed.from_first(lambda: _score_end(*alone, workdir, skipped)),
     steps=int(state.step),
+    skipped_steps=loop.skipped_steps(),
     seconds=round(loop.train_seconds(), 1),
     hardware=describe_hardware(experiment),
     versions={
@@ -350,25 +392,4 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
   )
   if loop.images_per_second() is not None:
     entries['images_per_second'] = round(loop.images_per_second(), 1)
-  return workdir.update_results(**entries)
-
-
-def summary(experiment: Experiment, workdir: Workdir, results: dict) -> str:
-  """What a person reads at the end: the table and where to look."""
-  reason = why_not_scored(experiment)
-  table = results_table(results['init'], results['final'])
-  if reason:
-    table = f'{reason}\n{table}' if results['final'] else reason
-  speed = results.get('images_per_second')
-  return '\n'.join(
-    [
-      f'\n{table}\n',
-      f'{results["steps"]} steps in {results["seconds"]:.0f} s'
-      + (f', {speed:.0f} images/s' if speed else ''),
-      f'results      {workdir.results_file}',
-      f'neighbours   {workdir.neighbours_file}',
-      f'metrics      {workdir.metrics_file}',
-      f'tensorboard  {workdir.tensorboard}',
-      f'checkpoints  {workdir.checkpoints}',
-    ]
-  )
+  return distributed.from_first(lambda: workdir.update_results(**entries))

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from cmd_jax import parallel
 from cmd_jax.methods.base import Method, MethodState, Params
 
 
@@ -76,4 +78,31 @@ def init_train_state(
     teacher_params=jax.tree.map(jnp.copy, params),
     opt_state=optimizer.init(params),
     method_state=method_state,
+  )
+
+
+def state_shardings(
+  state: TrainState,
+  mesh: Mesh,
+  *,
+  fsdp: bool,
+  min_size: int = parallel.MIN_SHARDED_SIZE,
+) -> TrainState:
+  """The `NamedSharding` of every array of a state.
+
+  Args:
+    state: the state, or its shapes.
+    mesh: the devices.
+    fsdp: whether parameters, teacher and optimiser state are spread over the
+      devices, see `parallel.fsdp_spec`; all is whole on each device otherwise.
+    min_size: elements below which an array stays whole.
+  """
+  whole = jax.tree.map(lambda _: parallel.replicated(mesh), state)
+  if not fsdp:
+    return whole
+  return whole._replace(
+    **{
+      name: parallel.fsdp_shardings(getattr(state, name), mesh, min_size)
+      for name in ('params', 'teacher_params', 'opt_state')
+    }
   )

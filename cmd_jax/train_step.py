@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,15 @@ import optax
 from jax.sharding import Mesh
 
 from cmd_jax import parallel
-from cmd_jax.losses import blockwise
-from cmd_jax.methods.base import Method
+from cmd_jax.losses import streaming
+from cmd_jax.methods.base import Method, MethodState, Params
 from cmd_jax.methods.part_networks import PartViews
 from cmd_jax.schedules import Schedule
 from cmd_jax.train_state import TrainState
+
+# Metrics that must be finite, or the step is none. The parameters too: an
+# update may overflow where loss and gradient do not.
+WATCHED = ('loss', 'grad_norm', 'param_norm')
 
 # Salts that keep the step's random streams apart.
 _VIEWS, _STEP, _DROP_PATH = range(3)
@@ -39,6 +43,168 @@ class Batch(NamedTuple):
   part_ids: jax.Array | None = None
 
 
+class Batches(NamedTuple):
+  """The batches of several steps that are taken in one call.
+
+  Attributes:
+    batch: n batches, [n, B, ...].
+    count: scalar int32, steps to take; the batches after those are not used.
+  """
+
+  batch: Batch
+  count: jax.Array
+
+
+class _Means(NamedTuple):
+  """What is a mean over the examples, hence over equal parts of a batch too.
+
+  Attributes:
+    loss: scalar.
+    values: what is reported, scalars.
+    grads: of the loss by the student's parameters.
+    method_state: after the step.
+  """
+
+  loss: jax.Array
+  values: dict[str, jax.Array]
+  grads: Params
+  method_state: MethodState
+
+
+def _example_keys(
+  rng: jax.Array, stream: int, step: jax.Array, index: jax.Array
+) -> jax.Array:
+  """[B] keys, one for each example of a step."""
+  key = jax.random.fold_in(jax.random.fold_in(rng, stream), step)
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+
+def make_objective(method: Method) -> streaming.Objective:
+  """The weighted sum of a method's terms.
+
+  Its constants are those of the method and the terms' weights by name; it
+  reports the terms unweighted, as `loss/<term>`, and the method's monitors.
+  """
+
+  def scores(prototypes, constants, examples, targets):
+    return method.scores(prototypes, constants[0], examples, targets)
+
+  def compare(scores, normalisers, constants, examples, targets):
+    _, weights = constants
+    outputs = method.outputs(scores, normalisers, examples, targets)
+    values = {name: term.value(outputs) for name, term in method.terms.items()}
+    total = sum(weights[name] * value for name, value in values.items())
+    reported = {f'loss/{name}': value for name, value in values.items()}
+    return total, {**reported, **method.example_monitors(outputs)}
+
+  return streaming.Objective(
+    scores, compare, method.sums_over_prototypes, method.sums_over_examples
+  )
+
+
+def _make_loss(method: Method, mesh: Mesh | None) -> Callable:
+  """(params, state, views, keys) -> (loss, (values, `Seen`))."""
+  objective = make_objective(method)
+
+  def loss_fn(params, state, views, keys):
+    seen = method.forward(
+      params,
+      state.teacher_params,
+      state.method_state,
+      views,
+      keys,
+      state.step,
+    )
+    weights = {
+      name: jnp.float32(term.weight(state.step))
+      for name, term in method.terms.items()
+    }
+    loss, reported = streaming.mean_over_examples(
+      objective,
+      seen.prototypes,
+      (seen.constants, weights),
+      seen.examples,
+      seen.targets,
+      mesh=mesh,
+    )
+    return loss, (jax.tree.map(jnp.mean, reported), seen)
+
+  return loss_fn
+
+
+def _make_differentiate(
+  method: Method, augment: Callable, mesh: Mesh | None, param_shardings: Any
+) -> Callable:
+  """(state, batch, rng) -> (`_Means`, `Seen`), for all or part of a batch."""
+  value_and_grad = jax.value_and_grad(_make_loss(method, mesh), has_aux=True)
+
+  def differentiate(state: TrainState, batch: Batch, rng: jax.Array):
+    step_key = jax.random.fold_in(jax.random.fold_in(rng, _STEP), state.step)
+    views_keys, drop_path_keys = (
+      _example_keys(rng, stream, state.step, batch.index)
+      for stream in (_VIEWS, _DROP_PATH)
+    )
+    views = augment(
+      batch.images, batch.sizes, views_keys, step_key, batch.part_ids
+    )
+    images = tuple(
+      x for x in (views.global_views, views.local_views) if x.shape[1]
+    )
+    if views.global_part_ids is not None:
+      images = PartViews(images, views.global_part_ids)
+    (loss, (values, seen)), grads = value_and_grad(
+      state.params, state, images, drop_path_keys
+    )
+    if param_shardings is not None:
+      # Summed first: told to spread them alone, XLA would gather activations.
+      grads = parallel.constrain(grads, parallel.replicated(mesh))
+      grads = parallel.constrain(grads, param_shardings)
+    method_state = method.update(state.method_state, seen)
+    return _Means(loss, values, grads, method_state), seen
+
+  return differentiate
+
+
+def _accumulate(
+  differentiate: Callable, num_parts: int, mesh: Mesh | None
+) -> Callable:
+  """Like `differentiate`, with the examples seen part by part.
+
+  Only what `Seen` holds of the examples is kept of each part, and of that what
+  is used, so that memory for activations is needed for one part alone.
+  """
+
+  def accumulate(state: TrainState, batch: Batch, rng: jax.Array):
+    parts = parallel.split_batch(batch, num_parts, mesh)
+    shapes, seen = jax.eval_shape(
+      differentiate, state, jax.tree.map(lambda x: x[0], parts), rng
+    )
+
+    def add(total, part):
+      means, seen = differentiate(state, part, rng)
+      return jax.tree.map(jnp.add, total, means), (seen.examples, seen.targets)
+
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, of_examples = jax.lax.scan(add, start, parts)
+    means = jax.tree.map(lambda x: x / num_parts, total)
+    examples, targets = parallel.join_batch(of_examples, mesh)
+    return means, seen._replace(examples=examples, targets=targets)
+
+  return accumulate
+
+
+def _if_finite(
+  metrics: dict[str, jax.Array], old: TrainState, new: TrainState
+) -> TrainState:
+  """The new state if what is watched is finite, otherwise the old one."""
+  # Not optax.apply_if_finite: it looks at the gradient alone, and teacher,
+  # centres and batch statistics would move all the same.
+  finite = jnp.all(jnp.array([jnp.isfinite(metrics[name]) for name in WATCHED]))
+  kept = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
+  # The number counts all the same, or the same batch would come again.
+  return kept._replace(step=new.step)
+
+
 def make_train_step(
   *,
   method: Method,
@@ -48,6 +214,9 @@ def make_train_step(
   schedules: dict[str, Schedule],
   axis_name: str | None = None,
   mesh: Mesh | None = None,
+  param_shardings: Any = None,
+  grad_accum_steps: int = 1,
+  skip_non_finite: bool = False,
 ) -> Callable:
   """Builds step(state, batch, rng) -> (state, metrics).
 
@@ -63,69 +232,42 @@ def make_train_step(
     axis_name: axis over which the batch is spread, None if it is global.
     mesh: the devices over which a global batch is spread; None for arrays of
       one device.
+    param_shardings: how parameters, and hence gradients, are spread between the
+      steps (FSDP); None where every device keeps them whole.
+    grad_accum_steps: equal parts of the batch that are seen one after the other
+      before the step is taken. The step is that of the whole batch if the loss
+      is a mean over the examples and `method.update` is linear in such means.
+    skip_non_finite: whether a step after which one of `WATCHED` is not finite
+      leaves all but the step's number as it was.
 
   Returns:
     The step. `rng` is the run's root key and never changes; metrics are float32
-    scalars: `loss`, `loss/<term>` unweighted, the method's monitors and the
-    schedules' values.
+    scalars: `loss`, `loss/<term>` unweighted, the method's monitors, the norms
+    of the gradient and of the new parameters, and the schedules' values.
   """
-
-  def compare(prototypes, examples, constants):
-    of_method, weights = constants
-    outputs = method.compare(prototypes, examples, of_method)
-    values = {name: term.value(outputs) for name, term in method.terms.items()}
-    total = sum(weights[name] * value for name, value in values.items())
-    reported = {f'loss/{name}': value for name, value in values.items()}
-    return total, {**reported, **method.example_monitors(outputs)}
-
-  def loss_fn(params, state, views, keys):
-    seen = method.forward(
-      params,
-      state.teacher_params,
-      state.method_state,
-      views,
-      keys,
-      state.step,
-    )
-    weights = {
-      name: jnp.float32(term.weight(state.step))
-      for name, term in method.terms.items()
-    }
-    loss, reported = blockwise.mean_over_examples(
-      compare,
-      seen.prototypes,
-      seen.examples,
-      (seen.constants, weights),
-      bytes_an_example=method.logit_bytes(seen),
-      mesh=mesh,
-    )
-    return loss, (jax.tree.map(jnp.mean, reported), seen)
+  differentiate = _make_differentiate(method, augment, mesh, param_shardings)
+  if grad_accum_steps > 1:
+    differentiate = _accumulate(differentiate, grad_accum_steps, mesh)
 
   def step(state: TrainState, batch: Batch, rng: jax.Array):
-    def example_keys(stream):
-      stream_key = jax.random.fold_in(rng, stream)
-      key = jax.random.fold_in(stream_key, state.step)
-      return jax.vmap(jax.random.fold_in, (None, 0))(key, batch.index)
-
-    step_key = jax.random.fold_in(jax.random.fold_in(rng, _STEP), state.step)
-    views = augment(
-      batch.images, batch.sizes, example_keys(_VIEWS), step_key, batch.part_ids
-    )
-    seen = tuple(
-      x for x in (views.global_views, views.local_views) if x.shape[1]
-    )
-    if views.global_part_ids is not None:
-      seen = PartViews(seen, views.global_part_ids)
-
-    (loss, (values, features)), grads = jax.value_and_grad(
-      loss_fn, has_aux=True
-    )(state.params, state, seen, example_keys(_DROP_PATH))
-    loss, values, grads = parallel.pmean((loss, values, grads), axis_name)
+    whole = state
+    if param_shardings is not None:
+      # Left to itself XLA spreads the products over the width of the layers,
+      # and sends activations instead of parameters.
+      params, teacher_params = parallel.constrain(
+        (state.params, state.teacher_params), parallel.replicated(mesh)
+      )
+      whole = state._replace(params=params, teacher_params=teacher_params)
+    means, seen = differentiate(whole, batch, rng)
+    loss, values, grads = parallel.pmean(means[:3], axis_name)
     updates, opt_state = optimizer.update(
       grads, state.opt_state, state.params, step=state.step
     )
     params = optax.apply_updates(state.params, updates)
-    rate = 1 - teacher_momentum(state.step)
+    # Depends on all that reads the old teacher, or XLA would keep a copy of it;
+    # a barrier is gone by the time it looks.
+    last = sum(x.ravel()[0] for x in jax.tree.leaves(means.method_state))
+    rate = 1 - teacher_momentum(state.step) + 0 * last
     # In this form a parameter that does not move stays equal to the bit.
     teacher_params = jax.tree.map(
       lambda old, new: old + rate * (new - old), state.teacher_params, params
@@ -133,8 +275,9 @@ def make_train_step(
     metrics = {
       'loss': loss,
       **values,
-      **method.monitors(features),
+      **method.monitors(seen),
       'grad_norm': optax.tree.norm(grads),
+      'param_norm': optax.tree.norm(params),
       **{name: schedule(state.step) for name, schedule in schedules.items()},
     }
     new_state = TrainState(
@@ -142,8 +285,40 @@ def make_train_step(
       params=params,
       teacher_params=teacher_params,
       opt_state=opt_state,
-      method_state=method.update(state.method_state, features),
+      method_state=means.method_state,
     )
+    if skip_non_finite:
+      new_state = _if_finite(metrics, state, new_state)
     return new_state, jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
 
   return step
+
+
+def take_several(step: Callable) -> Callable:
+  """Lets steps follow each other without the host.
+
+  Args:
+    step: (state, batch, rng) -> (state, metrics).
+
+  Returns:
+    (state, `Batches`, rng) -> (state, metrics), each metric [n]; those of steps
+    that were not taken are 0.
+  """
+
+  def steps(state: TrainState, batches: Batches, rng: jax.Array):
+    def batch_of(number):
+      return jax.tree.map(lambda x: x[number], batches.batch)
+
+    def take(number, carry):
+      state, metrics = carry
+      state, new = step(state, batch_of(number), rng)
+      return state, jax.tree.map(
+        lambda all_steps, x: all_steps.at[number].set(x), metrics, new
+      )
+
+    most = len(batches.batch.index)
+    _, like = jax.eval_shape(step, state, batch_of(0), rng)
+    metrics = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), like)
+    return jax.lax.fori_loop(0, batches.count, take, (state, metrics))
+
+  return steps

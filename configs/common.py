@@ -173,11 +173,19 @@ def method_fields(name: str, encoder: str = 'vit') -> ConfigDict:
 def model_fields(name: str) -> ConfigDict:
   """cmd_jax.models.make_encoder: ViT-S/16, Swin-T with window 14, ResNet-50.
 
-  Zeros and empty tuples leave the variant's own.
+  Zeros and empty tuples leave the variant's own. `remat` is what the gradient
+  computes again to need less memory: 'none', 'dots' (all but linear layers) or
+  'full' (whole blocks).
   """
   if name == 'resnet':
     return ConfigDict(
-      dict(name='resnet', variant='50', width_ratio=1.0, dtype='bfloat16')
+      dict(
+        name='resnet',
+        variant='50',
+        width_ratio=1.0,
+        dtype='bfloat16',
+        remat='none',
+      )
     )
   if name == 'swin':
     return ConfigDict(
@@ -194,6 +202,7 @@ def model_fields(name: str) -> ConfigDict:
         norm_epsilon=1e-6,
         drop_path_rate=0.1,
         dtype='bfloat16',
+        remat='none',
       )
     )
   return ConfigDict(
@@ -214,6 +223,7 @@ def model_fields(name: str) -> ConfigDict:
       drop_path_rate=0.1,
       pool='cls',
       dtype='bfloat16',
+      remat='none',
     )
   )
 
@@ -300,8 +310,24 @@ def published(argument: Argument) -> ConfigDict:
     decay_vectors=False,
     # Blocks trained, from the end; -1 trains the whole encoder.
     train_last_blocks=-1,
+    # Steps of the whole run that may be left out because their loss, gradient
+    # or new parameters are not finite; the next one ends the run.
+    skip_non_finite_steps=0,
   )
-  config.parallel = dict(mode='jit', num_devices=0)
+  config.parallel = dict(
+    mode='jit',
+    # 0 are all.
+    num_devices=0,
+    # 'replicated' keeps parameters, teacher and moments whole on each device,
+    # 'fsdp' a share of them, 'auto' chooses by the devices' memory.
+    state='auto',
+    # Parts of a batch seen one after the other before a step is taken, which
+    # needs less memory; the step is that of the whole batch.
+    grad_accum_steps=1,
+    # Steps taken without the host in between, for small models whose images
+    # are on the devices: cmd_jax.train_step.take_several.
+    steps_per_dispatch=1,
+  )
   # Where the images are: 'device' holds all of them in the devices' memory,
   # 'stream' decodes them ahead of the step, 'auto' chooses by their size.
   config.placement = 'auto'

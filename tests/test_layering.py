@@ -20,8 +20,23 @@ _MODULES = {
 _ALLOWED = {
   'cmd_jax.losses': {'losses', 'parallel', 'blocks'},
   'cmd_jax.models': {'models', 'parallel', 'errors'},
-  'cmd_jax.parts': {'parts', 'data', 'models', 'errors', 'atomic'},
-  'cmd_jax.convert': {'convert', 'models', 'errors', 'atomic', '__version__'},
+  'cmd_jax.parts': {
+    'parts',
+    'data',
+    'models',
+    'errors',
+    'atomic',
+    'formats',
+    'untrusted',
+  },
+  'cmd_jax.convert': {
+    'convert',
+    'models',
+    'errors',
+    'atomic',
+    '__version__',
+    'untrusted',
+  },
   'cmd_jax.methods': {
     'methods',
     'models',
@@ -31,11 +46,20 @@ _ALLOWED = {
     'errors',
   },
   'cmd_jax.evaluators': {'evaluators', 'data', 'errors', 'parallel'},
-  'cmd_jax.data': {'data', 'errors', 'parallel', 'atomic', 'blocks'},
+  'cmd_jax.data': {
+    'data',
+    'errors',
+    'parallel',
+    'atomic',
+    'blocks',
+    'distributed',
+    'untrusted',
+  },
 }
 # The batch is what data and the train step agree on.
 _EXCEPTIONS = {
   ('cmd_jax.data.resident', 'cmd_jax.train_step.Batch'),
+  ('cmd_jax.data.resident', 'cmd_jax.train_step.Batches'),
   ('cmd_jax.data.stream', 'cmd_jax.train_step.Batch'),
 }
 
@@ -130,6 +154,7 @@ def test_only_what_is_above_imports_the_experiment():
   above = {
     'main',
     'cmd_jax.train',
+    'cmd_jax.announce',
     'cmd_jax.evaluate',
     'cmd_jax.frozen',
     'cmd_jax.part_masks',

@@ -21,6 +21,13 @@ def test_lines_after_the_step_and_cut_lines_are_dropped(tmp_path, tail):
   assert file.read_text() == ''.join(map(_line, (1, 2, 3)))
 
 
+def test_a_line_that_a_crash_left_without_text_is_dropped(tmp_path):
+  file = tmp_path / 'metrics.jsonl'
+  file.write_bytes(_line(1).encode() + b'\xff\xfe{"step"')
+  metrics.drop_lines_after(file, 3)
+  assert file.read_text() == _line(1)
+
+
 def test_dropping_from_no_file_makes_none(tmp_path):
   metrics.drop_lines_after(tmp_path / 'metrics.jsonl', 3)
   assert not list(tmp_path.iterdir())

@@ -1,28 +1,7 @@
 import pytest
 
-from cmd_jax import errors, experiment, train
-from cmd_jax.workdir import Workdir
+from cmd_jax import errors, experiment
 from configs import toybirds
-
-
-@pytest.mark.parametrize(
-  'metrics, named',
-  [
-    (
-      {'loss': float('nan'), 'loss/region': float('nan'), 'grad_norm': 1.0},
-      'terms: region',
-    ),
-    ({'loss': 1.0, 'grad_norm': float('inf')}, 'gradient is not finite'),
-  ],
-)
-def test_what_is_not_finite_stops_the_run_and_is_named(
-  tmp_path, metrics, named
-):
-  with pytest.raises(errors.UserError, match=named) as caught:
-    train._check_finite(7, metrics, Workdir(str(tmp_path)))
-  assert 'step 7' in str(caught.value)
-  healthy = {'loss': 1.0, 'grad_norm': 2.0}
-  train._check_finite(7, healthy, Workdir(str(tmp_path)))
 
 
 @pytest.mark.parametrize(

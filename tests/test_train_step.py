@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -5,8 +7,9 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from cmd_jax import errors, parallel
+from cmd_jax import errors, optim, parallel
 from cmd_jax.models import partial
+from cmd_jax.train_step import Batches
 from tests import tiny
 
 
@@ -79,6 +82,116 @@ def _moved(before, after):
   return {
     path for path in before if np.any(before[path] != np.asarray(after[path]))
   }
+
+
+def _sgd():
+  # Adam would blow rounding up to whole steps.
+  return optim.make_sgd(
+    learning_rate=lambda step: 0.1,
+    weight_decay=lambda step: 0.04,
+    clip_norm=3.0,
+  )
+
+
+def _compile(name, **options):
+  """The compiled step, which knows its memory, and its first state."""
+  several = options.get('several')
+  step, state = tiny.make_step(name, optimizer=_sgd(), **options)
+  batch = tiny.make_batch()
+  if several:
+    batch = Batches(_stack([batch] * 3), np.int32(1))
+  return parallel.compile_ahead(step, state, batch, jax.random.key(1)), state
+
+
+def _stack(batches):
+  return jax.tree.map(lambda *x: np.stack(x), *batches)
+
+
+@functools.cache
+def _whole_batch_on_one_device(name):
+  step, state = _compile(name)
+  start = jax.device_get(state.params)
+  run = tiny.run_steps(step, state, 2)
+  assert len(_moved(start, run[0].params)) == len(jax.tree.leaves(start))
+  return step, run
+
+
+def _assert_equal_runs(run, other):
+  (state, history), (other_state, other_history) = run, other
+  chex.assert_trees_all_close(
+    (state.params, state.teacher_params, state.method_state),
+    (other_state.params, other_state.teacher_params, other_state.method_state),
+    rtol=1e-5,
+    atol=1e-5,
+  )
+  # What is watched is that of the whole batch too.
+  chex.assert_trees_all_close(history, other_history, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'name, options',
+  [
+    ('dino', dict(num_devices=2, grad_accum_steps=2, mode='pmap')),
+    _slow('cmd', dict(num_devices=8, fsdp=True)),
+    _slow('cmd', dict(num_devices=2, grad_accum_steps=2)),
+    _slow('cmd_released', dict(grad_accum_steps=2)),
+    _slow('esvit', dict(grad_accum_steps=8)),
+    _slow('dino', dict(num_devices=4, grad_accum_steps=2)),
+  ],
+)
+def test_spread_states_and_parts_of_a_batch_change_nothing(name, options):
+  _, whole = _whole_batch_on_one_device(name)
+  step, state = tiny.make_step(name, optimizer=_sgd(), **options)
+  _assert_equal_runs(whole, tiny.run_steps(step, state, 2))
+
+
+def test_parts_of_a_batch_need_less_memory_and_change_nothing():
+  whole, run = _whole_batch_on_one_device('dino')
+  parts, state = _compile('dino', grad_accum_steps=4)
+  _assert_equal_runs(run, tiny.run_steps(parts, state, 2))
+  temporary = [
+    step.memory_analysis().temp_size_in_bytes for step in (whole, parts)
+  ]
+  assert temporary[1] < 0.5 * temporary[0]
+
+
+def test_a_device_keeps_its_share_of_the_state_and_nothing_changes():
+  step, state = tiny.make_step(
+    'cmd', optimizer=_sgd(), num_devices=4, fsdp=True, grad_accum_steps=2
+  )
+  batch = tiny.make_batch()
+  compiled = parallel.compile_ahead(step, state, batch, jax.random.key(1))
+  wanted = jax.tree.map(lambda x: x.sharding, state)
+  for layout in (
+    compiled.input_shardings[0][0],
+    compiled.output_shardings[0],
+  ):
+    for sharding, want, x in zip(
+      *map(jax.tree.leaves, (layout, wanted, state)), strict=True
+    ):
+      assert sharding.is_equivalent_to(want, x.ndim)
+  shares = parallel.bytes_per_device(state)
+  assert shares < sum(x.nbytes for x in jax.tree.leaves(state)) / 3
+  num_bytes = shares + sum(x.nbytes for x in jax.tree.leaves(batch)) / 4
+  arguments = compiled.memory_analysis().argument_size_in_bytes
+  assert arguments == pytest.approx(num_bytes, rel=0.02)
+  _, whole = _whole_batch_on_one_device('cmd')
+  _assert_equal_runs(whole, tiny.run_steps(compiled, state, 2))
+
+
+def test_steps_of_one_call_are_those_of_as_many_calls():
+  _, (one, history) = _whole_batch_on_one_device('dino')
+  step, state = _compile('dino', several=True)
+  # Three batches, the last of which is not for now.
+  batches = _stack([tiny.make_batch(n) for n in (0, 1, 7)])
+  state, metrics = step(state, Batches(batches, np.int32(2)), jax.random.key(1))
+  assert int(state.step) == 2
+  metrics = jax.device_get(metrics)
+  assert all(value[2] == 0 for value in metrics.values())
+  other_history = [
+    {name: value[i] for name, value in metrics.items()} for i in range(2)
+  ]
+  _assert_equal_runs((one, history), (jax.device_get(state), other_history))
 
 
 def _train_partly(encoder, **partly):

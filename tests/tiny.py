@@ -6,10 +6,16 @@ import numpy as np
 
 from cmd_jax import optim, parallel, schedules
 from cmd_jax.data import augment
+from cmd_jax.losses import streaming
 from cmd_jax.methods import make_method
 from cmd_jax.models import make_encoder
-from cmd_jax.train_state import init_train_state
-from cmd_jax.train_step import Batch, make_train_step
+from cmd_jax.train_state import init_train_state, state_shardings
+from cmd_jax.train_step import (
+  Batch,
+  Batches,
+  make_train_step,
+  take_several,
+)
 from configs import common
 
 # Those that see whole images; tests/methods/test_particle.py has the others.
@@ -55,6 +61,7 @@ def make_tiny_method(
   drop_path=0.2,
   encoder='vit',
   use_bn=False,
+  num_prototypes=12,
   **changes,
 ):
   fields = common.method_fields(name).to_dict()
@@ -68,7 +75,10 @@ def make_tiny_method(
     ),
     image_px=16,
     head=dict(
-      num_prototypes=12, hidden_dim=16, bottleneck_dim=8, use_bn=use_bn
+      num_prototypes=num_prototypes,
+      hidden_dim=16,
+      bottleneck_dim=8,
+      use_bn=use_bn,
     ),
     student_temperature=0.1,
     teacher_temperature=schedules.stepwise_schedule(0.04, 0.07, 2, 2),
@@ -79,10 +89,23 @@ def make_tiny_method(
   )
 
 
-def compare(method, params, teacher, state, views, keys, step=0):
+def forward(method, params, teacher, state, views, keys, step=0):
+  """What both networks of a method say."""
+  return method.forward(params, teacher, state, views, keys, jnp.int32(step))
+
+
+def compare(*args):
   """Everything the terms of a method are made of."""
-  seen = method.forward(params, teacher, state, views, keys, jnp.int32(step))
-  return method.compare(seen.prototypes, seen.examples, seen.constants)
+  return outputs_of(args[0], forward(*args))
+
+
+def outputs_of(method, seen):
+  """Everything the terms are made of, from all prototypes at once."""
+  scores = method.scores(
+    seen.prototypes, seen.constants, seen.examples, seen.targets
+  )
+  normalisers = streaming.normalisers_of(scores)
+  return method.outputs(scores, normalisers, seen.examples, seen.targets)
 
 
 def make_batch(seed=0, batch=BATCH):
@@ -106,14 +129,29 @@ def make_optimizer(learning_rate=1e-3, **options):
   )
 
 
-def make_step(name='cmd', *, mode='jit', num_devices=1, **changes):
-  """The compiled step and the state it starts from."""
+def make_step(
+  name='cmd',
+  *,
+  mode='jit',
+  num_devices=1,
+  fsdp=False,
+  grad_accum_steps=1,
+  several=False,
+  skip_non_finite=False,
+  optimizer=None,
+  **changes,
+):
+  """The jitted step and the state it starts from."""
   mesh = parallel.make_mesh(num_devices)
   is_frozen = changes.get('is_frozen', lambda path: False)
-  optimizer = make_optimizer(is_frozen=is_frozen)
+  optimizer = optimizer or make_optimizer(is_frozen=is_frozen)
+  state = init_train_state(
+    make_tiny_method(name, **changes), optimizer, jax.random.key(0)
+  )
+  shardings = state_shardings(state, mesh, fsdp=fsdp, min_size=64)
 
   def make(axis_name, mesh):
-    return make_train_step(
+    step = make_train_step(
       method=make_tiny_method(name, axis_name=axis_name, mesh=mesh, **changes),
       augment=augment.make_augment(
         global_px=16, local_px=8, num_local=2, mesh=mesh
@@ -123,13 +161,21 @@ def make_step(name='cmd', *, mode='jit', num_devices=1, **changes):
       schedules={},
       axis_name=axis_name,
       mesh=mesh,
+      param_shardings=shardings.params if fsdp else None,
+      grad_accum_steps=grad_accum_steps,
+      skip_non_finite=skip_non_finite,
     )
+    return take_several(step) if several else step
 
-  state = init_train_state(
-    make_tiny_method(name, **changes), optimizer, jax.random.key(0)
+  each, whole = parallel.split_each_over_data(mesh), parallel.replicated(mesh)
+  step = parallel.compile_step(
+    make,
+    mode=mode,
+    mesh=mesh,
+    state_shardings=shardings,
+    batch_shardings=Batches(each, whole) if several else None,
   )
-  state = jax.device_put(state, parallel.replicated(mesh))
-  return parallel.compile_step(make, mode=mode, mesh=mesh), state
+  return step, jax.device_put(state, shardings)
 
 
 def run_steps(step, state, count=3):

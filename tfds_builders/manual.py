@@ -11,10 +11,10 @@ import dataclasses
 import fnmatch
 import gzip
 import hashlib
+import io
 import os
 import pathlib
 import tarfile
-import zlib
 from collections.abc import (
   Callable,
   Collection,
@@ -27,10 +27,15 @@ from typing import IO, NamedTuple, Protocol
 
 import tensorflow_datasets as tfds
 
+from cmd_jax import untrusted
 from cmd_jax.errors import UserError
 
 # Bytes read from an archive at once.
 _BLOCK = 1 << 20
+# Bytes of one file of a set, none of which comes near; and how many times
+# larger than itself an archive may become, beside that.
+_MAX_FILE = 1 << 28
+_MAX_EXPANSION = 32
 _DOCS = 'docs/datasets.md tells which files each data set needs'
 
 
@@ -108,8 +113,32 @@ class Folder:
     """See `Files`."""
     for name in names:
       path = self.path / name
-      if path.is_file():
+      # What a list names may be anywhere.
+      is_below = '..' not in path.parts and path.is_relative_to(self.path)
+      if is_below and path.is_file():
         yield name, path.read_bytes()
+
+
+class _Bounded(io.RawIOBase):
+  """A file that ends in an error after so many bytes."""
+
+  def __init__(self, file: IO[bytes], limit: int) -> None:
+    self._file, self._left = file, limit
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer: bytearray) -> int:
+    data = self._file.read(len(buffer))
+    self._left -= len(data)
+    if self._left < 0:
+      raise OSError('it expands to far more than an archive of photographs')
+    buffer[: len(data)] = data
+    return len(data)
+
+  def close(self) -> None:
+    self._file.close()
+    super().close()
 
 
 class Archive:
@@ -130,7 +159,10 @@ class Archive:
   def _open(self) -> IO[bytes]:
     with self.path.open('rb') as file:
       is_gzip = file.read(2) == b'\x1f\x8b'
-    return gzip.open(self.path) if is_gzip else self.path.open('rb')
+    if not is_gzip:
+      return self.path.open('rb')
+    limit = _MAX_FILE + _MAX_EXPANSION * self.path.stat().st_size
+    return io.BufferedReader(_Bounded(gzip.open(self.path), limit), _BLOCK)
 
   def _read(
     self, is_wanted: Callable[[str], bool]
@@ -144,11 +176,15 @@ class Archive:
               continue
             name = name.removeprefix(self._prefix)
             if is_wanted(name):
+              # The size of a sparse file may be anything.
+              if member.issparse() or member.size > _MAX_FILE:
+                raise tarfile.ReadError(f'{name} has {member.size:,} bytes')
               yield name, tar.extractfile(member).read()
         # The checksum of gzip is behind the end of the tar archive.
         while content.read(_BLOCK):
           pass
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as e:
+    # What tarfile raises for damaged headers is nearly anything.
+    except Exception as e:
       raise UserError(
         f'{self.path} is damaged or incomplete ({one_line(e)}); fetch it again'
       ) from e
@@ -268,7 +304,9 @@ def read_texts(files: Files, names: Collection[str]) -> dict[str, str]:
       name: content.decode('utf-8-sig') for name, content in found.items()
     }
   except UnicodeDecodeError as e:
-    raise UserError(f'{files}: a list is not text ({e}); fetch it again') from e
+    raise UserError(
+      f'{files}: a list is not text ({one_line(e)}); fetch it again'
+    ) from e
 
 
 def table(text: str, columns: int, where: str) -> list[list[str]]:
@@ -340,4 +378,4 @@ def default_manual_dir(
 
 def one_line(error: Exception) -> str:
   """What an error says, on one line."""
-  return ' '.join(str(error).split()) or type(error).__name__
+  return untrusted.one_line(error) or type(error).__name__

@@ -14,6 +14,8 @@ from cmd_jax.errors import UserError
 from tfds_builders import jpeg
 from tfds_builders.manual import Files, one_line
 
+# What is not of them may start programs when Pillow decodes it.
+FORMATS = ('JPEG', 'PNG')
 # How many files a message names.
 _NAMED = 5
 
@@ -59,7 +61,7 @@ def _decode(name: str, data: bytes) -> Photo:
   """
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    image = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = image.size
     # A JPEG file is then decoded to an eighth, which reads all of it.
     image.draft(None, (max(width // 8, 1), max(height // 8, 1)))

@@ -7,12 +7,13 @@ compared; that no image changed its split can't be told.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import pathlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cmd_jax import untrusted
 from cmd_jax.errors import UserError
 from tfds_builders import manual
 
@@ -195,24 +196,36 @@ class _ParquetFiles:
     wanted = frozenset(names)
     for file_name, path in self._path_of.items():
       row = 0
-      with _open_parquet(path) as file:
-        for batch in file.iter_batches(_ROWS, columns=[self._column]):
-          for value in batch.column(0).to_pylist():
-            name = f'{file_name}/{row:05d}'
-            row += 1
-            data = value.get('bytes') if isinstance(value, dict) else value
-            if name in wanted and data is not None:
-              yield name, data
+      for value in _values(path, self._column):
+        name = f'{file_name}/{row:05d}'
+        row += 1
+        data = value.get('bytes') if isinstance(value, dict) else value
+        if name in wanted and isinstance(data, bytes):
+          yield name, data
 
 
-def _open_parquet(path: pathlib.Path) -> Any:
+@contextlib.contextmanager
+def _open_parquet(path: pathlib.Path) -> Iterator[Any]:
   import pyarrow as pa
   import pyarrow.parquet
 
   try:
-    return pyarrow.parquet.ParquetFile(path)
-  except (pa.ArrowException, OSError) as e:
-    raise UserError(f'{path} is damaged ({e}); fetch it again') from e
+    with pyarrow.parquet.ParquetFile(path) as file:
+      yield file
+  except (
+    *(pa.ArrowException, ArithmeticError, LookupError, MemoryError),
+    *(OSError, TypeError, ValueError),
+  ) as e:
+    raise UserError(
+      f'{path} is damaged ({manual.one_line(e)}); fetch it again'
+    ) from e
+
+
+def _values(path: pathlib.Path, column: str) -> Iterator[Any]:
+  """The values of a column, a few rows in memory at once."""
+  with _open_parquet(path) as file:
+    for batch in file.iter_batches(_ROWS, columns=[column]):
+      yield from batch.column(0).to_pylist()
 
 
 def _image_column(schema: pyarrow.Schema) -> str | None:
@@ -229,13 +242,24 @@ def _image_column(schema: pyarrow.Schema) -> str | None:
 
 def _label_columns(schema: pyarrow.Schema) -> dict[str, Sequence[str]]:
   """Names of the classes of every column that has them in the metadata."""
-  metadata = json.loads((schema.metadata or {}).get(b'huggingface', b'{}'))
-  features = metadata.get('info', {}).get('features', {})
+  text = (schema.metadata or {}).get(b'huggingface', b'{}')
+  try:
+    features = untrusted.parse_json(text)['info']['features'].items()
+  except (AttributeError, LookupError, TypeError, ValueError):
+    return {}
   return {
     column: feature['names']
-    for column, feature in features.items()
-    if isinstance(feature, dict) and feature.get('names')
+    for column, feature in features
+    if isinstance(feature, dict) and _are_names(feature.get('names'))
   }
+
+
+def _are_names(value: Any) -> bool:
+  return (
+    isinstance(value, list)
+    and bool(value)
+    and all(isinstance(name, str) for name in value)
+  )
 
 
 def _parquet_paths(
@@ -298,16 +322,21 @@ def parquet_files(
       split: {
         f'{path.name}/{row:05d}': to_label[value]
         for path in paths
-        for row, value in enumerate(_column(path, label))
+        for row, value in enumerate(_labels(path, label, len(to_label)))
       }
       for split, paths in found.items()
     },
   )
 
 
-def _column(path: pathlib.Path, name: str) -> list[int]:
-  with _open_parquet(path) as file:
-    return file.read([name]).column(0).to_pylist()
+def _labels(path: pathlib.Path, name: str, count: int) -> Iterator[int]:
+  for label in _values(path, name):
+    if type(label) is not int or not 0 <= label < count:
+      raise UserError(
+        f'{path} has the label {manual.one_line(label)}, which is none of '
+        f'{count}; fetch it again'
+      )
+    yield label
 
 
 def find(

@@ -15,6 +15,7 @@ import numpy as np
 
 from cmd_jax.convert import swin
 from cmd_jax.errors import UserError
+from cmd_jax.untrusted import one_line
 
 Tensors = dict[str, np.ndarray]
 
@@ -135,7 +136,7 @@ def _find_family(names: list[str]) -> tuple[str, str]:
     if all(any(_matches(n, p) for n in names) for p in patterns):
       return family, architecture
   families = ', '.join(dict.fromkeys(family for family, _, _ in FAMILIES))
-  some = ', '.join(names[:4]) or 'none'
+  some = one_line(', '.join(names[:4])) or 'none'
   raise UserError(
     f'the names of the weights ({some}, ...) are of no family known here: give '
     f'a file of one of {families}'
@@ -163,8 +164,9 @@ def _rename(tensors: Tensors, table: tuple[tuple[str, str], ...]) -> Tensors:
     new = new.replace('.mlp.up_proj.', fc1)
     if new in renamed:
       raise UserError(
-        f'{name} is the second tensor to become {new}: the file numbers its '
-        'blocks in an unknown way; save it with consecutive blocks.<index>'
+        f'{one_line(name)} is the second tensor to become {one_line(new)}: the '
+        'file numbers its blocks in an unknown way; save it with consecutive '
+        'blocks.<index>'
       )
     renamed[new] = tensor
   return renamed
@@ -335,15 +337,16 @@ def to_timm(tensors: Mapping[str, np.ndarray]) -> Renamed:
       renamed, notes = _from_vit(tensors, family)
     except (LookupError, TypeError, ValueError) as error:
       raise UserError(
-        f'the tensors of the file ({family}) do not fit together ({error}): '
+        f'the tensors of the file ({family}) do not fit together '
+        f'({one_line(error)}): '
         'fetch it again'
       ) from error
   for pattern, what in _UNSUPPORTED:
     found = [name for name in renamed if re.search(pattern, name)]
     if found:
       raise UserError(
-        f'the file has {what} ({found[0]}), which no encoder here has: choose '
-        'weights without it'
+        f'the file has {what} ({one_line(found[0])}), which no encoder here '
+        'has: choose weights without it'
       )
   if any('mask_token' in name for name in renamed):
     notes.append('mask_token is of use in pre-training only: it was left out')

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from cmd_jax import untrusted
 from cmd_jax.convert import torch_file
 from cmd_jax.convert.torch_globals import (
   AGAIN,
@@ -23,6 +24,7 @@ from cmd_jax.convert.torch_globals import (
   UnreadableError,
 )
 from cmd_jax.errors import UserError
+from cmd_jax.untrusted import one_line
 
 NETWORKS = ('student', 'teacher')
 # The trained network and the average of its weights, as programs name them.
@@ -53,9 +55,10 @@ _STEMS = ('patch_embed.', 'conv1.', 'conv_proj.', 'embeddings.', 'embedder.')
 _SAFETENSORS_DTYPES = set(
   'BOOL U8 I8 U16 I16 U32 I32 U64 I64 F16 BF16 F32 F64 C64'.split()
 )
-# An archive may expand to this share of its size, or to this many bytes.
-_MAX_EXPANSION = 32
-_MAX_EXPANDED_BYTES = 2**26
+# Tensors may share numbers, but not so many that all take so many times the
+# file, beside this many bytes: some are copied, such as those of bool.
+_MAX_SHARING = 4
+_MAX_SHARED_BYTES = 2**26
 
 _MAGICS = {
   b'\x89PNG': 'a PNG image',
@@ -119,23 +122,42 @@ def read_tensors(
   path = pathlib.Path(path)
   try:
     if not path.is_file():
-      kind = 'is a folder' if path.is_dir() else 'does not exist'
+      kind = 'is no file' if path.exists() else 'does not exist'
+      kind = 'is a folder' if path.is_dir() else kind
       raise UnreadableError(f'{kind}: give the path of a {_FORMATS} file')
     with path.open('rb') as file:
       sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
       with _open_contents(path, file, network) as contents:
         leaves = _take_network(contents.leaves, network)
-        tensors = {
-          name: contents.load(name, leaf)
-          for name, leaf in strip_prefixes(leaves).items()
-        }
+        tensors = _load_all(contents, strip_prefixes(leaves), path)
   except UnreadableError as error:
-    raise UserError(f'{path} {error}') from error
-  except (OSError, ValueError) as error:
-    raise UserError(f'{path} cannot be read ({error}): {AGAIN}') from error
+    raise UserError(f'{path} {one_line(error, 1000)}') from error
+  # Shapes that Python can count and NumPy can't are an OverflowError.
+  except (OSError, ValueError, OverflowError) as error:
+    raise UserError(
+      f'{path} cannot be read ({one_line(error)}): {AGAIN}'
+    ) from error
   if not tensors:
     raise UserError(f'{path} holds no tensors: give a file of weights')
   return WeightFile(tensors, sha256, contents.format)
+
+
+def _load_all(
+  contents: _Contents, leaves: Mapping[str, Any], path: pathlib.Path
+) -> dict[str, np.ndarray]:
+  limit = _MAX_SHARED_BYTES + _MAX_SHARING * path.stat().st_size
+  if contents.format == 'npz':
+    # Compressed, and its size is known to be within bounds.
+    limit = math.inf
+  tensors, total = {}, 0
+  for name, leaf in leaves.items():
+    tensors[name] = contents.load(name, leaf)
+    total += tensors[name].nbytes
+    if total > limit:
+      raise UnreadableError(
+        'has tensors that share most of their numbers: save it after .clone()'
+      )
+  return tensors
 
 
 def strip_prefixes(tensors: Mapping[str, _T]) -> dict[str, _T]:
@@ -321,12 +343,12 @@ def _npz_contents(archive: zipfile.ZipFile, size: int) -> _Contents:
       'is a zip archive, but neither of np.savez nor of torch.save: unpack it '
       f'if there is a {_FORMATS} file in it'
     )
-  limit = max(_MAX_EXPANSION * size, _MAX_EXPANDED_BYTES)
-  if sum(member.file_size for member in members) > limit:
+  try:
+    untrusted.check_expansion(archive, size)
+  except ValueError as error:
     raise UnreadableError(
-      f'would expand to more than {limit} bytes: save it with np.savez, which '
-      'does not compress'
-    )
+      f'{error}: save it with np.savez, which does not compress'
+    ) from error
   leaves = {}
   for member in members:
     name = member.filename.removesuffix('.npy').replace('/', '.')
@@ -341,36 +363,25 @@ def _npz_contents(archive: zipfile.ZipFile, size: int) -> _Contents:
 def _load_npy(
   archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo
 ) -> np.ndarray:
-  """Reads a member with its size checked before memory is set aside."""
+  """Reads a member as an array of numbers."""
   try:
-    data = archive.read(member)
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    read_header = {
-      (1, 0): np.lib.format.read_array_header_1_0,
-      (2, 0): np.lib.format.read_array_header_2_0,
-    }[version]
-    shape, fortran, dtype = read_header(stream)
-  # zipfile, zlib and the parser of the header each have their own errors.
-  except Exception as error:
+    array = untrusted.read_member(archive, member)
+  except untrusted.NotNumericError as error:
     raise UnreadableError(
-      f'has an array {name[:200]!r} that cannot be read: {AGAIN}'
+      f'has an array {name[:200]!r} that is not numeric ({error}): save the '
+      'weights alone, by np.savez(file, **arrays)'
     ) from error
-  # numpy does not know bfloat16 when it reads and takes it for two bytes.
-  if dtype == np.dtype('V2'):
-    dtype = np.dtype(ml_dtypes.bfloat16)
-  elif dtype.kind not in 'biufc':
+  except ValueError as error:
     raise UnreadableError(
-      f'has an array {name[:200]!r} of dtype {dtype}, which is not numeric: '
-      'save the weights alone, by np.savez(file, **arrays)'
-    )
-  if math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
+      f'has an array {name[:200]!r} that cannot be read: {error}: {AGAIN}'
+    ) from error
+  # NumPy does not know bfloat16 when it writes and takes it for two bytes.
+  if array.dtype == np.dtype('V2'):
+    array = array.view(ml_dtypes.bfloat16)
+  elif array.dtype.kind not in 'biufc':
     raise UnreadableError(
-      f'has an array {name[:200]!r} whose size is not that of its shape '
-      f'{shape}: {AGAIN}'
+      f'has an array {name[:200]!r} of dtype {array.dtype}, which is not '
+      'numeric: save the weights alone, by np.savez(file, **arrays)'
     )
-  array = np.frombuffer(data, dtype, offset=stream.tell())
-  array = array.reshape(shape, order='F' if fortran else 'C')
-  native = array.astype(dtype.newbyteorder('='), copy=False)
-  native.setflags(write=False)
-  return native
+  array.setflags(write=False)
+  return array

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,10 +9,14 @@ from typing import Any, NamedTuple
 import safetensors
 from flax import linen as nn
 
+from cmd_jax import untrusted
 from cmd_jax.convert import architecture, families, files, load
 from cmd_jax.errors import UserError
 from cmd_jax.models import make_encoder
 from cmd_jax.models.layers import DTYPES
+
+# Ten times as many as the deepest encoder published.
+_MAX_BLOCKS = 1000
 
 
 class Recognised(NamedTuple):
@@ -43,15 +46,34 @@ def _metadata(path: pathlib.Path) -> dict[str, str]:
 def _from_description(text: str) -> nn.Module | None:
   """The module that `save.save_encoder` described; None if it can't be told."""
   try:
-    fields = json.loads(text)
+    fields = untrusted.parse_json(text)
     fields = {
       name: tuple(value) if isinstance(value, list) else value
       for name, value in fields.items()
     }
     cls = architecture.class_of(fields.pop('name'))
-    return cls(**fields | {'dtype': DTYPES[fields['dtype']]})
+    encoder = cls(**fields | {'dtype': DTYPES[fields['dtype']]})
+    return encoder if _num_blocks(encoder) <= _MAX_BLOCKS else None
   except (AttributeError, LookupError, TypeError, ValueError):
     return None
+
+
+def _num_blocks(encoder: nn.Module) -> int:
+  """Blocks of any encoder, whose number nothing but a file tells."""
+  counts = getattr(encoder, 'depths', getattr(encoder, 'depth', 0))
+  return sum(counts) if isinstance(counts, tuple) else int(counts)
+
+
+def _make(renamed: families.Renamed, changes: dict[str, Any]) -> nn.Module:
+  usual = {} if renamed.architecture == 'resnet' else {'drop_path_rate': 0.0}
+  fields = usual | architecture.fields_that_fit(renamed) | changes
+  encoder = make_encoder(renamed.architecture, **fields)
+  if _num_blocks(encoder) > _MAX_BLOCKS:
+    raise UserError(
+      f'{_num_blocks(encoder)} blocks are more than any encoder has: give '
+      'another file'
+    )
+  return encoder
 
 
 def recognise_encoder(
@@ -80,11 +102,15 @@ def recognise_encoder(
   if encoder is None:
     tensors = files.read_tensors(path, network=network).tensors
     try:
-      renamed = families.to_timm(tensors)
+      encoder = _make(families.to_timm(tensors), changes)
     except UserError as error:
       raise UserError(f'{path}: {error}') from error
-    usual = {} if renamed.architecture == 'resnet' else {'drop_path_rate': 0.0}
-    fields = usual | architecture.fields_that_fit(renamed) | changes
-    encoder = make_encoder(renamed.architecture, **fields)
-  imported = load.load_encoder(path, encoder, network=network)
+  try:
+    imported = load.load_encoder(path, encoder, network=network)
+  # Whatever an encoder of impossible sizes raises while it is made.
+  except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+    raise UserError(
+      f'{path} is of an encoder that cannot be made '
+      f'({untrusted.one_line(error)}): give another file'
+    ) from error
   return Recognised(encoder, imported, metadata)

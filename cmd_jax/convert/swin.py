@@ -62,7 +62,7 @@ def from_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return dict(tensors)
   return {
     re.sub(
-      r'^layers\.(\d+)\.downsample\.',
+      r'^layers\.(\d{1,4})\.downsample\.',
       lambda match: f'layers.{int(match[1]) + 1}.downsample.',
       name,
     ): value

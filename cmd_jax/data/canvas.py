@@ -13,7 +13,7 @@ import numpy as np
 import tqdm
 from PIL import Image, UnidentifiedImageError
 
-from cmd_jax import errors
+from cmd_jax import errors, untrusted
 from cmd_jax.data import decode
 from cmd_jax.data import kinds as kinds_lib
 from cmd_jax.data import source as source_lib
@@ -94,7 +94,7 @@ def open_rgb(
   to 8, and an animation shows its first frame. Safe to call from threads.
 
   Args:
-    path_or_file: path, or binary file object, of any format Pillow reads.
+    path_or_file: path, or binary file object, of one of `decode.formats`.
     min_px: if positive, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size,
       much faster, as long as its shorter side keeps this many pixels.
       `true_size` gives the size of the original all the same.
@@ -107,9 +107,11 @@ def open_rgb(
     ValueError: it is too large to be decoded safely, or its pixels have a range
       with no meaning as an image.
   """
+  if isinstance(path_or_file, str | os.PathLike):
+    untrusted.check_regular(path_or_file)
   with decode.quiet_pillow:
     try:
-      with Image.open(path_or_file) as image:
+      with Image.open(path_or_file, formats=decode.formats()) as image:
         return decode.upright_rgb(image, min_px)
     except UnidentifiedImageError as error:
       raise OSError('not an image, or of an unknown format') from error
@@ -119,7 +121,7 @@ def open_rgb(
       raise
     except Exception as error:
       # Pillow's readers raise nearly anything when bytes are damaged.
-      reason = str(error) or type(error).__name__
+      reason = untrusted.one_line(error) or type(error).__name__
       raise OSError(f'damaged file: {reason}') from error
 
 
@@ -195,7 +197,7 @@ def decode_example(
     return Decoded(canvas, size, part_ids, example.box, kinds)
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or str(error)
-    reason = ' '.join(reason.split()) or type(error).__name__
+    reason = untrusted.one_line(reason) or type(error).__name__
     return Skipped(source.file_names[index], reason)
 
 

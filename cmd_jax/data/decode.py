@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import warnings
 
@@ -11,6 +12,14 @@ from PIL import ExifTags, Image
 from cmd_jax.data import kinds as kinds_lib
 
 FULL_SIZE = 'cmd_jax.full_size'
+# Those of photographs. Pillow opens others too, for some of which it starts
+# programs: Ghostscript for PostScript, whatever the file is called.
+_FORMATS = (
+  *('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'DIB', 'TIFF', 'PPM'),
+  *('AVIF', 'JPEG2000'),
+)
+# Beyond it a row or a column takes more memory than its pixels.
+_MAX_SIDE_PX = 2**16
 _UPRIGHT = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
   3: Image.Transpose.ROTATE_180,
@@ -20,6 +29,13 @@ _UPRIGHT = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+  """The formats that are opened, as far as this Pillow knows them."""
+  Image.init()
+  return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 class _QuietPillow:
@@ -94,16 +110,23 @@ def upright_rgb(image: Image.Image, min_px: int) -> Image.Image:
       width, that of the original.
 
   Raises:
+    ValueError: more pixels on a side than is safe.
     Exception: whatever Pillow raises for damaged bytes.
   """
   opened, kinds = image, kinds_lib.kinds_of_opened(image)
   full_width, full_height = image.size
+  if max(image.size) > _MAX_SIDE_PX:
+    raise ValueError(
+      f'{full_width} x {full_height} pixels, more than {_MAX_SIDE_PX} on a side'
+    )
   if min_px:
     image.draft(None, (min_px, min_px))
   is_draft = image.size != (full_width, full_height)
   # Before EXIF is read: PNG may keep it behind the pixels, and Pillow turns
   # TIFF upright by itself.
   image.load()
+  # A text in a PNG file may have this name.
+  image.info.pop(FULL_SIZE, None)
   orientation = _orientation(image)
   if orientation in _UPRIGHT:
     kinds.add('EXIF-rotated')

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -214,6 +214,22 @@ def _stamps(paths: Sequence[str]) -> np.ndarray:
   return stamps
 
 
+def _from_index(kept: Mapping[str, np.ndarray]) -> _Found | None:
+  """What an index has; None if its arrays do not fit together."""
+  names = index.names_of(kept)
+  class_names, notes = (
+    index.strings(kept, name) for name in ('class_names', 'notes')
+  )
+  if names is None or class_names is None or notes is None:
+    return None
+  if not (
+    index.has_numbers(kept, 'labels', len(names), -1, len(class_names))
+    and index.has_numbers(kept, 'splits', len(names), 0, len(listing.USES))
+  ):
+    return None
+  return _Found(names, kept['labels'], kept['splits'], class_names, notes)
+
+
 def _list_once(
   root: str, labels_file: str, test_fraction: float, seed: int, index_file: str
 ) -> _Found:
@@ -229,15 +245,12 @@ def _list_once(
     path = index.default_path(key)
   kept = index.read_index(path, key)
   if kept is not None:
-    watched = json.loads(kept['watched'].tobytes())
-    paths = [os.path.join(root, name) for name in watched]
-    if np.array_equal(_stamps(paths), kept['stamps']):
-      class_names, notes = (
-        tuple(json.loads(kept[name].tobytes()))
-        for name in ('class_names', 'notes')
-      )
-      names = index.Names(kept['blob'], kept['ends'])
-      return _Found(names, kept['labels'], kept['splits'], class_names, notes)
+    watched = index.strings(kept, 'watched')
+    paths = [os.path.join(root, name) for name in watched or ()]
+    if watched and np.array_equal(_stamps(paths), kept.get('stamps')):
+      found = _from_index(kept)
+      if found is not None:
+        return found
   csv_path = os.path.join(root, labels_file) if labels_file else ''
   if labels_file == _LABELS_FILE and not os.path.exists(csv_path):
     csv_path = ''

@@ -13,12 +13,12 @@ import json
 import logging
 import os
 import pathlib
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from cmd_jax import untrusted
 from cmd_jax.atomic import write_atomically
 
 _KEY = 'key'
@@ -110,16 +110,67 @@ def read_index(
     key: what was listed and how; JSON can represent it.
   """
   try:
-    # Opened here, because np.load leaves a damaged file open.
-    with path.open('rb') as file, np.load(file) as arrays:
-      if arrays[_KEY].tobytes() != _encode(key):
-        return None
-      return {name: arrays[name] for name in arrays if name != _KEY}
+    untrusted.check_regular(path)
+    with path.open('rb') as file:
+      arrays = untrusted.read_npz(file)
+    return arrays if arrays.pop(_KEY).tobytes() == _encode(key) else None
   except FileNotFoundError:
     return None
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+  except (OSError, ValueError, KeyError) as error:
     _logger.warning('%s is damaged and made anew (%s)', path, error)
     return None
+
+
+def strings(
+  arrays: Mapping[str, np.ndarray], name: str
+) -> tuple[str, ...] | None:
+  """The strings that an array of an index holds as JSON; None if it has none.
+
+  Args:
+    arrays: from `read_index`.
+    name: of the array.
+  """
+  try:
+    values = untrusted.parse_json(arrays[name].tobytes())
+  except (KeyError, ValueError):
+    return None
+  if not isinstance(values, list):
+    return None
+  return tuple(values) if all(isinstance(v, str) for v in values) else None
+
+
+def has_numbers(
+  arrays: Mapping[str, np.ndarray], name: str, count: int, least: int, end: int
+) -> bool:
+  """Whether an array of an index is [count] integers from `least` to `end` - 1.
+
+  Args:
+    arrays: from `read_index`.
+    name: of the array.
+    count: its length.
+    least: the smallest value allowed.
+    end: one more than the largest value allowed.
+  """
+  array = arrays.get(name)
+  if array is None or array.shape != (count,) or array.dtype.kind != 'i':
+    return False
+  return not count or bool(array.min() >= least and array.max() < end)
+
+
+def names_of(arrays: Mapping[str, np.ndarray]) -> Names | None:
+  """The names that an index has; None if `blob` and `ends` do not fit.
+
+  Args:
+    arrays: from `read_index`.
+  """
+  blob, ends = arrays.get('blob'), arrays.get('ends')
+  if blob is None or ends is None or blob.dtype != np.uint8 or blob.ndim != 1:
+    return None
+  if ends.dtype != np.int64 or ends.ndim != 1 or not len(ends):
+    return None
+  if ends[0] or ends[-1] != len(blob) or (np.diff(ends) < 0).any():
+    return None
+  return Names(blob, ends)
 
 
 def write_index(

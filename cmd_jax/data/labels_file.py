@@ -7,9 +7,14 @@ import os
 import posixpath
 from collections.abc import Iterable, Sequence
 
-from cmd_jax import errors
+from cmd_jax import errors, untrusted
 from cmd_jax.data import source as source_lib
 from cmd_jax.data.listing import GIVEN_SPLITS, UNLABELED, Listed, make_listed
+from cmd_jax.untrusted import one_line
+
+# A longer label is none, and a message would have to quote it.
+_MAX_DIGITS = 20
+_COLUMNS = ('file', 'class_name', 'label', 'split')
 
 
 def _read_csv(path: str) -> list[tuple[str, dict[str, str]]]:
@@ -17,6 +22,7 @@ def _read_csv(path: str) -> list[tuple[str, dict[str, str]]]:
   line = 0
   rows = []
   try:
+    untrusted.check_regular(path)
     # utf-8-sig, because spreadsheets put a byte order mark in front.
     with open(path, encoding='utf-8-sig', newline='') as file:
       reader = csv.reader(file, strict=True, skipinitialspace=True)
@@ -42,8 +48,13 @@ def _read_csv(path: str) -> list[tuple[str, dict[str, str]]]:
   if missing:
     raise errors.UserError(
       f'{path} lacks the column {" and ".join(missing)} (its header is'
-      f' {",".join(header)!r}); let its first line be'
+      f' {one_line(",".join(header))!r}); let its first line be'
       ' file,class_name,label,split, the last two optional'
+    )
+  twice = [name for name in _COLUMNS if header.count(name) > 1]
+  if twice:
+    raise errors.UserError(
+      f'{path} has the column {twice[0]} twice; drop one of them'
     )
   for place, values in rows:
     if len(values) != len(header):
@@ -51,7 +62,12 @@ def _read_csv(path: str) -> list[tuple[str, dict[str, str]]]:
         f'{place}: {len(values)} values for {len(header)} columns; put quotes'
         ' around values that contain commas'
       )
-  return [(place, dict(zip(header, values))) for place, values in rows]
+  # Others are of no use, and there may be many.
+  numbers = {name: header.index(name) for name in _COLUMNS if name in header}
+  return [
+    (place, {name: values[number] for name, number in numbers.items()})
+    for place, values in rows
+  ]
 
 
 def _check_file_name(place: str, name: str) -> str:
@@ -61,7 +77,8 @@ def _check_file_name(place: str, name: str) -> str:
     raise errors.UserError(f'{place}: no file name; fill the column file')
   if posixpath.isabs(normal) or normal.split('/')[0] == '..':
     raise errors.UserError(
-      f'{place}: {name} is outside the folder; give paths relative to it'
+      f'{place}: {one_line(name)} is outside the folder; give paths '
+      'relative to it'
     )
   return normal
 
@@ -79,10 +96,13 @@ class Labels:
     if not text or (not class_name and text == str(source_lib.UNLABELLED)):
       return
     try:
+      if len(text) > _MAX_DIGITS:
+        raise ValueError
       label = int(text)
     except ValueError:
       raise errors.UserError(
-        f'{place}: label {text!r} is not an integer; mend it or drop the column'
+        f'{place}: label {one_line(text, 40)!r} is not an integer; '
+        'mend it or drop the column'
       ) from None
     if not class_name:
       raise errors.UserError(
@@ -92,8 +112,8 @@ class Labels:
     other_class = self._class_of.setdefault(label, class_name)
     if (other_label, other_class) != (label, class_name):
       raise errors.UserError(
-        f'{place}: class {class_name!r} with label {label}, but earlier'
-        f' {other_class!r} has {other_label if other_label != label else label}'
+        f'{place}: class {one_line(class_name)!r} with label {label}, but '
+        f'earlier {one_line(other_class)!r} has {other_label}'
         '; give every class one label of its own'
       )
 
@@ -106,7 +126,8 @@ class Labels:
     if bare:
       raise errors.UserError(
         f'{self._path}: {len(bare)} classes have no label, the first is'
-        f' {bare[0]!r}; fill the column label for all classes or drop it'
+        f' {one_line(bare[0])!r}; fill the column label for all '
+        'classes or drop it'
       )
     return tuple(sorted(class_names, key=self._label_of.__getitem__))
 
@@ -125,15 +146,15 @@ def list_csv(
     name = _check_file_name(place, row['file'])
     if name in listed:
       raise errors.UserError(
-        f'{place}: {name} is listed twice; keep one of the rows'
+        f'{place}: {one_line(name)} is listed twice; keep one of the rows'
       )
     class_name = row['class_name']
     labels.add(place, class_name, row.get('label', ''))
     split = row.get('split', '').lower()
     if split and split not in GIVEN_SPLITS:
       raise errors.UserError(
-        f'{place}: unknown split {split!r}; choose train, test, val or'
-        ' unlabeled'
+        f'{place}: unknown split {one_line(split)!r}; choose train, test, '
+        'val or unlabeled'
       )
     split = GIVEN_SPLITS.get(split, '')
     if split == UNLABELED:
@@ -147,7 +168,7 @@ def list_csv(
   ):
     raise errors.UserError(
       f'{path}: none of the {len(listed)} files it lists exists, the first is'
-      f' {next(iter(listed))}; give paths relative to {root}'
+      f' {one_line(next(iter(listed)))}; give paths relative to {root}'
     )
   ignored = len(known.difference(listed))
   return make_listed(listed[name] for name in sorted(listed)), labels, ignored

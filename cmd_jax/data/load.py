@@ -10,6 +10,7 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from cmd_jax import distributed
 from cmd_jax.data.canvas import Canvases, make_canvases
 from cmd_jax.data.lazy import lazy_canvases
 from cmd_jax.data.placement import choose_placement
@@ -119,8 +120,15 @@ def load_data(config: ConfigDict, mesh: Mesh) -> Data:
     with_parts='parts' in config,
     mesh=mesh,
   )
+  if route == 'stream' and config.parallel.steps_per_dispatch > 1:
+    raise UserError(
+      f'config.parallel.steps_per_dispatch is '
+      f'{config.parallel.steps_per_dispatch}, which needs the images on the '
+      'devices, but they are streamed: use 1, or config.placement=device'
+    )
   make = lazy_canvases if route == 'stream' else make_canvases
   canvases = make(pretrain, canvas_px=canvas_px)
+  distributed.check_same('the training images', _hash_of_data(canvases))
   check_num_examples(canvases, config.batch_size)
 
   def make_batches(part_ids):
@@ -131,7 +139,11 @@ def load_data(config: ConfigDict, mesh: Mesh) -> Data:
       part_ids=part_ids,
     )
     if route == 'device':
-      return resident_batches(canvases, **options)
+      return resident_batches(
+        canvases,
+        steps_per_dispatch=config.parallel.steps_per_dispatch,
+        **options,
+      )
     # Imported late: few runs need Grain.
     from cmd_jax.data.stream import streamed_batches
 
@@ -139,11 +151,13 @@ def load_data(config: ConfigDict, mesh: Mesh) -> Data:
 
   test_canvases = None
   if test.file_names:
+    # Only the first process scores; the others never look at these.
+    make = make if distributed.is_first() else lazy_canvases
     test_canvases = make(test, canvas_px=canvas_px)
   return Data(
     canvases,
     test_canvases,
-    _hash_of_data(canvases, test_canvases),
+    distributed.from_first(lambda: _hash_of_data(canvases, test_canvases)),
     route,
     reason,
     make_batches,

@@ -14,7 +14,7 @@ from cmd_jax import parallel
 from cmd_jax.data.canvas import Canvases
 from cmd_jax.data.order import batch_indices
 from cmd_jax.errors import UserError
-from cmd_jax.train_step import Batch
+from cmd_jax.train_step import Batch, Batches
 
 
 def check_num_examples(canvases: Canvases, batch_size: int) -> None:
@@ -40,7 +40,8 @@ def resident_batches(
   seed: int,
   mesh: Mesh,
   part_ids: np.ndarray | None = None,
-) -> Iterator[Callable[[int], Batch]]:
+  steps_per_dispatch: int = 1,
+) -> Iterator[Callable[..., Batch | Batches]]:
   """Puts a set on the devices and gives what draws its batches there.
 
   Args:
@@ -49,9 +50,11 @@ def resident_batches(
     seed: of the order.
     mesh: every device of it gets the whole set.
     part_ids: [N, R, R] uint8 parts to go with the images.
+    steps_per_dispatch: n, batches drawn at once.
 
   Yields:
-    step -> global `Batch`, split over the devices; compiled once.
+    step -> global `Batch`, split over the devices; compiled once. For n above 1
+    (step, count) -> `Batches` of `count` steps, at most n.
 
   Raises:
     UserError: the set is smaller than a batch.
@@ -59,29 +62,54 @@ def resident_batches(
   check_num_examples(canvases, batch_size)
   num_examples = len(canvases.images)
   whole, split = parallel.replicated(mesh), parallel.split_over_data(mesh)
-  data = jax.device_put((canvases.images, canvases.sizes, part_ids), whole)
+  # Not device_put, which would compare the images of all processes.
+  data = jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(whole, np.asarray(x)),
+    (canvases.images, canvases.sizes, part_ids),
+  )
 
   def draw(data, index):
     images, sizes, part_ids = jax.tree.map(lambda x: x[index], data)
     return Batch(images, sizes, index, part_ids)
 
+  def indices(step):
+    return batch_indices(
+      seed, step, num_examples=num_examples, batch_size=batch_size
+    )
+
+  def draw_several(step, count):
+    # All calls have one shape; what is too much repeats the last batch.
+    numbers = (step + min(i, count - 1) for i in range(steps_per_dispatch))
+    index = np.stack([indices(number) for number in numbers])
+    return Batches(draw(data, index), np.int32(count))
+
+  if steps_per_dispatch > 1:
+    split = parallel.split_each_over_data(mesh)
   draw = jax.jit(draw, in_shardings=(whole, whole), out_shardings=split)
-  yield lambda step: draw(
-    data,
-    batch_indices(seed, step, num_examples=num_examples, batch_size=batch_size),
-  )
+  if steps_per_dispatch > 1:
+    yield draw_several
+  else:
+    yield lambda step: draw(data, indices(step))
 
 
 def batch_like(
-  canvases: Canvases, *, batch_size: int, mesh: Mesh, with_parts: bool = False
-) -> Batch:
-  """Shapes and shardings of the batches of a set, by either route."""
-  split = parallel.split_over_data(mesh)
+  canvases: Canvases,
+  *,
+  batch_size: int,
+  mesh: Mesh,
+  with_parts: bool = False,
+  steps_per_dispatch: int = 1,
+) -> Batch | Batches:
+  """Shapes and shardings of what the batches of a set are, by either route."""
+  leading, split = (batch_size,), parallel.split_over_data(mesh)
+  if steps_per_dispatch > 1:
+    leading = steps_per_dispatch, batch_size
+    split = parallel.split_each_over_data(mesh)
 
   def like(shape, dtype):
-    return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split)
+    return jax.ShapeDtypeStruct((*leading, *shape), dtype, sharding=split)
 
-  return Batch(
+  batch = Batch(
     images=like(canvases.images.shape[1:], jnp.uint8),
     sizes=like((2,), jnp.int32),
     index=like((), jnp.int32),
@@ -89,3 +117,7 @@ def batch_like(
     if with_parts
     else None,
   )
+  if steps_per_dispatch == 1:
+    return batch
+  whole = parallel.replicated(mesh)
+  return Batches(batch, jax.ShapeDtypeStruct((), jnp.int32, sharding=whole))

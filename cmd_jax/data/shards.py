@@ -30,7 +30,11 @@ from cmd_jax.data import canvas, index
 from cmd_jax.data.folder import IMAGE_EXTENSIONS
 from cmd_jax.data.source import UNLABELLED, Example, Source
 from cmd_jax.errors import UserError
+from cmd_jax.untrusted import one_line, parse_json
 
+# Metadata of a photograph are smaller; a text of many digits is no number.
+_MAX_LABEL_BYTES = 2**20
+_NUMBER = re.compile(r'-?[0-9]{1,18}')
 _LABELS = ('.cls', '.txt', '.json')
 _RANGE = re.compile(r'\{(\d+)\.\.(\d+)\}')
 # Shards listed at a time; a listing waits for storage more than it computes.
@@ -109,7 +113,7 @@ def _label_of(extension: str, content: bytes) -> str:
   text = content.decode('utf-8').strip()
   if extension != '.json':
     return text
-  fields = json.loads(text)
+  fields = parse_json(text)
   if not isinstance(fields, dict):
     raise ValueError(f'a .json file that holds no object: {text[:40]!r}')
   label = fields.get('class_name', fields.get('label', ''))
@@ -120,7 +124,12 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, Any]]]:
   """(name, member by extension) of the samples, which are consecutive."""
   name, members = None, {}
   for member in tar:
-    if not member.isreg() or posixpath.basename(member.name).startswith('.'):
+    # Of a sparse file the offset tells nothing, and the size anything.
+    if (
+      not member.isreg()
+      or member.issparse()
+      or posixpath.basename(member.name).startswith('.')
+    ):
       continue
     folder, _, file = member.name.rpartition('/')
     stem, dot, extension = file.partition('.')
@@ -145,6 +154,11 @@ def _list_shard(url: str, title: str) -> _Listed:
         label = ''
         for extension in _LABELS:
           if not label and extension in members:
+            if members[extension].size > _MAX_LABEL_BYTES:
+              raise ValueError(
+                f'the label of {one_line(name)} is larger than '
+                f'{_MAX_LABEL_BYTES} bytes'
+              )
             content = tar.extractfile(members[extension]).read()
             label = _label_of(extension, content)
         for extension, member in members.items():
@@ -156,11 +170,12 @@ def _list_shard(url: str, title: str) -> _Listed:
       _check_end(file, tar)
   except tarfile.TarError as error:
     raise UserError(
-      f'{url} cannot be listed ({error}): it must be a whole tar file that is '
-      'not compressed'
+      f'{url} cannot be listed ({one_line(error)}): it must be a whole '
+      'tar file that is not compressed'
     ) from error
-  except (OSError, ValueError) as error:
-    raise UserError(f'{url} cannot be listed: {error}') from error
+  # What tarfile raises for damaged headers is nearly anything.
+  except Exception as error:
+    raise UserError(f'{url} cannot be listed: {one_line(error)}') from error
   return listed
 
 
@@ -218,6 +233,23 @@ def _stamp(url: str) -> list[Any]:
   return [info['size'], str(version)]
 
 
+def _is_whole(arrays: dict[str, np.ndarray], num_shards: int) -> bool:
+  """Whether the arrays of an index fit together."""
+  names, texts = index.names_of(arrays), index.strings(arrays, 'texts')
+  if names is None or texts is None:
+    return False
+  ends = {
+    'labels': (UNLABELLED, len(texts)),
+    'shards': (0, num_shards),
+    'offsets': (0, 2**62),
+    'sizes': (0, 2**62),
+  }
+  return all(
+    index.has_numbers(arrays, name, len(names), *bounds)
+    for name, bounds in ends.items()
+  )
+
+
 def _list_once(urls: Sequence[str]) -> dict[str, np.ndarray]:
   """Lists shards, or reads what an earlier listing of them found."""
   with concurrent.futures.ThreadPoolExecutor(_IN_PARALLEL) as pool:
@@ -225,7 +257,7 @@ def _list_once(urls: Sequence[str]) -> dict[str, np.ndarray]:
   key = {'shards': list(zip(urls, stamps))}
   path = index.default_path({'shards': list(urls)})
   kept = index.read_index(path, key)
-  if kept is None:
+  if kept is None or not _is_whole(kept, len(urls)):
     kept = _list_all(urls)
     index.write_index(path, key, **kept)
   return kept
@@ -276,17 +308,17 @@ def shards_source(
   """
   urls = list_urls(pattern) if pattern.strip() else []
   arrays = _list_once(urls) if urls else _list_all([])
-  texts = json.loads(arrays['texts'].tobytes())
+  texts = index.strings(arrays, 'texts')
   known = set(texts)
   if class_pattern.strip():
     more = _list_once(list_urls(class_pattern))
-    known.update(json.loads(more['texts'].tobytes()))
+    known.update(index.strings(more, 'texts'))
   if urls and not len(arrays['labels']):
     raise UserError(
       f'{pattern} has no images: put files there that end in '
       f'{", ".join(IMAGE_EXTENSIONS)}'
     )
-  is_number = all(re.fullmatch(r'-?\d+', text) for text in known)
+  is_number = all(map(_NUMBER.fullmatch, known))
   class_names = sorted(known, key=int if is_number else None)
   label_of = {name: label for label, name in enumerate(class_names)}
   # The last one is what UNLABELLED indexes.

@@ -276,4 +276,4 @@ def _load(records: Any, decode_px: int, index: int) -> Example:
 
 
 def _decoded_part_ids(encoded: bytes) -> np.ndarray:
-  return np.asarray(Image.open(io.BytesIO(encoded)), np.uint8)
+  return np.asarray(Image.open(io.BytesIO(encoded), formats=['PNG']), np.uint8)

@@ -65,9 +65,10 @@ def read_keypoints(
         for entry in reader
         if entry['file'] in row_of
       ]
-  except OSError as error:
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    reason = getattr(error, 'strerror', None) or error
     raise UserError(
-      f'{path}: cannot read the keypoints ({error.strerror}); give a CSV file'
+      f'{path}: cannot read the keypoints ({reason}); give a CSV file'
     ) from error
   points = [point for point in points if point is not None]
   if not points:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import io
 import json
 import pathlib
-import zipfile
 from typing import Any
 
 import numpy as np
 
 import cmd_jax
+from cmd_jax import untrusted
 from cmd_jax.api import Encoder
 from cmd_jax.atomic import write_atomically
 from cmd_jax.data.canvas import Skipped
 from cmd_jax.errors import UserError
 from cmd_jax.export.images import Embeddings
+from cmd_jax.formats import VERSION_FIELD, check_format
+from cmd_jax.untrusted import one_line
 
 FORMATS = ('.parquet', '.npz')
+_FORMAT_VERSION = 1
+
 # Without which vectors mean something else.
 _MUST_AGREE = ('encoder_sha256', 'preprocessing')
 
@@ -25,6 +29,7 @@ _MUST_AGREE = ('encoder_sha256', 'preprocessing')
 def describe(encoder: Encoder, embeddings: Embeddings) -> dict[str, str]:
   """What the vectors are of, as strings that go beside them."""
   return {
+    VERSION_FIELD: str(_FORMAT_VERSION),
     'encoder': encoder.source,
     'encoder_sha256': encoder.hash,
     'preprocessing': json.dumps(encoder.preprocessing),
@@ -90,22 +95,28 @@ def load_embeddings(path: pathlib.Path, encoder: Encoder) -> Embeddings:
     )
   read = _read_npz if path.suffix == '.npz' else _read_parquet
   try:
+    untrusted.check_regular(path)
     names, vectors, description = read(path)
+    version = int(description.get(VERSION_FIELD, 0))
+    check_format({VERSION_FIELD: version}, _FORMAT_VERSION, path)
+    _check_table(names, vectors)
     there = {name: description[name] for name in _MUST_AGREE}
-    skipped = [Skipped(*item) for item in json.loads(description['skipped'])]
+    skipped = [
+      Skipped(str(name), str(reason))
+      for name, reason in untrusted.parse_json(description['skipped'])
+    ]
     folder = pathlib.Path(description['folder'])
   except (
+    ArithmeticError,
     AttributeError,
-    EOFError,
-    KeyError,
+    LookupError,
+    MemoryError,
     OSError,
-    RuntimeError,
     TypeError,
     ValueError,
-    zipfile.BadZipFile,
   ) as error:
     raise UserError(
-      f'{path} cannot be read ({error}): give a file of --mode=embed'
+      f'{path} cannot be read ({one_line(error)}): give a file of --mode=embed'
     ) from error
   here = {
     'encoder_sha256': encoder.hash,
@@ -113,15 +124,29 @@ def load_embeddings(path: pathlib.Path, encoder: Encoder) -> Embeddings:
   }
   if there != here:
     raise UserError(
-      f'{path} was made by another encoder ({description["encoder"]}) or with '
-      f'another preprocessing than {encoder.source}: embed the folder again'
+      f'{path} was made by another encoder '
+      f'({one_line(description.get("encoder", "unknown"))}) or with another '
+      f'preprocessing than {encoder.source}: embed the folder again'
     )
   return Embeddings(folder, tuple(names), vectors, tuple(skipped))
 
 
+def _check_table(names: list, vectors: np.ndarray) -> None:
+  """Raises ValueError for what `save_embeddings` does not write."""
+  if vectors.ndim != 2 or vectors.dtype != np.float32 or not vectors.size:
+    raise ValueError(f'vectors are {vectors.shape} {vectors.dtype}')
+  if type(names) is not list or len(names) != len(vectors):
+    raise ValueError(f'not one file name for each of {len(vectors)} vectors')
+  for name in names:
+    if type(name) is not str or '\0' in name:
+      raise ValueError(f'{name!r} is no name of a file')
+    if name.startswith('/') or '..' in name.split('/'):
+      raise ValueError(f'{name!r} is not in the folder of the images')
+
+
 def _read_npz(path: pathlib.Path) -> tuple:
-  with np.load(path) as file:
-    arrays = dict(file)
+  with path.open('rb') as file:
+    arrays = untrusted.read_npz(file)
   names, vectors = arrays.pop('file_names'), arrays.pop('vectors')
   return names.tolist(), vectors, {k: str(v) for k, v in arrays.items()}
 

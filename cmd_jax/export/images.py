@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import tqdm
 
+from cmd_jax import untrusted
 from cmd_jax.api import Encoder
 from cmd_jax.data.canvas import Skipped
 from cmd_jax.data.folder import IMAGE_EXTENSIONS
@@ -78,7 +79,7 @@ def _decode(encoder: Encoder, path: pathlib.Path, name: str) -> tuple | Skipped:
     return encoder.make_canvas(path)
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or str(error)
-    return Skipped(name, ' '.join(reason.split()) or type(error).__name__)
+    return Skipped(name, untrusted.one_line(reason) or type(error).__name__)
 
 
 def _decoded_blocks(

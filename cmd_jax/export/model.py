@@ -13,6 +13,10 @@ from cmd_jax.export.network import Network, load_network
 from cmd_jax.export.preprocessing import describe
 from cmd_jax.export.stablehlo import describe_stablehlo, to_stablehlo
 from cmd_jax.export.weights import export_weights
+from cmd_jax.formats import VERSION_FIELD
+
+# Of the sidecar.
+_FORMAT_VERSION = 1
 
 # The content of a file, and what its sidecar says.
 Exported = tuple[bytes, dict[str, Any]]
@@ -96,7 +100,9 @@ def _write(
   sidecar = path.with_name(f'{path.name}.json')
   sha256 = hashlib.sha256(content).hexdigest()
   text = json.dumps(
-    {'file': path.name, 'sha256': sha256} | description, indent=2
+    {VERSION_FIELD: _FORMAT_VERSION, 'file': path.name, 'sha256': sha256}
+    | description,
+    indent=2,
   )
   try:
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -116,7 +116,8 @@ def table(gallery: Embeddings, found: Found) -> str:
   """The result as lines of rank, similarity and file name."""
   lines = ['rank  similarity  file']
   for rank, (row, similarity) in enumerate(zip(*found), 1):
-    lines.append(f'{rank:4}  {similarity:10.3f}  {gallery.file_names[row]}')
+    name = canvas.printable(gallery.file_names[row])
+    lines.append(f'{rank:4}  {similarity:10.3f}  {name}')
   return '\n'.join(lines)
 
 

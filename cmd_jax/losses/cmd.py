@@ -72,12 +72,12 @@ def cross_level_kl(
 
 
 def released_kl(image: jax.Array, region_sum: jax.Array) -> jax.Array:
-  """The cross-level expression of the released program, mean over prototypes.
+  """The cross-level expression of the released program, over prototypes.
 
-  1/K sum_k r_k (log r_k - p_k), elements with r_k <= 0 contributing neither
-  value nor gradient (main_esvit.py `DDINOLoss.forward`: `kl_div` with its
-  arguments as they are there). The program itself takes the logarithm of
-  negative r: its loss is NaN.
+  sum_k r_k (log r_k - p_k), elements with r_k <= 0 contributing neither value
+  nor gradient (main_esvit.py `DDINOLoss.forward`: `kl_div` with its arguments
+  as they are there, before its division by K). The program itself takes the
+  logarithm of negative r: its loss is NaN.
 
   In the teacher p are the image's probabilities and r the sum over the regions
   of theirs. In the student both are logits / tau_s, so that this is no
@@ -92,4 +92,4 @@ def released_kl(image: jax.Array, region_sum: jax.Array) -> jax.Array:
   """
   defined = region_sum > 0
   r = jnp.where(defined, region_sum, 1.0)
-  return jnp.where(defined, r * (jnp.log(r) - image), 0.0).mean(-1)
+  return jnp.where(defined, r * (jnp.log(r) - image), 0.0).sum(-1)

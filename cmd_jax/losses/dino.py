@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from cmd_jax import blocks, parallel
-from cmd_jax.losses.blockwise import LOGIT_BYTES
+
+# What the logits of some examples may take in `sinkhorn_centre`.
+LOGIT_BYTES = 64 * 2**20
 
 
 def pair_mask(num_teacher: int, num_student: int) -> jax.Array:
@@ -44,19 +46,6 @@ def image_loss(teacher_probs: jax.Array, student_log_probs: jax.Array):
   cross_entropy = -jnp.einsum('buk,bvk->buv', teacher_probs, student_log_probs)
   total = jnp.sum(cross_entropy * mask, axis=(1, 2))
   return total / num_pairs(num_teacher, num_student)
-
-
-def centred_probs(
-  logits: jax.Array, centre: jax.Array, temperature: jax.Array
-) -> jax.Array:
-  """softmax((logits - centre) / temperature), without gradient.
-
-  Args:
-    logits: [..., K] of the teacher.
-    centre: [K].
-    temperature: scalar.
-  """
-  return jax.nn.softmax(jax.lax.stop_gradient(logits - centre) / temperature)
 
 
 def update_centre(
@@ -99,16 +88,14 @@ def sinkhorn_centre(
   Sinkhorn-Knopp normalisation over the global batch (SwAV, Caron et al. 2020,
   Sec. 3.1; used for DINO in DINOv2): columns and rows of exp(logits / tau) are
   scaled in turn, rows last. The scales of the columns are all that is needed:
-  as -tau times their logarithm they are a centre for `centred_probs`, which
-  scales the rows. At first every row is shifted by its own maximum, which keeps
-  exp finite but is not in the published algorithm: its rows weigh differently
-  in the first scaling of the columns.
+  as -tau times their logarithm they are a centre, and the softmax
+  scales the rows.
 
   Args:
     features: [B, ..., d] of the teacher's head.
     prototypes: [d, K].
     temperature: scalar tau.
-    num_iterations: number of alternations.
+    num_iterations: number of alternations, at least 1.
     axis_name: axis over which the batch is spread, None if it is global.
     mesh: the devices over which a global batch is spread.
 
@@ -122,25 +109,29 @@ def sinkhorn_centre(
     num_bytes = 4 * rows * prototypes.shape[1]
     size = blocks.examples_in_a_block(len(features), num_bytes, LOGIT_BYTES)
     features = features.reshape(-1, size * rows, features.shape[-1])
-    log_scale = jnp.zeros(prototypes.shape[1])
-    for iteration in range(num_iterations):
 
-      def add(total, block, log_scale=log_scale, is_first=not iteration):
-        logits = jnp.dot(
-          block,
-          prototypes.astype(block.dtype),
-          preferred_element_type=jnp.promote_types(block.dtype, jnp.float32),
-        )
-        scaled = logits / temperature + log_scale
-        if is_first:
-          log_rows = scaled - scaled.max(-1, keepdims=True)
-        else:
-          log_rows = jax.nn.log_softmax(scaled)
-        return total + jnp.exp(log_rows).sum(0), None
+    def scaled(block, log_scale):
+      logits = jnp.dot(
+        block,
+        prototypes.astype(block.dtype),
+        preferred_element_type=jnp.promote_types(block.dtype, jnp.float32),
+      )
+      return logits / temperature + log_scale
 
-      total, _ = jax.lax.scan(add, jnp.zeros_like(log_scale), features)
-      total = parallel.psum(total, axis_name)
-      log_scale = log_scale - jnp.log(jnp.maximum(total, 1e-30))
+    def scale_columns(log_total, log_scale, scale_rows):
+      def add(log_total, block):
+        log_rows = scale_rows(scaled(block, log_scale))
+        log_sum = jax.nn.logsumexp(log_rows, axis=0)
+        return jnp.logaddexp(log_total, log_sum), None
+
+      log_total, _ = jax.lax.scan(add, log_total, features)
+      return log_scale - parallel.logsumexp(log_total, axis_name)
+
+    num_prototypes = prototypes.shape[1]
+    nothing = jnp.full(num_prototypes, -jnp.inf)
+    log_scale = scale_columns(nothing, jnp.zeros(num_prototypes), lambda x: x)
+    for _ in range(num_iterations - 1):
+      log_scale = scale_columns(nothing, log_scale, jax.nn.log_softmax)
     return -temperature * log_scale, ()
 
   spread = parallel.on_each_device(of_device, mesh, axis_name)

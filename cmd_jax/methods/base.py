@@ -29,13 +29,16 @@ class Seen(NamedTuple):
   """What both networks say of a batch, prototypes aside.
 
   Attributes:
-    examples: arrays [B, ...], of each example by itself.
+    examples: arrays [B, ...] of each example by itself, with gradient.
+    targets: arrays [B, ...] of each example by itself, without.
     prototypes: the student's; None where there are none.
-    constants: what has no gradient and belongs to no example.
+    constants: what has no gradient and belongs to no example: [..., K] arrays
+      and scalars.
     stats: running batch statistics after this pass, by name in the state.
   """
 
   examples: Any
+  targets: Any
   prototypes: Any
   constants: Any
   stats: Mapping[str, Any]
@@ -51,11 +54,10 @@ class Method(NamedTuple):
       images of each size, [B, V, H, W, 3]; the teacher sees the first. A method
       of parts takes `part_networks.PartViews` in their place. `keys`
       [B] are per-example random keys.
-    compare: (prototypes, examples, constants) of `Seen` -> outputs, what the
-      terms are made of.
-    logit_bytes: `Seen` -> size of an example's logits in its outputs; 0 where
-      the terms of an example depend on other examples, so that all have to be
-      compared at once.
+    scores: (prototypes, constants, examples, targets) of `Seen` ->
+      `streaming.Scores`, for all or some prototypes.
+    outputs: (scores, their normalisers over all prototypes, examples, targets)
+      -> what the terms are made of.
     terms: the terms of the loss by name.
     example_monitors: outputs -> [B] of each thing worth watching.
     monitors: `Seen` -> named scalars worth watching, global over the batch.
@@ -68,12 +70,14 @@ class Method(NamedTuple):
     attend: (params, stats, images) -> what each patch counts, [B, N]: the
       multi-instance attention, which adds up to 1; without, the encoder's own;
       without that, the length of the patch's features.
+    sums_over_prototypes: whether the terms are sums over the prototypes.
+    sums_over_examples: whether no term of an example depends on others.
   """
 
   init: Callable[..., tuple[Params, MethodState]]
   forward: Callable[..., Seen]
-  compare: Callable[[Any, Any, Any], Any]
-  logit_bytes: Callable[[Seen], int]
+  scores: Callable[..., Any]
+  outputs: Callable[..., Any]
   terms: Mapping[str, Term]
   example_monitors: Callable[[Any], Mapping[str, jax.Array]]
   monitors: Callable[[Seen], Mapping[str, jax.Array]]
@@ -81,6 +85,8 @@ class Method(NamedTuple):
   encoder_variables: Callable[[Params, Any], Mapping[str, Any]]
   embed: Callable[[Params, Any, jax.Array], jax.Array]
   attend: Callable[[Params, Any, jax.Array], jax.Array]
+  sums_over_prototypes: bool = True
+  sums_over_examples: bool = True
 
 
 def weighted_terms(values: Mapping, weights: Mapping) -> dict[str, Term]:

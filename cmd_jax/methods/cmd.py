@@ -29,21 +29,22 @@ from flax import linen as nn
 from cmd_jax.errors import UserError
 from cmd_jax.losses import cmd as losses
 from cmd_jax.losses import dino as image_losses
-from cmd_jax.losses import esvit as region_losses
 from cmd_jax.methods import base, dino, distillation, esvit
-from cmd_jax.methods.networks import ViewOutput, make_networks
+from cmd_jax.methods.networks import make_networks
 from cmd_jax.models import heads
 
 VARIANTS = ('paper', 'released')
 
 
-def _weights(view: ViewOutput, pooling: str) -> jax.Array | None:
+def _weights(
+  attention: jax.Array | None, probs: jax.Array, pooling: str
+) -> jax.Array | None:
   """[B, V, N] weights of the bag; None pools by the maximum."""
   if pooling == 'max':
     return None
-  if view.attention is not None:
-    return view.attention
-  shape = view.features.shape[:-1]
+  if attention is not None:
+    return attention
+  shape = probs.shape[:-1]
   return jnp.full(shape, 1 / shape[-1])
 
 
@@ -51,22 +52,19 @@ def _paper_values(
   pooling: str, kl_direction: str, attend_regions: bool
 ) -> Mapping:
   def region(outputs):
-    if not attend_regions:
-      return esvit.region_value(outputs)
-    return region_losses.region_loss(
-      outputs.teacher_region_probs,
-      outputs.teacher.features,
-      outputs.student_region_log_probs,
-      tuple(view.features for view in outputs.student),
-      tuple(view.attention for view in outputs.student),
+    return esvit.region_value(
+      outputs, outputs.attention if attend_regions else None
     )
 
   def student_bag(outputs):
+    log_probs = outputs.student_region_log_probs
     bags = jnp.concatenate(
       [
-        losses.bag_distribution(jnp.exp(log_probs), _weights(view, pooling))
-        for view, log_probs in zip(
-          outputs.student, outputs.student_region_log_probs, strict=True
+        losses.bag_distribution(jnp.exp(x), _weights(attention, x, pooling))
+        for x, attention in zip(
+          log_probs,
+          outputs.attention or (None,) * len(log_probs),
+          strict=True,
         )
       ],
       axis=1,
@@ -75,8 +73,9 @@ def _paper_values(
     return losses.cross_level_kl(image, bags, direction=kl_direction)
 
   def teacher_bag(outputs):
+    probs = outputs.teacher_region_probs
     bags = losses.bag_distribution(
-      outputs.teacher_region_probs, _weights(outputs.teacher, pooling)
+      probs, _weights(outputs.teacher_attention, probs, pooling)
     )
     return losses.cross_level_kl(
       outputs.teacher_image_probs, bags, direction=kl_direction
@@ -90,31 +89,25 @@ def _paper_values(
   }
 
 
-def _released_values(student_temperature: float) -> Mapping:
+def _released_values(num_prototypes: int) -> Mapping:
   def student_bag(outputs):
-    per_view = jnp.concatenate(
-      [
-        losses.released_kl(
-          view.image_logits / student_temperature,
-          view.region_logits.sum(-2) / student_temperature,
-        )
-        for view in outputs.student
-      ],
-      axis=1,
-    )
+    image = outputs.student.image
+    sums = [regions.sum(-2) for regions in outputs.student.regions]
+    views = losses.released_kl(image, jnp.concatenate(sums, axis=1))
     # A view counts once for every pair that it is in.
     num_teacher, num_student = (
-      outputs.teacher.embedding.shape[1],
-      per_view.shape[1],
+      outputs.teacher_image_probs.shape[1],
+      image.shape[1],
     )
     count = image_losses.pair_mask(num_teacher, num_student).sum(0)
     pairs = image_losses.num_pairs(num_teacher, num_student)
-    return per_view @ (count / pairs)
+    return views @ (count / pairs) / num_prototypes
 
   def teacher_bag(outputs):
-    return losses.released_kl(
+    views = losses.released_kl(
       outputs.teacher_image_probs, outputs.teacher_region_probs.sum(-2)
-    ).mean(1)
+    )
+    return views.mean(1) / num_prototypes
 
   return {
     **esvit.VALUES,
@@ -130,7 +123,6 @@ def _make_released(
   weights: Mapping[str, float],
   lora: Mapping,
   axis_name: str | None,
-  student_temperature: float,
   **kwargs,
 ) -> base.Method:
   networks = make_networks(
@@ -138,8 +130,7 @@ def _make_released(
   )
   return distillation.make_distillation(
     networks,
-    base.weighted_terms(_released_values(student_temperature), weights),
-    student_temperature=student_temperature,
+    base.weighted_terms(_released_values(head['num_prototypes']), weights),
     axis_name=axis_name,
     **kwargs,
   )
@@ -186,7 +177,7 @@ def _make_paper(
     mil=attention if attends else None,
     shared_prototypes=shared_prototypes,
   )
-  return distillation.make_distillation(
+  method = distillation.make_distillation(
     networks,
     base.weighted_terms(
       _paper_values(pooling, kl_direction, attend_regions), weights
@@ -194,6 +185,8 @@ def _make_paper(
     axis_name=axis_name,
     **kwargs,
   )
+  # The maximum is normalised by its sum over all prototypes.
+  return method._replace(sums_over_prototypes=pooling != 'max')
 
 
 def make_cmd(encoder: nn.Module, *, variant: str, **kwargs) -> base.Method:

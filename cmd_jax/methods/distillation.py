@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,39 +13,64 @@ from jax.sharding import Mesh
 from cmd_jax import parallel
 from cmd_jax.errors import UserError
 from cmd_jax.losses import dino as losses
+from cmd_jax.losses import streaming
+from cmd_jax.losses.esvit import match_tokens
+from cmd_jax.losses.streaming import Scores
 from cmd_jax.methods.base import Method, MethodState, Params, Seen, Term
 from cmd_jax.methods.networks import (
   Networks,
   Prototypes,
   Stats,
   ViewFeatures,
-  ViewOutput,
   apply_networks,
   draw_uniforms,
   encoder_variables,
   init_networks,
   prototypes_of,
-  with_logits,
 )
 from cmd_jax.models import partial
 from cmd_jax.models.heads import l2_normalise, prototype_logits
-from cmd_jax.models.layers import EncoderOutput
+from cmd_jax.models.layers import EncoderOutput, wide
 from cmd_jax.schedules import Schedule
 
 TEACHER_NORMALISATIONS = ('centring', 'sinkhorn')
 
 
 class Examples(NamedTuple):
-  """What the networks say of each example, prototypes aside.
+  """What the student says of each example, prototypes aside; with gradient.
+
+  Tuples have an element for each view size, the teacher's first; they are empty
+  where there is no such head.
 
   Attributes:
-    student: for each view size; the first size is the teacher's.
-    teacher: for the teacher's views; the attention is that of the student's
-      MIL head on the teacher's tokens and alone has a gradient.
+    image_bottlenecks: [B, V, d] of the image head, of length 1.
+    region_bottlenecks: [B, V, N, d] of the region head.
+    attention: [B, V, N] of the MIL head.
+    teacher_attention: [B, T, N] of the MIL head on the teacher's tokens; None
+      without one.
   """
 
-  student: tuple[ViewFeatures, ...]
-  teacher: ViewFeatures
+  image_bottlenecks: tuple[jax.Array, ...]
+  region_bottlenecks: tuple[jax.Array, ...]
+  attention: tuple[jax.Array, ...]
+  teacher_attention: jax.Array | None
+
+
+class Targets(NamedTuple):
+  """What the teacher says of each example, without gradient.
+
+  Attributes:
+    embedding: [B, T, D] of the image.
+    image_bottleneck: [B, T, d]; None without an image head.
+    region_bottleneck: [B, T, N, d]; None without a region head.
+    matches: [B, T, V, N] for each view size: the teacher's token that is most
+      like each of the student's; empty without a region head.
+  """
+
+  embedding: jax.Array
+  image_bottleneck: jax.Array | None
+  region_bottleneck: jax.Array | None
+  matches: tuple[jax.Array, ...]
 
 
 class Constants(NamedTuple):
@@ -63,104 +87,142 @@ class Constants(NamedTuple):
   temperature: jax.Array
 
 
-class Outputs(NamedTuple):
-  """Everything the terms of the loss are made of.
+class Logits(NamedTuple):
+  """A network's logits over its temperature, for all or some prototypes.
 
   Attributes:
-    student: outputs for each view size; the first size is the teacher's.
-    teacher: outputs for the teacher's views.
+    image: [B, V, K] over all views; None without an image head.
+    regions: [B, V, N, K] for each view size; empty without a region head.
+  """
+
+  image: jax.Array | None
+  regions: tuple[jax.Array, ...]
+
+
+class Outputs(NamedTuple):
+  """Everything the terms of the loss are made of, for all or some prototypes.
+
+  Attributes:
+    share: of the prototypes that is here.
+    student: the student's logits over tau_s.
+    normalisers: their logsumexp over all prototypes, [B, V] and [B, V, N].
     student_image_log_probs: [B, V, K] over all views.
     student_region_log_probs: [B, V, N, K] for each view size.
     teacher_image_probs: [B, T, K].
     teacher_region_probs: [B, T, N, K]; None without a region head.
+    attention: [B, V, N] for each view size.
+    teacher_attention: [B, T, N]; None without MIL head.
+    matches: see `Targets`.
   """
 
-  student: tuple[ViewOutput, ...]
-  teacher: ViewOutput
+  share: float
+  student: Logits
+  normalisers: Logits
   student_image_log_probs: jax.Array
   student_region_log_probs: tuple[jax.Array, ...]
   teacher_image_probs: jax.Array
   teacher_region_probs: jax.Array | None
+  attention: tuple[jax.Array, ...]
+  teacher_attention: jax.Array | None
+  matches: tuple[jax.Array, ...]
+
+
+def compute_scores(
+  prototypes: Prototypes,
+  constants: Constants,
+  examples: Examples,
+  targets: Targets,
+  *,
+  student_temperature: float,
+) -> Scores:
+  """Looks at prototypes: the `Logits` of both networks.
+
+  Args:
+    prototypes: the student's.
+    constants: of the teacher.
+    examples: what the student says.
+    targets: what the teacher says.
+    student_temperature: tau_s.
+  """
+
+  def of_network(prototypes, images, regions, scale):
+    image, regions = None, tuple(regions)
+    if images and prototypes.image is not None:
+      image = scale(
+        'image',
+        prototype_logits(
+          jnp.concatenate(images, axis=1), prototypes.image.kernel()
+        ),
+      )
+    if regions:
+      kernel = prototypes.region.kernel()
+      regions = tuple(
+        scale('region', prototype_logits(x, kernel)) for x in regions
+      )
+    return Logits(image, regions)
+
+  def of_student(_, logits):
+    return logits / student_temperature
+
+  def of_teacher(name, logits):
+    return (logits - constants.centres[name]) / constants.temperature
+
+  def given(x):
+    return () if x is None else (x,)
+
+  return Scores(
+    of_network(
+      prototypes,
+      examples.image_bottlenecks,
+      examples.region_bottlenecks,
+      of_student,
+    ),
+    of_network(
+      constants.prototypes,
+      given(targets.image_bottleneck),
+      given(targets.region_bottleneck),
+      of_teacher,
+    ),
+  )
 
 
 def make_outputs(
-  student: tuple[ViewOutput, ...],
-  teacher: ViewOutput,
+  scores: Scores,
+  normalisers: Scores,
+  examples: Examples,
+  targets: Targets,
   *,
-  student_temperature: float,
-  centres: Mapping[str, jax.Array],
-  teacher_temperature: jax.Array,
+  num_prototypes: int,
 ) -> Outputs:
   """Adds the distributions, softmax(logits / tau).
 
   Args:
-    student: outputs for each view size.
-    teacher: outputs for the teacher's views.
-    student_temperature: tau_s.
-    centres: see `Constants`.
-    teacher_temperature: tau_t.
+    scores: `Logits` of both networks for all or some prototypes.
+    normalisers: their logsumexp over all prototypes.
+    examples: what the student says.
+    targets: what the teacher says.
+    num_prototypes: K.
   """
 
-  def log_probs(logits):
-    return jax.nn.log_softmax(logits / student_temperature)
+  def log_probs(logits, normaliser):
+    return logits - normaliser[..., None]
 
-  def teacher_probs(name, logits):
-    if logits is None:
-      return None
-    return losses.centred_probs(logits, centres[name], teacher_temperature)
-
+  student = jax.tree.map(log_probs, scores.student, normalisers.student)
+  teacher = jax.tree.map(
+    lambda *x: jnp.exp(log_probs(*x)), scores.teacher, normalisers.teacher
+  )
   return Outputs(
-    student=student,
-    teacher=teacher,
-    student_image_log_probs=log_probs(
-      jnp.concatenate([view.image_logits for view in student], axis=1)
-    ),
-    student_region_log_probs=tuple(
-      log_probs(view.region_logits)
-      for view in student
-      if view.region_logits is not None
-    ),
-    teacher_image_probs=teacher_probs('image', teacher.image_logits),
-    teacher_region_probs=teacher_probs('region', teacher.region_logits),
+    share=scores.student.image.shape[-1] / num_prototypes,
+    student=scores.student,
+    normalisers=normalisers.student,
+    student_image_log_probs=student.image,
+    student_region_log_probs=student.regions,
+    teacher_image_probs=teacher.image,
+    teacher_region_probs=teacher.regions[0] if teacher.regions else None,
+    attention=examples.attention,
+    teacher_attention=examples.teacher_attention,
+    matches=targets.matches,
   )
-
-
-def compare(
-  prototypes: Prototypes,
-  examples: Examples,
-  constants: Constants,
-  *,
-  student_temperature: float,
-) -> Outputs:
-  """Looks at the prototypes.
-
-  Args:
-    prototypes: the student's.
-    examples: what the networks say.
-    constants: see `Constants`.
-    student_temperature: tau_s.
-  """
-  return make_outputs(
-    tuple(with_logits(view, prototypes) for view in examples.student),
-    with_logits(examples.teacher, constants.prototypes),
-    student_temperature=student_temperature,
-    centres=constants.centres,
-    teacher_temperature=constants.temperature,
-  )
-
-
-def logit_bytes(seen: Seen) -> int:
-  """Bytes of the float32 logits of an example, of both networks."""
-  total = 0
-  for view in (*seen.examples.student, seen.examples.teacher):
-    for features, prototypes in (
-      (view.image_bottleneck, seen.prototypes.image),
-      (view.region_bottleneck, seen.prototypes.region),
-    ):
-      if features is not None:
-        rows = math.prod(features.shape[1:-1])
-        total += 4 * rows * prototypes.shape[1]
-  return total
 
 
 def example_monitors(outputs: Outputs) -> dict[str, jax.Array]:
@@ -169,15 +231,25 @@ def example_monitors(outputs: Outputs) -> dict[str, jax.Array]:
   cross_entropy = losses.image_loss(
     outputs.teacher_image_probs, outputs.student_image_log_probs
   )
-  monitors = {
+  return {
     'teacher_entropy': entropy,
     'student_teacher_kl': cross_entropy - entropy,
   }
-  if outputs.teacher.attention is not None:
-    attention = outputs.teacher.attention
-    relative = losses.entropy(attention) / jnp.log(attention.shape[-1])
-    monitors['attention_entropy'] = relative.mean(1)
-  return monitors
+
+
+def attention_entropy(
+  attention: jax.Array, axis_name: str | None
+) -> dict[str, jax.Array]:
+  """1 for uniform attention, 0 for attention on a single patch.
+
+  Args:
+    attention: [B, T, N] that adds up to 1 over N.
+    axis_name: axis over which the batch is spread, None if it is global.
+  """
+  if attention.shape[-1] == 1:
+    return {}  # Of a single patch it says nothing.
+  relative = losses.entropy(attention).mean() / jnp.log(attention.shape[-1])
+  return {'attention_entropy': parallel.pmean(relative, axis_name)}
 
 
 def feature_spread(
@@ -192,6 +264,23 @@ def feature_spread(
   unit = l2_normalise(embedding)
   mean = parallel.pmean(unit.mean((0, 1)), axis_name)
   return {'feature_spread': jnp.sqrt(jnp.maximum(1 - jnp.sum(mean**2), 0))}
+
+
+def centre_norm(
+  bottleneck: jax.Array, axis_name: str | None
+) -> dict[str, jax.Array]:
+  """Length of the centre before the prototypes: 1 if all logits are the same.
+
+  The centre of a batch's logits is the product of this mean and the prototypes.
+
+  Args:
+    bottleneck: [B, T, d] of the teacher, of length 1.
+    axis_name: axis over which the batch is spread, None if it is global.
+  """
+  mean = parallel.pmean(
+    bottleneck.astype(wide(bottleneck.dtype)).mean((0, 1)), axis_name
+  )
+  return {'centre_norm': jnp.linalg.norm(mean)}
 
 
 class Centring(NamedTuple):
@@ -221,7 +310,7 @@ class Centring(NamedTuple):
   def centres(
     self,
     method_state: MethodState,
-    teacher: ViewFeatures,
+    targets: Targets,
     prototypes: Prototypes,
     temperature: jax.Array,
   ) -> dict[str, jax.Array]:
@@ -229,48 +318,87 @@ class Centring(NamedTuple):
 
     Args:
       method_state: with the moving averages.
-      teacher: what the teacher says.
+      targets: what the teacher says.
       prototypes: the teacher's.
       temperature: tau_t.
     """
     centres = {}
-    for name, features in bottlenecks(teacher).items():
+    for name, features in _bottlenecks(targets).items():
       if self.normalisation == 'centring':
         centres[name] = method_state[f'{name}_centre']
         continue
       centres[name] = losses.sinkhorn_centre(
         features,
-        getattr(prototypes, name),
+        getattr(prototypes, name).kernel(),
         temperature,
         axis_name=self.axis_name,
         mesh=self.mesh,
       )
     return centres
 
-  def update(
-    self, method_state: MethodState, seen: Seen, teacher: ViewFeatures
-  ) -> dict[str, jax.Array]:
+  def update(self, method_state: MethodState, seen: Seen) -> dict:
     """The moving averages after a step, by their names in the state."""
-    return {
-      f'{name}_centre': losses.update_centre(
+    centres = {}
+    for name, features in _bottlenecks(seen.targets).items():
+      # Logits are linear: their mean is that of the features times the
+      # prototypes.
+      axes = tuple(range(features.ndim - 1))
+      mean = features.astype(wide(features.dtype)).mean(axes)
+      logits = streaming.over_prototypes(
+        lambda weights, mean=mean: prototype_logits(mean, weights.kernel()),
+        getattr(seen.constants.prototypes, name),
+      )
+      centres[f'{name}_centre'] = losses.update_centre(
         method_state[f'{name}_centre'],
-        # Logits are linear: their mean is that of the features times the
-        # prototypes.
-        prototype_logits(
-          features.astype(jnp.float32).mean(tuple(range(features.ndim - 1))),
-          getattr(seen.constants.prototypes, name),
-        ),
+        logits,
         momentum=self.momentum,
         axis_name=self.axis_name,
       )
-      for name, features in bottlenecks(teacher).items()
-    }
+    return centres
 
 
-def bottlenecks(view: ViewFeatures) -> dict[str, jax.Array]:
-  """What the heads there are say, by 'image' and 'region'."""
-  found = {'image': view.image_bottleneck, 'region': view.region_bottleneck}
+def _bottlenecks(targets: Targets) -> dict[str, jax.Array]:
+  """What the teacher's heads there are say, by 'image' and 'region'."""
+  found = {
+    'image': targets.image_bottleneck,
+    'region': targets.region_bottleneck,
+  }
   return {name: x for name, x in found.items() if x is not None}
+
+
+def gather_examples(
+  student: Sequence[ViewFeatures], teacher: ViewFeatures
+) -> tuple[Examples, Targets]:
+  """What both networks say, by whether it has a gradient.
+
+  Args:
+    student: for each view size.
+    teacher: for the teacher's views.
+  """
+  matches = ()
+  if teacher.region_bottleneck is not None:
+    matches = tuple(
+      match_tokens(view.features, teacher.features) for view in student
+    )
+
+  def given(name):
+    values = (getattr(view, name) for view in student)
+    return tuple(x for x in values if x is not None)
+
+  return (
+    Examples(
+      given('image_bottleneck'),
+      given('region_bottleneck'),
+      given('attention'),
+      None,
+    ),
+    Targets(
+      teacher.embedding,
+      teacher.image_bottleneck,
+      teacher.region_bottleneck,
+      matches,
+    ),
+  )
 
 
 def make_distillation(
@@ -304,11 +432,13 @@ def make_distillation(
   Raises:
     UserError: unknown normalisation.
   """
+  num_prototypes = 0
+  if networks.image_head is not None:
+    num_prototypes = networks.image_head.num_prototypes
   centring = Centring(teacher_normalisation, centre_momentum, axis_name, mesh)
   centring.check()
 
   def init(rng: jax.Array) -> tuple[Params, MethodState]:
-    num_prototypes = networks.image_head.num_prototypes
     method_state = {'image_centre': jnp.zeros(num_prototypes)}
     if networks.region_head is not None:
       method_state['region_centre'] = jnp.zeros(num_prototypes)
@@ -341,21 +471,23 @@ def make_distillation(
     )
     prototypes = jax.lax.stop_gradient(prototypes_of(networks, teacher_params))
     temperature = teacher_temperature(step)
-    centres = centring.centres(method_state, teacher, prototypes, temperature)
+    examples, targets = gather_examples(student, teacher)
+    centres = centring.centres(method_state, targets, prototypes, temperature)
     if networks.mil is not None:
       attention = networks.mil.apply(
         {'params': params['mil']}, teacher.features
       )
-      teacher = teacher._replace(attention=attention)
+      examples = examples._replace(teacher_attention=attention)
     return Seen(
-      Examples(student, teacher),
+      examples,
+      targets,
       prototypes_of(networks, params),
       Constants(prototypes, centres, temperature),
       {'student_stats': student_stats, 'teacher_stats': teacher_stats},
     )
 
   def update(method_state: MethodState, seen: Seen) -> MethodState:
-    centres = centring.update(method_state, seen, seen.examples.teacher)
+    centres = centring.update(method_state, seen)
     return {
       name: centres[name]
       if name in centres
@@ -380,16 +512,24 @@ def make_distillation(
       return encoded.attention.mean(1)
     return jnp.linalg.norm(encoded.tokens, axis=-1)
 
+  def monitors(seen: Seen) -> dict[str, jax.Array]:
+    values = feature_spread(seen.targets.embedding, axis_name)
+    if networks.image_head is not None:
+      values |= centre_norm(seen.targets.image_bottleneck, axis_name)
+    if networks.mil is not None:
+      values |= attention_entropy(seen.examples.teacher_attention, axis_name)
+    return values
+
   return Method(
     init=init,
     forward=forward,
-    compare=functools.partial(compare, student_temperature=student_temperature),
-    logit_bytes=logit_bytes,
+    scores=functools.partial(
+      compute_scores, student_temperature=student_temperature
+    ),
+    outputs=functools.partial(make_outputs, num_prototypes=num_prototypes),
     terms=terms,
     example_monitors=example_monitors,
-    monitors=lambda seen: feature_spread(
-      seen.examples.teacher.embedding, axis_name
-    ),
+    monitors=monitors,
     update=update,
     encoder_variables=variables,
     embed=embed,

@@ -13,17 +13,26 @@ from cmd_jax.methods import base, dino, distillation
 from cmd_jax.methods.networks import make_networks
 
 
-def region_value(outputs: distillation.Outputs) -> jax.Array:
-  """L_R with uniform weights, [B]."""
+def region_value(
+  outputs: distillation.Outputs,
+  weights: tuple[jax.Array, ...] | None = None,
+) -> jax.Array:
+  """L_R, [B].
+
+  Args:
+    outputs: of both networks.
+    weights: [B, V, N] of the tokens for each view size; uniform without.
+  """
+  logits = outputs.student.regions
+  if weights is None:
+    weights = tuple(jnp.full(x.shape[:-1], 1 / x.shape[-2]) for x in logits)
   return losses.region_loss(
     outputs.teacher_region_probs,
-    outputs.teacher.features,
-    outputs.student_region_log_probs,
-    tuple(view.features for view in outputs.student),
-    tuple(
-      jnp.full(view.features.shape[:-1], 1 / view.features.shape[-2])
-      for view in outputs.student
-    ),
+    logits,
+    outputs.normalisers.regions,
+    outputs.matches,
+    weights,
+    share=outputs.share,
   )
 
 

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from cmd_jax.methods.base import Params
 from cmd_jax.models import partial
-from cmd_jax.models.heads import PrototypeHead, prototype_logits
+from cmd_jax.models.heads import PrototypeHead, PrototypeWeights
 from cmd_jax.models.layers import EncoderOutput
 
 # Running batch statistics by module.
@@ -61,24 +61,6 @@ class ViewFeatures(NamedTuple):
   attention: jax.Array | None
 
 
-class ViewOutput(NamedTuple):
-  """What one network says of the views of one size.
-
-  Attributes:
-    embedding: [B, V, D] of the image.
-    image_logits: [B, V, K]; None without an image head.
-    features: [B, V, N, D] tokens of the encoder.
-    region_logits: [B, V, N, K]; None without a region head.
-    attention: [B, V, N] of the student's MIL head; None without one.
-  """
-
-  embedding: jax.Array
-  image_logits: jax.Array | None
-  features: jax.Array
-  region_logits: jax.Array | None
-  attention: jax.Array | None
-
-
 class Prototypes(NamedTuple):
   """The last layers of a network's heads.
 
@@ -87,8 +69,8 @@ class Prototypes(NamedTuple):
     region: [d, K]; None without a region head.
   """
 
-  image: jax.Array | None
-  region: jax.Array | None
+  image: PrototypeWeights | None
+  region: PrototypeWeights | None
 
 
 def make_networks(
@@ -175,16 +157,19 @@ def encoder_variables(
 
 
 def _concatenate_rows(arrays: Sequence[jax.Array]) -> jax.Array:
-  """[..., D] arrays as one [rows, D]."""
-  return jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in arrays])
+  """[B, ..., D] arrays as one [B, rows, D], each example on its device."""
+  return jnp.concatenate(
+    [x.reshape(len(x), math.prod(x.shape[1:-1]), x.shape[-1]) for x in arrays],
+    axis=1,
+  )
 
 
 def _split_rows(rows: jax.Array, shapes: Sequence) -> list[jax.Array]:
   """Undoes `_concatenate_rows` for arrays of the given leading shapes."""
-  ends = np.cumsum([math.prod(shape) for shape in shapes])
+  ends = np.cumsum([math.prod(shape[1:]) for shape in shapes])
   return [
     part.reshape(*shape, rows.shape[-1])
-    for part, shape in zip(jnp.split(rows, ends[:-1]), shapes)
+    for part, shape in zip(jnp.split(rows, ends[:-1], axis=1), shapes)
   ]
 
 
@@ -243,21 +228,6 @@ def prototypes_of(networks: Networks, params: Params) -> Prototypes:
   owner = 'image_head' if networks.shared_prototypes else 'region_head'
   return Prototypes(
     prototypes('image_head', 'image_head'), prototypes('region_head', owner)
-  )
-
-
-def with_logits(view: ViewFeatures, prototypes: Prototypes) -> ViewOutput:
-  """What a network says once it looks at its prototypes."""
-
-  def logits(features, prototypes):
-    return None if features is None else prototype_logits(features, prototypes)
-
-  return ViewOutput(
-    view.embedding,
-    logits(view.image_bottleneck, prototypes.image),
-    view.features,
-    logits(view.region_bottleneck, prototypes.region),
-    view.attention,
   )
 
 

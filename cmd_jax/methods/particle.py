@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from cmd_jax import parallel
 from cmd_jax.errors import UserError
 from cmd_jax.losses import detcon
+from cmd_jax.losses.streaming import Scores
 from cmd_jax.methods import base, dino, distillation
 from cmd_jax.methods.base import MethodState, Params, Seen, Term
 from cmd_jax.methods.networks import draw_uniforms, prototypes_of
@@ -41,7 +42,7 @@ class Examples(NamedTuple):
 
   Attributes:
     images: of whole images.
-    parts: of parts.
+    parts: of parts, by both networks.
   """
 
   images: distillation.Examples
@@ -226,18 +227,25 @@ def _add_parts(
     )
     prototypes = jax.lax.stop_gradient(prototypes_of(networks, teacher_params))
     temperature = teacher_temperature(step)
-    centres = centring.centres(method_state, teacher, prototypes, temperature)
+    of_images, targets = distillation.gather_examples(student, teacher)
+    centres = centring.centres(method_state, targets, prototypes, temperature)
     return Seen(
-      Examples(distillation.Examples(student, teacher), parts),
+      Examples(of_images, parts),
+      targets,
       prototypes_of(networks, params),
       distillation.Constants(prototypes, centres, temperature),
       {'student_stats': stats, 'teacher_stats': stats},
     )
 
-  def compare(prototypes, examples, constants):
+  def scores(prototypes, constants, examples, targets) -> Scores:
+    return images_only.scores(prototypes, constants, examples.images, targets)
+
+  def outputs(scores, normalisers, examples, targets) -> Outputs:
     distilled = None
     if modules.has_image_head:
-      distilled = images_only.compare(prototypes, examples.images, constants)
+      distilled = images_only.outputs(
+        scores, normalisers, examples.images, targets
+      )
     return Outputs(distilled, examples.parts)
 
   def example_monitors(outputs: Outputs) -> dict[str, jax.Array]:
@@ -245,22 +253,19 @@ def _add_parts(
       return {}
     return images_only.example_monitors(outputs.distilled)
 
-  def of_images(seen: Seen) -> Seen:
-    return seen._replace(examples=seen.examples.images)
-
   def monitors(seen: Seen) -> dict[str, jax.Array]:
     values = _part_monitors(seen.examples.parts, axis_name)
     if modules.has_image_head:
-      values |= images_only.monitors(of_images(seen))
+      values |= images_only.monitors(seen)
     return values
 
   return images_only._replace(
     init=init,
     forward=forward,
-    compare=compare,
-    # The contrast is with the parts of all other examples.
-    logit_bytes=lambda seen: 0,
+    scores=scores,
+    outputs=outputs,
     example_monitors=example_monitors,
     monitors=monitors,
-    update=lambda state, seen: images_only.update(state, of_images(seen)),
+    # The contrast is with the parts of all other examples.
+    sums_over_examples=False,
   )

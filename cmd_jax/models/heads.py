@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -34,6 +36,24 @@ def prototype_logits(x: jax.Array, prototypes: jax.Array) -> jax.Array:
   return logits.reshape(*x.shape[:-1], prototypes.shape[1])
 
 
+class PrototypeWeights(NamedTuple):
+  """A weight-normalised last layer, w_k = g_k v_k / |v_k|.
+
+  Attributes:
+    direction: v, [D, K].
+    scale: g, [1, K]; None where it is 1.
+  """
+
+  direction: jax.Array
+  scale: jax.Array | None
+
+  def kernel(self) -> jax.Array:
+    """[D, K]: the prototypes."""
+    square = jnp.sum(self.direction * self.direction, axis=0, keepdims=True)
+    kernel = self.direction * jax.lax.rsqrt(square)
+    return kernel if self.scale is None else kernel * self.scale
+
+
 class WeightNormDense(nn.Module):
   """Weight-normalised linear layer without bias: w_k = g_k v_k / |v_k|.
 
@@ -46,22 +66,19 @@ class WeightNormDense(nn.Module):
   trainable_scale: bool
 
   @nn.compact
-  def kernel(self, dim: int) -> jax.Array:
-    """[D, K] float32: the prototypes."""
+  def weights(self, dim: int) -> PrototypeWeights:
+    """The weights, for features [..., dim]."""
     shape = (dim, self.num_prototypes)
     # torch's default for a bias-free Linear, which DINO leaves in place here.
     direction = self.param('weight_v', torch_default_init(dim), shape)
-    kernel = direction * jax.lax.rsqrt(
-      jnp.sum(direction * direction, axis=0, keepdims=True)
-    )
+    scale = None
     if self.trainable_scale:
       scale = self.param('weight_g', nn.initializers.ones, (1, shape[1]))
-      kernel = kernel * scale
-    return kernel
+    return PrototypeWeights(direction, scale)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., D] -> [..., K] float32."""
-    return prototype_logits(x, self.kernel(x.shape[-1]))
+    return prototype_logits(x, self.weights(x.shape[-1]).kernel())
 
 
 class PrototypeHead(nn.Module):
@@ -116,9 +133,9 @@ class PrototypeHead(nn.Module):
     # The norm is taken in float32: bfloat16 squares lose half the digits.
     return l2_normalise(x.astype(wide(x.dtype))).astype(self.dtype)
 
-  def prototypes(self) -> jax.Array:
-    """[bottleneck_dim, K] float32."""
-    return self.last_layer.kernel(self.bottleneck_dim)
+  def prototypes(self) -> PrototypeWeights:
+    """The last layer, [bottleneck_dim, K] float32."""
+    return self.last_layer.weights(self.bottleneck_dim)
 
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """[..., D] -> logits [..., K] float32."""

@@ -17,6 +17,15 @@ linear_init = nn.initializers.normal(0.02)
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
+# What of a block is kept for its gradient; the rest is computed again.
+REMATS = {
+  'none': None,
+  # The results of linear layers, not the attention weights.
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # Its input alone.
+  'full': jax.checkpoint_policies.nothing_saveable,
+}
+
 
 class EncoderOutput(NamedTuple):
   """What an encoder says of a batch of images.
@@ -79,6 +88,23 @@ def drop_path(x: jax.Array, rate: float, uniforms: jax.Array) -> jax.Array:
 def drop_path_rates(rate: float, depth: int) -> list[float]:
   """The rate of each of `depth` blocks: rises linearly from 0 to `rate`."""
   return np.linspace(0, rate, depth).tolist()
+
+
+def rematerialised(
+  block: type[nn.Module], remat: str, static_argnums: tuple[int, ...] = ()
+) -> type[nn.Module]:
+  """A block that computes some of its results again for its gradient.
+
+  Values, gradients and the names of the parameters stay as they are.
+
+  Args:
+    block: class of the block.
+    remat: key of `REMATS`.
+    static_argnums: arguments that are no arrays; the module itself is 0.
+  """
+  if remat == 'none':
+    return block
+  return nn.remat(block, policy=REMATS[remat], static_argnums=static_argnums)
 
 
 class Dense(nn.Dense):

@@ -72,14 +72,16 @@ def interpolate_positions(
   return resized.reshape(1, rows * columns, dim)
 
 
-def rotary_angles(rows: int, columns: int, head_dim: int) -> np.ndarray:
-  """Angles of DINOv3's rotary positions (Simeoni et al. 2025, HF code).
+def rotary_turn(
+  rows: int, columns: int, head_dim: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """DINOv3's rotary positions (Simeoni et al. 2025, HF code): cosines, sines.
 
   A patch's centre has coordinates in (-1, 1); half of the pairs of channels
   turn with the row, half with the column, at periods from 1 to 100.
 
   Returns:
-    [rows * columns, head_dim] radians; channel c and c + head_dim / 2 are a
+    Two [rows * columns, head_dim] float32; channel c and c + head_dim / 2 are a
     pair.
   """
   frequencies = 100.0 ** -np.arange(0, 1, 4 / head_dim)
@@ -92,15 +94,16 @@ def rotary_angles(rows: int, columns: int, head_dim: int) -> np.ndarray:
     axis=-1,
   )
   angles = 2 * np.pi * coordinates.reshape(-1, 2, 1) * frequencies
-  return np.tile(angles.reshape(len(angles), -1), 2).astype(np.float32)
+  angles = np.tile(angles.reshape(len(angles), -1), 2).astype(np.float32)
+  return np.cos(angles), np.sin(angles)
 
 
-def rotate(x: jax.Array, angles: np.ndarray) -> jax.Array:
-  """Turns the last N of [B, M, heads, d] tokens by angles [N, d]."""
-  num_prefix = x.shape[1] - len(angles)
+def rotate(x: jax.Array, turn: tuple[np.ndarray, np.ndarray]) -> jax.Array:
+  """Turns the last N of [B, M, heads, d] tokens by a turn of [N, d] each."""
+  cos, sin = (part[:, None] for part in turn)
+  num_prefix = x.shape[1] - len(cos)
   prefix, patches = x[:, :num_prefix], x[:, num_prefix:].astype(wide(x.dtype))
   first, second = jnp.split(patches, 2, axis=-1)
   turned = jnp.concatenate([-second, first], axis=-1)
-  cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
   patches = (patches * cos + turned * sin).astype(x.dtype)
   return jnp.concatenate([prefix, patches], axis=1)

@@ -13,9 +13,11 @@ from flax import linen as nn
 from cmd_jax.errors import UserError
 from cmd_jax.models.layers import (
   DTYPES,
+  REMATS,
   BatchNorm,
   EncoderOutput,
   check_choice,
+  rematerialised,
   wide,
 )
 
@@ -104,6 +106,8 @@ class ResNet(nn.Module):
       the same parameters, as PARTICLE segments (evaluation/fcn.py).
     dtype: dtype of the computation; parameters and statistics are float32.
     axis_name: axis over which the batch is spread, None if it is global.
+    remat: what of a block is computed again for its gradient, a key of
+      `layers.REMATS`.
   """
 
   bottleneck: bool
@@ -112,6 +116,7 @@ class ResNet(nn.Module):
   last_stride: int = 2
   dtype: jnp.dtype = jnp.float32
   axis_name: str | None = None
+  remat: str = 'none'
 
   @property
   def depth(self) -> int:
@@ -157,9 +162,10 @@ class ResNet(nn.Module):
     x = nn.max_pool(nn.relu(x), (3, 3), (2, 2), ((1, 1), (1, 1)))
     outputs = [x]
     strides = (1, 2, 2, self.last_stride)
+    block = rematerialised(Block, self.remat, (2,)) if train else Block
     for stage, size in enumerate(self.stage_sizes, 1):
       for index in range(size):
-        x = Block(
+        x = block(
           channels=self.base_channels * 2 ** (stage - 1),
           stride=strides[stage - 1] if index == 0 else 1,
           bottleneck=self.bottleneck,
@@ -211,6 +217,7 @@ def make_resnet(
   variant: str = '50',
   width_ratio: float = 1.0,
   dtype: str = 'float32',
+  remat: str = 'none',
   axis_name: str | None = None,
 ) -> ResNet:
   """Builds a ResNet from a preset.
@@ -220,6 +227,7 @@ def make_resnet(
     width_ratio: multiplies the channels of the stages, rounded down; the stem
       has 64 in any case.
     dtype: dtype of the computation, 'float32' or 'bfloat16'.
+    remat: key of `layers.REMATS`; convolutions are no products to 'dots'.
     axis_name: axis over which the batch is spread, None if it is global.
 
   Raises:
@@ -227,6 +235,7 @@ def make_resnet(
   """
   check_choice('variant', variant, VARIANTS)
   check_choice('dtype', dtype, DTYPES)
+  check_choice('remat', remat, REMATS)
   bottleneck, stage_sizes, channels = VARIANTS[variant]
   base_channels = int(channels * width_ratio)
   if base_channels < 1:
@@ -240,4 +249,5 @@ def make_resnet(
     base_channels=base_channels,
     dtype=DTYPES[dtype],
     axis_name=axis_name,
+    remat=remat,
   )

@@ -14,6 +14,7 @@ from flax import linen as nn
 from cmd_jax.errors import UserError
 from cmd_jax.models.layers import (
   DTYPES,
+  REMATS,
   Dense,
   EncoderOutput,
   Mlp,
@@ -22,6 +23,7 @@ from cmd_jax.models.layers import (
   drop_path,
   drop_path_rates,
   linear_init,
+  rematerialised,
   torch_default_init,
   wide,
 )
@@ -165,6 +167,8 @@ class SwinTransformer(nn.Module):
     norm_epsilon: epsilon of the layer normalisations.
     drop_path_rate: rate of the last block; it rises linearly from 0.
     dtype: dtype of the computation; parameters are float32.
+    remat: what of a block is computed again for its gradient, a key of
+      `layers.REMATS`.
   """
 
   image_px: int
@@ -177,6 +181,7 @@ class SwinTransformer(nn.Module):
   norm_epsilon: float
   drop_path_rate: float
   dtype: jnp.dtype
+  remat: str = 'none'
 
   @property
   def depth(self) -> int:
@@ -236,14 +241,14 @@ class SwinTransformer(nn.Module):
       images: [B, H, W, 3] normalised.
       drop_path_uniforms: [B, depth, 2] draws from [0, 1) that decide which
         residual branches are dropped; None keeps them all.
-      train: makes no difference; encoders with batch statistics need it.
+      train: rematerialises; makes no difference to the results.
 
     Returns:
       The embeddings: that of the image is the mean of the regions' and the
       attention is `received_attention` of the last block.
     """
-    del train
     x = self._embed(images)
+    block_class = rematerialised(Block, self.remat) if train else Block
     rates = drop_path_rates(self.drop_path_rate, self.depth)
     index = 0
     for stage, (depth, heads) in enumerate(
@@ -255,7 +260,7 @@ class SwinTransformer(nn.Module):
       for block in range(depth):
         window, shift = self.window_and_shift(stage, block)
         uniforms = drop_path_uniforms
-        x, weights = Block(
+        x, weights = block_class(
           heads,
           window,
           shift,
@@ -341,6 +346,7 @@ def make_swin(
   norm_epsilon: float = 1e-6,
   drop_path_rate: float = 0.1,
   dtype: str = 'float32',
+  remat: str = 'none',
 ) -> SwinTransformer:
   """Builds a Swin from a preset; width, depths and num_heads override it.
 
@@ -353,6 +359,7 @@ def make_swin(
   """
   check_choice('variant', variant, VARIANTS)
   check_choice('dtype', dtype, DTYPES)
+  check_choice('remat', remat, REMATS)
   check_drop_path_rate(drop_path_rate)
   preset = VARIANTS[variant]
   width = width or preset[0]
@@ -370,4 +377,5 @@ def make_swin(
     norm_epsilon=norm_epsilon,
     drop_path_rate=drop_path_rate,
     dtype=DTYPES[dtype],
+    remat=remat,
   )

@@ -14,8 +14,10 @@ import numpy as np
 from flax import linen as nn
 
 from cmd_jax.errors import UserError
+from cmd_jax.models.attention import Attention, cudnn_serves
 from cmd_jax.models.layers import (
   DTYPES,
+  REMATS,
   Dense,
   EncoderOutput,
   Mlp,
@@ -24,44 +26,15 @@ from cmd_jax.models.layers import (
   drop_path,
   drop_path_rates,
   linear_init,
+  rematerialised,
   torch_default_init,
   wide,
 )
 from cmd_jax.models.positions import (
   INTERPOLATIONS,
   interpolate_positions,
-  rotary_angles,
-  rotate,
+  rotary_turn,
 )
-
-
-class Attention(nn.Module):
-  """Multi-head self-attention, with its weights."""
-
-  num_heads: int
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(
-    self, x: jax.Array, angles: np.ndarray | None
-  ) -> tuple[jax.Array, jax.Array]:
-    """[B, M, D] -> ([B, M, D], weights [B, heads, M, M]).
-
-    Where 'intermediates' is mutable, `keys` [B, M, heads, d] are kept there.
-    """
-    batch, length, dim = x.shape
-    qkv = Dense(3 * dim, dtype=self.dtype, name='qkv')(x)
-    qkv = qkv.reshape(batch, length, 3, self.num_heads, dim // self.num_heads)
-    query, key, value = jnp.moveaxis(qkv, 2, 0)
-    self.sow('intermediates', 'keys', key)
-    if angles is not None:
-      query, key = rotate(query, angles), rotate(key, angles)
-    logits = jnp.einsum('bqhd,bkhd->bhqk', query, key) * query.shape[-1] ** -0.5
-    weights = nn.softmax(logits.astype(wide(self.dtype)))
-    y = jnp.einsum('bhqk,bkhd->bqhd', weights.astype(self.dtype), value)
-    y = y.reshape(batch, length, dim)
-    y = Dense(dim, dtype=self.dtype, name='proj')(y)
-    return y, weights
 
 
 class SwiGlu(nn.Module):
@@ -101,13 +74,14 @@ class Block(nn.Module):
   norm_epsilon: float
   drop_path_rate: float
   dtype: jnp.dtype
+  fused: bool = False
 
   @nn.compact
   def __call__(
     self,
     x: jax.Array,
     uniforms: jax.Array | None,
-    angles: np.ndarray | None,
+    turn: tuple[np.ndarray, np.ndarray] | None,
   ) -> tuple[jax.Array, jax.Array]:
     """[B, M, D], uniforms [B, 2] or None -> ([B, M, D], [B, heads, M, M])."""
 
@@ -121,8 +95,8 @@ class Block(nn.Module):
     def norm(name):
       return nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name=name)
 
-    attention = Attention(self.num_heads, self.dtype, name='attn')
-    attended, weights = attention(norm('norm1')(x), angles)
+    attention = Attention(self.num_heads, self.dtype, self.fused, name='attn')
+    attended, weights = attention(norm('norm1')(x), turn)
     x = x + branch(attended, 0)
     ffn = SwiGlu if self.ffn == 'swiglu' else Mlp
     mlp = ffn(self.hidden_dim, self.dtype, name='mlp')
@@ -152,6 +126,8 @@ class VisionTransformer(nn.Module):
     pool: 'cls' takes the class token as the image embedding (DINO), 'mean'
       the mean of the patch tokens.
     dtype: dtype of the computation; parameters are float32.
+    remat: what of a block is computed again for its gradient, a key of
+      `layers.REMATS`.
   """
 
   image_px: int
@@ -170,6 +146,7 @@ class VisionTransformer(nn.Module):
   drop_path_rate: float
   pool: str
   dtype: jnp.dtype
+  remat: str = 'none'
 
   @property
   def block_names(self) -> tuple[str, ...]:
@@ -244,21 +221,23 @@ class VisionTransformer(nn.Module):
       images: [B, H, W, 3] normalised.
       drop_path_uniforms: [B, depth, 2] draws from [0, 1) that decide which
         residual branches are dropped; None keeps them all.
-      train: makes no difference; encoders with batch statistics need it.
+      train: rematerialises and, on GPUs that have it, uses cuDNN's attention;
+        without, the results are the same to rounding on every device.
 
     Returns:
       The embeddings.
     """
-    del train
     rows, columns = self.grid(*images.shape[1:3])
     x = self._embed(images, rows, columns)
-    angles = None
+    turn, head_dim = None, self.width // self.num_heads
     if self.positions == 'rotary':
-      angles = rotary_angles(rows, columns, self.width // self.num_heads)
+      turn = rotary_turn(rows, columns, head_dim)
+    block = rematerialised(Block, self.remat) if train else Block
+    fused = train and cudnn_serves(self.dtype, head_dim)
     rates = drop_path_rates(self.drop_path_rate, self.depth)
     for index, rate in enumerate(rates):
       uniforms = drop_path_uniforms
-      x, attention = Block(
+      x, attention = block(
         self.num_heads,
         self.hidden_dim,
         self.ffn,
@@ -266,8 +245,9 @@ class VisionTransformer(nn.Module):
         self.norm_epsilon,
         rate,
         self.dtype,
+        fused,
         name=f'block_{index}',
-      )(x, None if uniforms is None else uniforms[:, index], angles)
+      )(x, None if uniforms is None else uniforms[:, index], turn)
     x = nn.LayerNorm(self.norm_epsilon, dtype=wide(x.dtype), name='norm')(x)
     num_prefix = 1 + self.num_registers
     tokens = x[:, num_prefix:]
@@ -329,6 +309,7 @@ def make_vit(
   drop_path_rate: float = 0.1,
   pool: str = 'cls',
   dtype: str = 'float32',
+  remat: str = 'none',
 ) -> VisionTransformer:
   """Builds a ViT from a preset; width, depth and num_heads override it.
 
@@ -347,6 +328,7 @@ def make_vit(
     ('interpolation', interpolation, INTERPOLATIONS),
     ('pool', pool, POOLS),
     ('dtype', dtype, DTYPES),
+    ('remat', remat, REMATS),
   ):
     check_choice(field, value, choices)
   check_drop_path_rate(drop_path_rate)
@@ -396,4 +378,5 @@ def make_vit(
     drop_path_rate=drop_path_rate,
     pool=pool,
     dtype=DTYPES[dtype],
+    remat=remat,
   )

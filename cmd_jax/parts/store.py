@@ -6,19 +6,25 @@ import hashlib
 import io
 import json
 import pathlib
+import re
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from cmd_jax import untrusted
 from cmd_jax.atomic import write_atomically
 from cmd_jax.errors import UserError
+from cmd_jax.formats import check_format
+from cmd_jax.untrusted import one_line
 
 _MANIFEST = 'manifest.json'
 _FORMAT = 1
+_MASKS = re.compile(r'masks-[0-9a-f]{16}\.npz')
+# Differences that a message has room for.
+_LISTED = 12
 
 
 class Manifest(NamedTuple):
@@ -44,6 +50,8 @@ class Manifest(NamedTuple):
     """The fields as JSON gives them back, with those of the settings."""
     fields = json.loads(json.dumps(self._asdict()))
     settings = fields.pop('settings')
+    if not isinstance(settings, dict):
+      raise TypeError('settings, which is no object')
     return fields | {f'settings.{key}': settings[key] for key in settings}
 
 
@@ -96,14 +104,17 @@ def _check_same(where: str, there: Mapping, expected: Manifest) -> None:
   """Raises UserError with what differs from the manifest wanted."""
   here = expected.flat()
   differing = [
-    f'{key} is {_short(there.get(key))} there and {_short(here.get(key))} here'
+    f'{one_line(key, 60)} is {_short(there.get(key))} there and '
+    f'{_short(here.get(key))} here'
     for key in sorted(there.keys() | here.keys())
     if there.get(key) != here.get(key)
   ]
   if differing:
+    more = ', ...' if len(differing) > _LISTED else ''
     raise UserError(
       f'{where} has part masks that do not fit this run '
-      f'({", ".join(differing)}): discover the parts again, in another folder'
+      f'({", ".join(differing[:_LISTED])}{more}): discover the '
+      'parts again, in another folder'
     )
 
 
@@ -115,13 +126,14 @@ def _npz(**arrays: np.ndarray) -> bytes:
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
-    value = json.loads(path.read_text(encoding='utf-8'))
+    untrusted.check_regular(path)
+    value = untrusted.parse_json(path.read_bytes())
     if not isinstance(value, dict):
       raise ValueError('not a JSON object')
     return value
   except (OSError, ValueError) as error:
     raise UserError(
-      f'{path} cannot be read ({error}): discover the parts again'
+      f'{path} cannot be read ({one_line(error)}): discover the parts again'
     ) from error
 
 
@@ -186,24 +198,46 @@ def load_masks(folder: pathlib.Path, expected: Manifest) -> np.ndarray:
   if not path.exists():
     raise UserError(f'{folder} has no part masks: discover the parts first')
   record = _read_json(path)
+  check_format(record, _FORMAT, path, 'format')
   if record.get('format') != _FORMAT:
     raise UserError(
-      f'{path} has format {record.get("format")!r}, not {_FORMAT}: discover '
-      'the parts again'
+      f'{path} has format {_short(record.get("format"))}, not {_FORMAT}: '
+      'discover the parts again'
     )
-  file = folder / str(record.get('file'))
   try:
     there = Manifest(*(record[field] for field in Manifest._fields)).flat()
-    _check_same(str(folder), there, expected)
-    content = file.read_bytes()
-    if hashlib.sha256(content).hexdigest() != record['file_sha256']:
-      raise ValueError('another content than its manifest says')
-    with np.load(io.BytesIO(content)) as arrays:
-      return arrays['masks']
-  except (OSError, ValueError, KeyError, AttributeError) as error:
+  except (KeyError, TypeError) as error:
     raise UserError(
-      f'{file} cannot be read ({error}): discover the parts again'
+      f'{path} lacks the field {one_line(error)}: discover the parts again'
     ) from error
+  _check_same(str(folder), there, expected)
+  name = record.get('file')
+  if type(name) is not str or not _MASKS.fullmatch(name):
+    raise UserError(
+      f'{path} names {_short(name)} as its masks, which are masks-....npz in '
+      f'{folder}: discover the parts again'
+    )
+  try:
+    return _read_masks(folder / name, record.get('file_sha256'), expected)
+  except (OSError, ValueError, KeyError) as error:
+    raise UserError(
+      f'{folder / name} cannot be read ({one_line(error)}): discover the parts '
+      'again'
+    ) from error
+
+
+def _read_masks(
+  path: pathlib.Path, sha256: Any, expected: Manifest
+) -> np.ndarray:
+  untrusted.check_regular(path)
+  with path.open('rb') as file:
+    if hashlib.file_digest(file, 'sha256').hexdigest() != sha256:
+      raise ValueError('another content than its manifest says')
+    masks = untrusted.read_npz(file)['masks']
+  shape = (expected.num_images, expected.mask_px, expected.mask_px)
+  if masks.shape != shape or masks.dtype != np.uint8:
+    raise ValueError(f'masks {masks.shape} {masks.dtype}, not {shape} uint8')
+  return masks
 
 
 class Chunks:
@@ -248,9 +282,10 @@ class Chunks:
       return self._memory[name]
     path = self._folder / f'{name}.npz'
     try:
-      with np.load(path) as arrays:
-        return dict(arrays)
-    except (OSError, ValueError, zipfile.BadZipFile):
+      untrusted.check_regular(path)
+      with path.open('rb') as file:
+        return untrusted.read_npz(file)
+    except (OSError, ValueError):
       # Missing, or damaged from outside: either way it is made anew.
       arrays = compute()
     buffer = io.BytesIO()

@@ -11,13 +11,14 @@ import numpy as np
 
 from cmd_jax import evaluate, part_masks
 from cmd_jax.data.source import UNLABELLED
+from cmd_jax.drift import flatten
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators import Features
 from cmd_jax.experiment import Experiment
 from cmd_jax.frozen import FrozenNetwork, network_variables
 from cmd_jax.report import embedding_map, history, photos, similar
 from cmd_jax.train_state import TrainState
-from cmd_jax.workdir import Workdir, flatten, read_json
+from cmd_jax.workdir import Workdir, read_json
 
 _MAX_PAIRS = 12
 # Classes side by side in the matrix of confusions.
@@ -174,7 +175,7 @@ def _describe_run(
   parameters = sum(x.size for x in jax.tree.leaves(variables['params']))
   config = {}
   if workdir.config_file.exists():
-    config = flatten(read_json(workdir.config_file))
+    config = flatten(workdir.read_config())
   counts = {'training images': len(experiment.pretrain.file_names)}
   if experiment.test is not None:
     counts['test images'] = len(experiment.test.file_names)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+from cmd_jax import untrusted
+
 # Points of a curve; a page draws no more.
 _MAX_POINTS = 2000
+# Runs have some twenty. Steps are whole numbers in a browser up to here.
+_MAX_CURVES = 500
+_MAX_STEP = 2**53
 
 
 def read_curves(path: pathlib.Path) -> dict[str, Any]:
@@ -23,15 +27,18 @@ def read_curves(path: pathlib.Path) -> dict[str, Any]:
     lacks one or it is not finite. Long runs are thinned out evenly.
   """
   rows = []
-  text = path.read_text(encoding='utf-8') if path.exists() else ''
+  text = path.read_bytes() if path.is_file() else b''
   for line in text.splitlines():
     try:
-      row = json.loads(line)
-      rows.append({**row, 'step': int(row['step'])})
-    except (ValueError, KeyError, TypeError):
+      row = untrusted.parse_json(line)
+      step = int(row['step'])
+      if 0 <= step < _MAX_STEP:
+        rows.append({**row, 'step': step})
+    except (ValueError, KeyError, TypeError, OverflowError):
       continue  # Cut short by a crash, or still being written.
   rows = rows[:: -(-len(rows) // _MAX_POINTS) or 1]
   names = sorted({name for row in rows for name in row} - {'step', 'epoch'})
+  names = names[:_MAX_CURVES]
   series = {name: [_finite(row.get(name)) for row in rows] for name in names}
   return {
     'step': [row['step'] for row in rows],
@@ -45,8 +52,9 @@ def read_curves(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> float | None:
-  is_number = isinstance(value, int | float) and math.isfinite(value)
-  return float(f'{value:.6g}') if is_number else None
+  if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+    return None
+  return float(f'{value:.6g}')
 
 
 def table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -57,10 +65,17 @@ def table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
   Returns:
     For each '<protocol>/<metric>' a row with its `name` and the scores `init`
-    and `final`, None where there is none.
+    and `final`, None where there is none or it is not finite.
   """
-  init, final = (results.get(key) or {} for key in ('init', 'final'))
+  init, final = (
+    scores if isinstance(scores := results.get(key), Mapping) else {}
+    for key in ('init', 'final')
+  )
   return [
-    {'name': name, 'init': init.get(name), 'final': final.get(name)}
+    {
+      'name': name,
+      'init': _finite(init.get(name)),
+      'final': _finite(final.get(name)),
+    }
     for name in dict.fromkeys([*final, *init])
   ]

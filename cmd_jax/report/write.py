@@ -44,7 +44,14 @@ def write_report(
     )
   data = content.collect(experiment, workdir, max_images=max_images)
   try:
-    write_atomically(path, page.render(data))
+    html = page.render(data)
+  except ValueError as error:
+    raise UserError(
+      f'{workdir.path} holds results that are not finite ({error}): '
+      '--mode=evaluate scores the run anew'
+    ) from error
+  try:
+    write_atomically(path, html)
   except OSError as error:
     raise UserError(
       f'{path} cannot be written ({error.strerror}): choose another --output'

@@ -58,3 +58,23 @@ def test_a_set_smaller_than_a_batch_is_refused():
       _canvases(7), batch_size=8, seed=0, mesh=parallel.make_mesh(1)
     ):
       pass
+
+
+def test_several_batches_are_drawn_at_once():
+  canvases, mesh = _canvases(), parallel.make_mesh(4)
+  options = dict(batch_size=BATCH, mesh=mesh, steps_per_dispatch=3)
+  with resident.resident_batches(canvases, seed=5, **options) as batches:
+    # Past the end of the epoch: three batches make one of 27.
+    drawn, short = batches(2, 3), batches(5, 1)
+  expected = [
+    order.batch_indices(5, step, num_examples=NUM_EXAMPLES, batch_size=BATCH)
+    for step in (2, 3, 4)
+  ]
+  np.testing.assert_array_equal(drawn.batch.index, expected)
+  np.testing.assert_array_equal(drawn.batch.images, canvases.images[expected])
+  assert (drawn.count, short.count) == (3, 1)
+  like = resident.batch_like(canvases, **options)
+  for batch in (drawn.batch, short.batch):
+    for leaf, want in zip(jax.tree.leaves(batch), jax.tree.leaves(like.batch)):
+      assert (leaf.shape, leaf.dtype) == (want.shape, want.dtype)
+      assert leaf.sharding == want.sharding

@@ -172,18 +172,20 @@ def test_stochastic_depth_depends_on_the_key_and_spares_the_teacher():
   method = tiny.make_tiny_method('dino', drop_path=0.9)
   params, teacher, state = _init(method)
   one, other = (
-    tiny.compare(method, params, teacher, state, _views(), keys)
+    tiny.forward(method, params, teacher, state, _views(), keys)
     for keys in (_keys(), _keys()[::-1])
   )
-  assert np.any(one.student[0].embedding != other.student[0].embedding)
-  np.testing.assert_array_equal(one.teacher.embedding, other.teacher.embedding)
+  assert np.any(
+    one.examples.image_bottlenecks[0] != other.examples.image_bottlenecks[0]
+  )
+  np.testing.assert_array_equal(one.targets.embedding, other.targets.embedding)
 
 
 def test_monitors_show_a_collapse():
   method = tiny.make_tiny_method('dino')
   params, teacher, state = _init(method)
   seen = method.forward(params, teacher, state, _views(), _keys(), jnp.int32(0))
-  outputs = method.compare(seen.prototypes, seen.examples, seen.constants)
+  outputs = tiny.outputs_of(method, seen)
   collapsed = method.example_monitors(
     outputs._replace(
       teacher_image_probs=jnp.full_like(outputs.teacher_image_probs, 1 / 12)
@@ -193,12 +195,10 @@ def test_monitors_show_a_collapse():
     collapsed['teacher_entropy'], np.full(3, np.log(12)), rtol=1e-5
   )
   healthy = method.monitors(seen)['feature_spread']
-  of_teacher = seen.examples.teacher
-  same = jnp.broadcast_to(
-    of_teacher.embedding[:1, :1], of_teacher.embedding.shape
-  )
-  examples = seen.examples._replace(teacher=of_teacher._replace(embedding=same))
-  spread = method.monitors(seen._replace(examples=examples))['feature_spread']
+  embedding = seen.targets.embedding
+  same = jnp.broadcast_to(embedding[:1, :1], embedding.shape)
+  targets = seen.targets._replace(embedding=same)
+  spread = method.monitors(seen._replace(targets=targets))['feature_spread']
   assert spread < 1e-3 < healthy
 
 
@@ -206,10 +206,10 @@ def test_embedding_is_what_the_teacher_sees():
   method = tiny.make_tiny_method('dino')
   params, teacher, state = _init(method)
   views = _views()
-  outputs = tiny.compare(method, params, teacher, state, views, _keys())
+  seen = tiny.forward(method, params, teacher, state, views, _keys())
   np.testing.assert_allclose(
     method.embed(teacher, {}, views[0][:, 0]),
-    outputs.teacher.embedding[:, 0],
+    seen.targets.embedding[:, 0],
     rtol=1e-4,
     atol=1e-5,
   )

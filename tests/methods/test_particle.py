@@ -69,7 +69,7 @@ def _forward(method, start, views, keys):
   """Terms, monitors, outputs and the next state."""
   params, teacher, state = start
   seen = method.forward(params, teacher, state, views, keys, jnp.int32(1))
-  outputs = method.compare(seen.prototypes, seen.examples, seen.constants)
+  outputs = tiny.outputs_of(method, seen)
   terms = {name: term.value(outputs) for name, term in method.terms.items()}
   return terms, method.monitors(seen), outputs, method.update(state, seen)
 

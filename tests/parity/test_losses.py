@@ -7,8 +7,11 @@ import pytest
 
 from cmd_jax import schedules
 from cmd_jax.losses import dino as losses
-from cmd_jax.losses import esvit
+from cmd_jax.losses import esvit as esvit_losses
+from cmd_jax.losses import streaming
 from cmd_jax.methods import distillation, networks
+from cmd_jax.models.heads import PrototypeWeights
+from cmd_jax.train_step import make_objective
 from tests import tiny
 from tests.parity import golden
 
@@ -68,32 +71,44 @@ class _Case:
     (teacher_cls,) = read('teacher_cls', self.crops[:1])
     (teacher_region,) = read('teacher_region', self.tokens[:1])
     (teacher_features,) = read('teacher_fea', self.tokens[:1])
-    self.teacher = networks.ViewOutput(
+    self.targets = distillation.Targets(
       embedding=teacher_features.mean(2),
-      image_logits=jnp.array(teacher_cls[:, :, 0]),
-      features=teacher_features,
-      region_logits=jnp.array(teacher_region),
-      attention=None,
+      image_bottleneck=jnp.array(teacher_cls[:, :, 0]),
+      region_bottleneck=jnp.array(teacher_region),
+      matches=tuple(
+        esvit_losses.match_tokens(x, teacher_features) for x in self.features
+      ),
     )
 
-  def outputs(self, student_cls, student_region, state, temperature):
-    student = tuple(
-      networks.ViewOutput(features.mean(2), image, features, region, None)
-      for features, image, region in zip(
-        self.features, student_cls, student_region, strict=True
-      )
+  def loss(self, method, student, state, temperature):
+    """The loss and its terms, streamed over a quarter of the prototypes."""
+    cls, region = student
+    # Features whose logits they are themselves.
+    weights = PrototypeWeights(jnp.eye(64), None)
+    prototypes = networks.Prototypes(weights, weights)
+    centres = {name: state[f'{name}_centre'] for name in ('image', 'region')}
+    loss, values = streaming.mean_over_examples(
+      make_objective(method),
+      prototypes,
+      (
+        distillation.Constants(prototypes, centres, temperature),
+        {name: term.weight(0) for name, term in method.terms.items()},
+      ),
+      distillation.Examples(tuple(cls), tuple(region), (), None),
+      self.targets,
+      budget=streaming.Budget(self.num_bytes() // 4, 2**30),
     )
-    teacher = self.teacher
-    return distillation.make_outputs(
-      student,
-      teacher,
-      student_temperature=0.1,
-      centres={
-        'image': state['image_centre'],
-        'region': state['region_centre'],
-      },
-      teacher_temperature=temperature,
+    return loss, jax.tree.map(jnp.mean, values)
+
+  def num_bytes(self):
+    """Of all logits."""
+    arrays = (
+      *self.student_cls,
+      *self.student_region,
+      self.targets.image_bottleneck,
+      self.targets.region_bottleneck,
     )
+    return sum(x.nbytes for x in arrays)
 
 
 def _run(method, fixture, epoch):
@@ -102,34 +117,31 @@ def _run(method, fixture, epoch):
   np.testing.assert_allclose(
     temperature, fixture[f'e{epoch}/teacher_temp'], rtol=1e-6
   )
-
-  def loss_fn(inputs, case, state):
-    outputs = case.outputs(*inputs, state, temperature)
-    values = {
-      name: term.value(outputs).mean() for name, term in method.terms.items()
-    }
-    total = sum(
-      term.weight(0) * values[name] for name, term in method.terms.items()
-    )
-    return total, (values, outputs)
-
   state = {name: jnp.zeros(64) for name in ('image_centre', 'region_centre')}
   for call in range(3):
     case = _Case(fixture, call)
-    inputs = (case.student_cls, case.student_region)
-    (loss, (values, outputs)), gradients = jax.value_and_grad(
-      loss_fn, has_aux=True
-    )(inputs, case, state)
+    student = (case.student_cls, case.student_region)
+    (loss, reported), gradients = jax.value_and_grad(
+      lambda student, case=case, state=state: case.loss(
+        method, student, state, temperature
+      ),
+      has_aux=True,
+    )(student)
+    values = {name: reported[f'loss/{name}'] for name in method.terms}
     state = {
       name: losses.update_centre(
         state[name], logits, momentum=0.9, axis_name=None
       )
       for name, logits in (
-        ('image_centre', outputs.teacher.image_logits),
-        ('region_centre', outputs.teacher.region_logits),
+        ('image_centre', case.targets.image_bottleneck),
+        ('region_centre', case.targets.region_bottleneck),
       )
     }
     yield values, loss, gradients, state
+
+
+def _make_method(name):
+  return tiny.make_tiny_method(name, num_prototypes=64)
 
 
 # Released components by our terms' names.
@@ -174,13 +186,13 @@ def _check(method, fixture, epoch, prefix, region_tolerance):
 @golden.fixtures('cmd_loss')
 @pytest.mark.parametrize('epoch', EPOCHS)
 def test_released_cmd_where_it_is_defined(fixture, epoch):
-  _check(tiny.make_tiny_method('cmd_released'), fixture, epoch, '', 1e-5)
+  _check(_make_method('cmd_released'), fixture, epoch, '', 1e-5)
 
 
 @golden.fixtures('cmd_loss')
 @pytest.mark.parametrize('epoch', EPOCHS)
 def test_esvit_is_cmd_without_the_cross_level_terms(fixture, epoch):
-  _check(tiny.make_tiny_method('esvit'), fixture, epoch, 'nomd_', 1e-5)
+  _check(_make_method('esvit'), fixture, epoch, 'nomd_', 1e-5)
 
 
 @golden.fixtures('cmd_loss_signed')
@@ -188,14 +200,14 @@ def test_esvit_is_cmd_without_the_cross_level_terms(fixture, epoch):
 def test_released_cmd_masked_where_it_is_undefined(fixture, epoch):
   # The program itself gives NaN here; log r is steep near 0.
   assert np.isnan(fixture[f'e{epoch}/official_loss']).all()
-  method = tiny.make_tiny_method('cmd_released')
+  method = _make_method('cmd_released')
   _check(method, fixture, epoch, 'masked/', 2e-4)
 
 
 @golden.fixtures('cmd_loss_signed')
 @pytest.mark.parametrize('epoch', EPOCHS)
 def test_esvit_with_signed_logits(fixture, epoch):
-  _check(tiny.make_tiny_method('esvit'), fixture, epoch, 'nomd/', 1e-5)
+  _check(_make_method('esvit'), fixture, epoch, 'nomd/', 1e-5)
 
 
 def _loop_over_pairs(case):
@@ -211,12 +223,8 @@ def test_every_token_is_matched_to_the_same_teacher_token(fixture):
   prefix = 'e0/' if 'e0/match' in fixture else 'e0/masked/'
   for call in range(3):
     case = _Case(fixture, call)
-    match = [
-      esvit.match_tokens(features, case.teacher.features)
-      for features in case.features
-    ]
     ours = [
-      np.asarray(match[group][:, u, v]).ravel()
+      np.asarray(case.targets.matches[group][:, u, v]).ravel()
       for u, group, v in _loop_over_pairs(case)
     ]
     np.testing.assert_array_equal(
@@ -235,7 +243,7 @@ def test_dino(fixture, epoch):
       return rows.reshape(-1, batch, 64).swapaxes(0, 1)
 
     return losses.image_loss(
-      losses.centred_probs(views(teacher), centre, temperature),
+      jax.nn.softmax((views(teacher) - centre) / temperature),
       jax.nn.log_softmax(views(student) / 0.1),
     ).mean()
 

@@ -197,6 +197,35 @@ def test_names_that_carry_html_stay_text(browser, show, make_data):
   assert browser.execute_script('return typeof hacked') == 'undefined'
 
 
+def test_markup_in_every_text_of_a_page_stays_text(browser, show, make_data):
+  markup = (
+    '</script><script>hacked=1</script><img src=x onerror="hacked=1">'
+    '\u2028\u2029"\'`${hacked=1}<svg onload=hacked=1>'
+  )
+  data = make_data(parts=True)
+  count = len(data['photos']['names'])
+  data['photos']['names'] = [f'{i}{markup}' for i in range(count)]
+  data['classes'] = [f'{i}{markup}' for i in range(len(data['classes']))]
+  data['notes'] = [markup]
+  data['attention_name'] = data['parts']['name'] = markup
+  data['results'].append({'name': markup, 'init': 0.1, 'final': 0.2})
+  values = list(data['curves']['series'].values())
+  data['curves']['series'] |= {markup: values[0], '__proto__': values[0]}
+  texts = ('dataset', 'method', 'network', 'encoder', 'hardware')
+  data['run'] |= dict.fromkeys((*texts, 'init_from', 'data_sha256'), markup)
+  data['run']['versions'] = data['run']['config'] = {markup: markup}
+  show(data)
+  _one(browser, '#grid [data-photo="3"]').click()
+  browser.execute_script("document.querySelector('input[value=looks]').click()")
+  assert '<svg onload' in _one(browser, '#detail h3').text
+  assert markup[:9] in _one(browser, '#notes').text
+  assert '<svg onload' in _one(browser, '#pairs').text
+  assert '<svg onload' in _one(browser, '#fields').text
+  assert not _all(browser, 'img[src="x"], img[onerror], svg[onload]')
+  assert len(_all(browser, 'script')) == 2
+  assert browser.execute_script('return typeof hacked') == 'undefined'
+
+
 def test_the_map_shows_the_photograph_under_the_pointer(
   browser, show, make_data
 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ PART_NAMES = (
   'tail',
   'throat',
 )
+_PART_IDS = [str(number) for number in range(1, len(PART_NAMES) + 1)]
 # Every list and the number of values on each of its lines.
 LISTS = {
   'classes.txt': 2,
@@ -56,24 +58,33 @@ class Annotation(NamedTuple):
   is_visible: np.ndarray
 
 
+def _finite(text: str) -> float:
+  value = float(text)
+  if not math.isfinite(value):
+    raise ValueError(f'{text} is no place in an image')
+  return value
+
+
 def _parse(
   tables: Mapping[str, list[list[str]]],
 ) -> tuple[tuple[str, ...], dict[str, Annotation]]:
-  class_ids = [row[0] for row in tables['classes.txt']]
+  label_of_class = {
+    row[0]: label for label, row in enumerate(tables['classes.txt'])
+  }
   label_of = dict(tables['image_class_labels.txt'])
   split_of = dict(tables['train_test_split.txt'])
   box_of = {
-    i: tuple(map(float, box)) for i, *box in tables['bounding_boxes.txt']
+    i: tuple(map(_finite, box)) for i, *box in tables['bounding_boxes.txt']
   }
   parts = {image_id: np.zeros((len(PART_NAMES), 2)) for image_id in label_of}
   visible = {image_id: np.zeros(len(PART_NAMES), bool) for image_id in label_of}
   for image_id, part_id, x, y, is_visible in tables['parts/part_locs.txt']:
-    part = int(part_id) - 1
-    parts[image_id][part] = float(y), float(x)
-    visible[image_id][part] = bool(int(is_visible))
+    part = _PART_IDS.index(part_id)
+    parts[image_id][part] = _finite(y), _finite(x)
+    visible[image_id][part] = {'1': True, '0': False}[is_visible]
   annotations = {
     file_name: Annotation(
-      label=class_ids.index(label_of[image_id]),
+      label=label_of_class[label_of[image_id]],
       is_train={'1': True, '0': False}[split_of[image_id]],
       box=box_of[image_id],
       parts=parts[image_id],

@@ -246,7 +246,7 @@ def _fitting_mask(data: bytes | None, photo: photos.Photo) -> bytes | None:
   if data is None:
     return None
   try:
-    mask = Image.open(io.BytesIO(data))
+    mask = Image.open(io.BytesIO(data), formats=photos.FORMATS)
     mask.load()
   except (OSError, SyntaxError, ValueError) as e:
     raise UserError(

@@ -7,6 +7,7 @@ import io
 from PIL import Image
 
 from tfds_builders import jpeg
+from tfds_builders.photos import FORMATS
 
 BANNER_PX = 20
 
@@ -34,7 +35,7 @@ def cut_banner(data: bytes, px: int = BANNER_PX) -> bytes:
   """
   if data.startswith(jpeg.START):
     return jpeg.lowered(data, px)
-  image = Image.open(io.BytesIO(data))
+  image = Image.open(io.BytesIO(data), formats=FORMATS)
   if image.height <= px:
     raise ValueError(f'{image.height} rows, of which {px} are to go')
   file = io.BytesIO()

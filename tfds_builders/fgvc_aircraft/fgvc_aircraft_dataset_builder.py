@@ -282,6 +282,8 @@ def _read_boxes(
   boxes = {}
   for i, *edges in manual.table(content.decode(), 5, f'{files}: {_BOXES}'):
     left, top, right, bottom = map(float, edges)
+    if not np.isfinite([left, top, right, bottom]).all():
+      raise ValueError(f'the box of {i} is not finite')
     # The first pixel is (1, 1), and the last belongs to the box.
     boxes[i] = left - 1, top - 1, right, bottom
   return boxes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -28,12 +29,15 @@ def _variables(data: bytes, where: str) -> dict[str, Any]:
   try:
     return read_matlab(data)
   except ValueError as e:
-    raise UserError(f'{where}: {e}; fetch it again') from e
+    raise UserError(f'{where}: {manual.one_line(e)}; fetch it again') from e
 
 
 def _edges(x1: float, y1: float, x2: float, y2: float) -> tuple[float, ...]:
   # The first pixel is (1, 1), and the last belongs to the box.
-  return x1 - 1, y1 - 1, x2, y2
+  edges = x1 - 1, y1 - 1, x2, y2
+  if not all(map(math.isfinite, edges)):
+    raise ValueError('a box that is not finite')
+  return edges
 
 
 def _box(row: dict[str, Any]) -> tuple[float, ...]:
@@ -58,7 +62,9 @@ def read_class_names(data: bytes, where: str) -> tuple[str, ...]:
     UserError: the file is damaged or another.
   """
   names = _variables(data, where).get('class_names')
-  if not names or not all(isinstance(name, str) for name in names):
+  if not isinstance(names, list) or not names:
+    names = [None]
+  if not all(isinstance(name, str) for name in names):
     raise UserError(f'{where} has no names of classes; fetch it again')
   return tuple(names)
 
@@ -82,7 +88,7 @@ def read_split(data: bytes, where: str) -> dict[str, Annotation]:
       row['fname']: Annotation(int(row['class'][0]) - 1, _box(row))
       for row in variables['annotations']
     }
-  except (KeyError, IndexError, TypeError) as e:
+  except (ArithmeticError, LookupError, TypeError, ValueError) as e:
     raise _damaged(where, e) from e
 
 
@@ -108,7 +114,7 @@ def read_both_splits(
       split = 'test' if row['test'][0] else 'train'
       annotation = Annotation(int(row['class'][0]) - 1, _box(row))
       splits[split][row['relative_im_path']] = annotation
-  except (KeyError, IndexError, TypeError) as e:
+  except (ArithmeticError, LookupError, TypeError, ValueError) as e:
     raise _damaged(where, e) from e
   return splits
 
@@ -128,14 +134,17 @@ def read_csv_boxes(
     UserError: a line has other values.
   """
   boxes = {}
-  with path.open(encoding='utf-8-sig', newline='') as file:
-    for number, row in enumerate(csv.reader(file), 1):
-      try:
-        boxes[row[0]] = _edges(*map(float, row[1:5]))
-      except (TypeError, ValueError, IndexError) as e:
-        if number == 1:
-          continue
-        raise UserError(
-          f'{path}, line {number}: not name, x1, y1, x2, y2, class'
-        ) from e
+  number = 0
+  try:
+    with path.open(encoding='utf-8-sig', newline='') as file:
+      for number, row in enumerate(csv.reader(file), 1):
+        try:
+          boxes[row[0]] = _edges(*map(float, row[1:5]))
+        except (TypeError, ValueError, IndexError):
+          if number > 1:
+            raise
+  except (csv.Error, OSError, TypeError, ValueError, IndexError) as e:
+    raise UserError(
+      f'{path}, line {number}: not name, x1, y1, x2, y2, class'
+    ) from e
   return boxes

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 
 _HEADER = 128
+# The lists have a few megabytes, and their cells nest three deep.
+_MAX_BYTES = 1 << 26
+_MAX_DEPTH = 32
 _COMPRESSED, _MATRIX = 15, 14
 _TEXT = {1: 'latin-1', 2: 'latin-1', 4: 'utf-16', 16: 'utf-8', 17: 'utf-16'}
 _NUMBERS = {
@@ -46,8 +49,18 @@ class _Reader:
 
   def __init__(self, order: str) -> None:
     self._order = order
+    self._left = _MAX_BYTES
 
-  def elements(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+  def _expand(self, data: bytes) -> bytes:
+    expanded = zlib.decompressobj().decompress(data, self._left + 1)
+    self._left -= len(expanded)
+    if self._left < 0:
+      raise ValueError('it expands to far more than the lists of the set')
+    return expanded
+
+  def elements(
+    self, data: bytes, depth: int = 0
+  ) -> Iterator[tuple[int, bytes]]:
     """Yields (type, content) of one element after another."""
     at = 0
     while at + 8 <= len(data):
@@ -64,7 +77,9 @@ class _Reader:
       if len(content) < size:
         raise ValueError('the file is cut off')
       if kind == _COMPRESSED:
-        yield from self.elements(zlib.decompress(content))
+        if depth:
+          raise ValueError('compressed twice')
+        yield from self.elements(self._expand(content), 1)
       else:
         yield kind, content
       at = end
@@ -80,11 +95,14 @@ class _Reader:
       encoding += '-le' if self._order == '<' else '-be'
     return content.decode(encoding)
 
-  def array(self, data: bytes) -> tuple[str, Any]:
+  def array(self, data: bytes, depth: int = 0) -> tuple[str, Any]:
     """Reads an array: its name and what `read_matlab` gives for it."""
     if not data:
       return '', []
-    parts = self.elements(data)
+    if depth > _MAX_DEPTH:
+      raise ValueError('nested too deeply')
+    # Only whole variables are compressed.
+    parts = self.elements(data, 1)
     flags = int(self.numbers(_take(parts))[0])
     array_class = flags & 0xFF
     shape = self.numbers(_take(parts))
@@ -94,13 +112,17 @@ class _Reader:
     if array_class == _CHAR:
       return name, self.text(next(parts, (1, b'')))
     if array_class == _CELL:
-      return name, [self.array(content)[1] for _, content in parts]
+      return name, [self.array(x, depth + 1)[1] for _, x in parts]
     if array_class == _STRUCT:
-      return name, self._structs(parts, int(np.prod(shape)))
+      # As floats: their product may be beyond any integer.
+      count = float(np.prod(shape, dtype=np.float64))
+      if not 0 <= count * 8 <= len(data):
+        raise ValueError(f'{count:g} structs in {len(data)} bytes')
+      return name, self._structs(parts, int(count), depth)
     return name, None
 
   def _structs(
-    self, parts: Iterator[tuple[int, bytes]], count: int
+    self, parts: Iterator[tuple[int, bytes]], count: int, depth: int
   ) -> list[dict[str, Any]]:
     width = int(self.numbers(_take(parts))[0])
     names = _take(parts)[1]
@@ -109,7 +131,7 @@ class _Reader:
       for i in range(0, len(names), width)
     ]
     return [
-      {field: self.array(_take(parts)[1])[1] for field in fields}
+      {field: self.array(_take(parts)[1], depth + 1)[1] for field in fields}
       for _ in range(count)
     ]
 
@@ -138,5 +160,5 @@ def read_matlab(data: bytes) -> dict[str, Any]:
       for kind, content in reader.elements(data[_HEADER:])
       if kind == _MATRIX
     )
-  except (KeyError, IndexError, struct.error, zlib.error) as e:
+  except (ArithmeticError, LookupError, struct.error, zlib.error) as e:
     raise ValueError(f'a damaged MATLAB file ({type(e).__name__}: {e})') from e

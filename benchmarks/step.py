@@ -1,0 +1,258 @@
+"""The step that is measured: the published recipe on canvases of noise."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from cmd_jax import parallel
+from cmd_jax.data import augment
+from cmd_jax.errors import UserError
+from cmd_jax.methods import make_method
+from cmd_jax.methods.base import Method
+from cmd_jax.models import make_encoder
+from cmd_jax.recipe import make_optimizer, make_schedules
+from cmd_jax.train_state import TrainState, init_train_state
+from cmd_jax.train_step import Batch, make_train_step
+from configs import common
+
+METHODS = ('cmd', 'cmd_released', 'esvit', 'dino')
+STEPS_PER_EPOCH, TOTAL_STEPS = 100, 1000
+
+
+class Step(NamedTuple):
+  """A step and what it is called with.
+
+  Attributes:
+    function: jitted (state, batch, rng) -> (state, metrics); donates the state.
+    state_like: shapes and shardings of the state.
+    batch_like: shapes and shardings of a batch.
+    init: () -> the first state.
+    augment: jitted batch -> views, alone.
+    mesh: the devices.
+  """
+
+  function: Callable
+  state_like: TrainState
+  batch_like: Batch
+  init: Callable[[], TrainState]
+  augment: Callable[[Batch], augment.Views]
+  mesh: Mesh
+
+  def lower(self) -> jax.stages.Lowered:
+    """The step for these shapes, not yet compiled."""
+    return self.function.lower(
+      self.state_like, self.batch_like, jax.random.key(1)
+    )
+
+  def noise(self) -> Batch:
+    """A batch of uniform noise, on the devices."""
+    rng = np.random.default_rng(0)
+    images, sizes, index, _ = self.batch_like
+    batch = Batch(
+      rng.integers(0, 256, images.shape, np.uint8),
+      np.full(sizes.shape, images.shape[1], np.int32),
+      np.arange(index.shape[0], dtype=np.int32),
+    )
+    return jax.device_put(batch, parallel.split_over_data(self.mesh))
+
+
+def _override(config: ConfigDict, override: str) -> None:
+  path, _, value = override.partition('=')
+  *nodes, name = path.split('.')
+  node = config
+  for part in nodes:
+    node = node.get(part, ConfigDict())
+  if name not in node:
+    raise UserError(f'--set={override}: the config has no field {path!r}')
+  old = node[name]
+  # As configs are written, so that 2, 2.0, True and (1, 2) are what they seem.
+  try:
+    node[name] = value if isinstance(old, str) else ast.literal_eval(value)
+  except (SyntaxError, TypeError, ValueError) as error:
+    raise UserError(
+      f'--set={override}: {path} is {old!r}, give a value of that kind'
+    ) from error
+
+
+def make_config(
+  *,
+  method: str,
+  batch_size: int,
+  num_prototypes: int,
+  overrides: Sequence[str] = (),
+) -> ConfigDict:
+  """The published config with a few fields changed.
+
+  Args:
+    method: one of `METHODS`.
+    batch_size: B of all devices together.
+    num_prototypes: K.
+    overrides: `field.field=value` of other fields.
+
+  Raises:
+    UserError: an override of a field that is not there or of another kind.
+  """
+  config = common.published(common.parse_argument(f'method={method}'))
+  config.batch_size = batch_size
+  config.head.num_prototypes = num_prototypes
+  for override in overrides:
+    _override(config, override)
+  return config
+
+
+def _compile_step(make: Callable, mode: str, mesh: Mesh) -> Callable:
+  if mode == 'jit':
+    return parallel.compile_step(make, mode=mode, mesh=mesh)
+  step = jax.shard_map(
+    make(axis_name=parallel.DATA_AXIS, mesh=None),
+    mesh=mesh,
+    in_specs=(P(), P(parallel.DATA_AXIS), P()),
+    out_specs=(P(), P()),
+    check_vma=False,
+  )
+  return jax.jit(step, donate_argnums=0)
+
+
+def _method_maker(config: ConfigDict, schedules: dict) -> Callable:
+  """(axis_name, mesh) -> `Method`."""
+
+  def method_for(axis_name, mesh):
+    return make_method(
+      encoder=make_encoder(axis_name=axis_name, **config.model),
+      image_px=config.augment.global_px,
+      head=config.head.to_dict(),
+      student_temperature=config.student_temperature,
+      teacher_temperature=schedules['teacher_temperature'],
+      centre_momentum=config.teacher.centre_momentum,
+      teacher_normalisation=config.teacher.normalisation,
+      axis_name=axis_name,
+      mesh=mesh,
+      lora=config.lora.to_dict(),
+      is_frozen=lambda path: False,
+      **config.method.to_dict(),
+    )
+
+  return method_for
+
+
+def _batch_like(config: ConfigDict, mesh: Mesh) -> Batch:
+  size, px = config.batch_size, config.canvas_px
+
+  def like(shape, dtype):
+    split = parallel.split_over_data(mesh)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=split)
+
+  return Batch(
+    images=like((size, px, px, 3), jnp.uint8),
+    sizes=like((size, 2), jnp.int32),
+    index=like((size,), jnp.int32),
+  )
+
+
+def make_step(
+  config: ConfigDict,
+  mesh: Mesh,
+  *,
+  mode: str = 'jit',
+  change: Callable[[Method], Method] = lambda method: method,
+) -> Step:
+  """Builds the step as the program does.
+
+  Args:
+    config: from `make_config`.
+    mesh: the devices.
+    mode: one of `parallel.MODES`. For 'pmap' the same program is made by
+      shard_map, which can be compiled without being called.
+    change: what is done to the method before the step is built.
+  """
+  named = make_schedules(config, STEPS_PER_EPOCH, TOTAL_STEPS)
+  optimizer = make_optimizer(
+    config.optim, named, STEPS_PER_EPOCH, lambda path: False
+  )
+  method_for = _method_maker(config, named)
+
+  def make(axis_name, mesh):
+    return make_train_step(
+      method=change(method_for(axis_name, mesh)),
+      augment=augment.make_augment(mesh=mesh, **config.augment),
+      optimizer=optimizer,
+      teacher_momentum=named['teacher_momentum'],
+      schedules=named,
+      axis_name=axis_name,
+      mesh=mesh,
+    )
+
+  views = augment.make_augment(mesh=mesh, **config.augment)
+  whole, key = parallel.replicated(mesh), jax.random.key(0)
+  init = jax.jit(
+    lambda key: init_train_state(method_for(None, None), optimizer, key),
+    out_shardings=whole,
+  )
+
+  def make_views(batch):
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.index)
+    return views(batch.images, batch.sizes, keys, key)
+
+  return Step(
+    function=_compile_step(make, mode, mesh),
+    state_like=jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+      jax.eval_shape(init, key),
+    ),
+    batch_like=_batch_like(config, mesh),
+    init=lambda: init(key),
+    augment=jax.jit(make_views),
+    mesh=mesh,
+  )
+
+
+def count_flops(config: ConfigDict) -> dict[str, float]:
+  """Floating-point operations of an image by part of the step.
+
+  Counted by hand from the shapes: 2 a multiplication of the ViT, the heads and
+  the prototypes, once for the teacher's views and three times for the
+  student's, whose gradient takes twice its forward pass. Norms, softmax,
+  losses, augmentation and the optimiser are left out.
+
+  Args:
+    config: from `make_config`, of a ViT.
+  """
+  model, views, head = make_encoder(**config.model), config.augment, config.head
+  width, depth = model.width, model.depth
+
+  def patches(view_px):
+    return (view_px // model.patch_px) ** 2
+
+  def encoder(view_px):
+    embedding = patches(view_px) * width * 3 * model.patch_px**2
+    tokens = patches(view_px) + 1
+    linear = (4 + 2 * config.model.mlp_ratio) * tokens * width**2
+    attention = 2 * tokens**2 * width
+    return 2 * (embedding + depth * (linear + attention))
+
+  def rows(view_px):
+    # DINO alone does not look at patches.
+    return 1 + (config.method.name != 'dino') * patches(view_px)
+
+  hidden, bottleneck = head.hidden_dim, head.bottleneck_dim
+  one_row = width * hidden + hidden * bottleneck
+  one_row += (head.num_layers - 2) * hidden**2
+  teacher_rows = 2 * rows(views.global_px)
+  student_rows = teacher_rows + views.num_local * rows(views.local_px)
+  teacher = 2 * encoder(views.global_px)
+  student = teacher + views.num_local * encoder(views.local_px)
+  counted = teacher_rows + 3 * student_rows
+  return {
+    'encoder': teacher + 3 * student,
+    'heads': 2 * one_row * counted,
+    'prototypes': 2 * bottleneck * head.num_prototypes * counted,
+  }

@@ -1,0 +1,284 @@
+"""What the benchmarks count, compute and keep; nothing is timed here."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from benchmarks import __main__ as listing
+from benchmarks import ceilings, gpu, hlo, interconnects, record, scaling, step
+from cmd_jax import parallel
+from cmd_jax.errors import UserError
+
+# As large where it is counted, and as small elsewhere, as compiles quickly.
+_SMALL = (
+  'model.width=64',
+  'model.depth=1',
+  'model.num_heads=2',
+  'model.image_px=32',
+  'model.patch_px=8',
+  'model.dtype=float32',
+  'augment.global_px=32',
+  'augment.local_px=16',
+  'augment.num_local=1',
+  'canvas_px=32',
+  'head.hidden_dim=256',
+)
+
+_TEXT = """HloModule jit_f, is_scheduled=true
+
+%body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %p = (s32[], f32[4,8]{1,0}) parameter(0)
+  %x = f32[4,8]{1,0} get-tuple-element(%p), index=1
+  %sum.1 = f32[4,8]{1,0} all-reduce(%x), to_apply=%add.clone_promoted
+  ROOT %t = (s32[], f32[4,8]{1,0}) tuple(%x, %sum.1)
+}
+
+%branch_a (a: f32[4,8]) -> f32[4,8] {
+  ROOT %a = f32[4,8]{1,0} parameter(0)
+}
+
+%branch_b (b: f32[4,8]) -> f32[4,8] {
+  %b = f32[4,8]{1,0} parameter(0)
+  ROOT %turn = f32[4,8]{1,0} collective-permute(%b), source_target_pairs={{0,1}}
+}
+
+ENTRY %main (q: f32[4,8], i: s32[]) -> f32[4,8] {
+  %q = f32[4,8]{1,0:T(8,128)} parameter(0)
+  %i = s32[] parameter(1)
+  %both = (f32[4,8]{1,0}, /*index=1*/bf16[2]{0}) \
+all-reduce(%q, %q), to_apply=%add
+  %start = (f32[4,8]{1,0:T(8,128)}, f32[32,8]{1,0:T(8,128)}) \
+all-gather-start(%q)
+  %done = f32[32,8]{1,0} all-gather-done(%start)
+  %w = (s32[], f32[4,8]{1,0}) while(%init), condition=%c, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %r = f32[4,8]{1,0} conditional(%i, %q, %q), \
+branch_computations={%branch_a, %branch_b}
+}
+"""
+
+
+def test_shapes_are_read_with_layouts_comments_and_odd_types():
+  text = '(f32[2,3]{1,0:T(8,128)}, /*index=1*/bf16[4], pred[], s4[3], token[])'
+  assert hlo.num_bytes(text) == 24 + 8 + 1 + 2
+
+
+def test_collectives_of_every_form_are_counted_as_often_as_they_run():
+  found = hlo.collectives(hlo.read_program(_TEXT))
+  whole = 4 * 8 * 4
+  assert sorted(found) == [
+    ('all-gather', 8 * whole, 1, False),
+    ('all-reduce', whole, 3, True),
+    ('all-reduce', whole + 4, 1, False),
+    ('collective-permute', whole, 0.5, False),
+  ]
+
+
+def test_what_is_no_program_is_refused():
+  with pytest.raises(ValueError, match='ENTRY'):
+    hlo.read_program('HloModule nothing')
+
+
+def test_a_compiled_programs_collectives_and_loops():
+  mesh = parallel.make_mesh(8)
+
+  def loss(weights, x):
+    def body(x, weight):
+      return jnp.tanh(x @ weight), None
+
+    return jnp.mean(jax.lax.scan(body, x, weights)[0] ** 2)
+
+  sharded = jax.shard_map(
+    lambda w, x: jax.lax.pmean(jax.grad(loss)(w, x), 'data'),
+    mesh=mesh,
+    in_specs=(P(), P('data')),
+    out_specs=P(),
+    check_vma=False,
+  )
+  compiled = (
+    jax.jit(sharded).lower(jnp.ones((5, 16, 16)), jnp.ones((32, 16))).compile()
+  )
+  program = hlo.read_program(compiled.as_text())
+  (found,) = hlo.collectives(program)
+  assert found == ('all-reduce', 5 * 16 * 16 * 4, 1, False)
+  # Four rows a device: forward, and twice that backward, in every layer.
+  once = 3 * 2 * 4 * 16 * 16
+  assert hlo.work(program).dot_flops == 5 * once
+  assert hlo.work(program, with_trips=False).dot_flops == once
+  assert hlo.work(program).num_bytes > 2 * hlo.work(program, False).num_bytes
+  # XLA counts loops once, too, and some operations otherwise.
+  ours = hlo.work(program, with_trips=False).num_bytes
+  assert ours == pytest.approx(
+    compiled.cost_analysis()['bytes accessed'], rel=0.25
+  )
+
+
+def test_flops_and_gradients_of_the_step_are_those_of_its_program():
+  config = step.make_config(
+    method='cmd', batch_size=8, num_prototypes=1024, overrides=_SMALL
+  )
+  built = step.make_step(config, parallel.make_mesh(8), mode='pmap')
+  program = hlo.read_program(built.lower().compile().as_text())
+  counted = sum(step.count_flops(config).values())
+  # Crops, the attention over patches and the losses' own come on top.
+  assert counted <= hlo.work(program).dot_flops <= 1.1 * counted
+  traffic = scaling.read_traffic(
+    hlo.collectives(program), built.state_like.params, per_device=1
+  )
+  assert traffic.exchange_bytes == 0
+  # Centres and metrics beside the gradients.
+  rest = traffic.sum_bytes - traffic.gradient_bytes
+  assert 2 * 4 * 1024 <= rest <= 2 * 4 * 1024 + 4 * 200
+  assert traffic.block_bytes * config.model.depth < traffic.encoder_bytes
+
+
+@pytest.mark.parametrize(
+  ('override', 'message'),
+  [
+    ('model.colour=2', "no field 'model.colour'"),
+    ('modle.depth=2', "no field 'modle.depth'"),
+    ('model.depth=deep', 'model.depth is 0'),
+    ('model.depth=1.5', 'model.depth is 0'),
+  ],
+)
+def test_a_wrong_override_is_explained(override, message):
+  with pytest.raises(UserError, match=message):
+    step.make_config(
+      method='cmd', batch_size=8, num_prototypes=8, overrides=[override]
+    )
+
+
+def test_the_roofline_takes_the_lower_roof():
+  common = dict(seconds=2.0, matmul_ceiling=100e9, bandwidth_ceiling=10e9)
+  low = ceilings.roofline(flops=100e9, num_bytes=20e9, **common)
+  assert low['attainable_gflops'] == pytest.approx(50)
+  assert low['share_of_attainable'] == pytest.approx(1)
+  high = ceilings.roofline(flops=100e9, num_bytes=1e9, **common)
+  assert high['attainable_gflops'] == pytest.approx(100)
+  assert high['share_of_attainable'] == pytest.approx(0.5)
+
+
+def _chip(name):
+  return next(x for x in interconnects.CHIPS if x.name == name)
+
+
+def test_bandwidths_of_slices():
+  (full,) = interconnects.levels(_chip('TPU v5e'), 256)
+  # 400 GB/s both ways of four ports, two directions of two closed rings.
+  assert full.bytes_per_second == 200e9
+  (lines,) = interconnects.levels(_chip('TPU v5e'), 32)
+  assert lines.bytes_per_second == 100e9
+  pod, network = interconnects.levels(_chip('TPU v5e'), 1024)
+  assert (pod.size, network.size) == (256, 4)
+  assert network.bytes_per_second == pytest.approx(3.125e9)
+  (cube,) = interconnects.levels(_chip('TPU v4'), 128)
+  assert cube.bytes_per_second == 270e9
+  (mesh,) = interconnects.levels(_chip('TPU v4'), 32)
+  assert mesh.bytes_per_second == 135e9
+  for chip in interconnects.CHIPS:
+    for size in interconnects.SIZES:
+      found = interconnects.levels(chip, size)
+      assert math.prod(level.size for level in found) == size
+
+
+def test_an_all_reduce_over_two_levels():
+  inner = interconnects.Level(8, 100.0, 3, 0.25)
+  outer = interconnects.Level(4, 10.0, 2, 0.5)
+  one = interconnects.all_reduce_seconds(800.0, [inner])
+  assert one == pytest.approx(2 * 7 / 8 * 800 / 100 + 3 * 0.25)
+  # An eighth of the bytes is left to each.
+  both = interconnects.all_reduce_seconds(800.0, [inner, outer], count=2)
+  passed = 2 * 7 / 8 * 800 / 100 + 2 * 3 / 4 * 100 / 10
+  assert both == pytest.approx(passed + 2 * (3 * 0.25 + 2 * 0.5))
+
+
+def test_predictions_wait_for_what_is_not_hidden():
+  config = step.make_config(method='cmd', batch_size=8, num_prototypes=65536)
+  traffic = scaling.Traffic(3e8, 0.0, 2, 0.0, 0, 2.6e8, 0.9e8, 7e6)
+  chip = _chip('TPU v5p')
+
+  def predict(traffic, per_chip=64):
+    return scaling.predict(traffic, config, chip, 256, per_chip=per_chip)
+
+  found = predict(traffic)
+  assert found.efficiency(False) < found.efficiency(True) < 1
+  assert predict(traffic, 1).efficiency(True) < found.efficiency(True)
+  # An exchange grows with the batch and cannot be hidden.
+  wide = predict(traffic._replace(exchange_bytes=1e8))
+  assert wide.exposed - found.exposed == pytest.approx(wide.exchange)
+  assert wide.exchange == pytest.approx(64 * 1e8 / 600e9)
+  assert scaling.backward_flops(config) < sum(step.count_flops(config).values())
+
+
+def test_tables_turn_when_they_are_wide():
+  narrow = record.table([{'a': 'x', 'b': 1234.5, 'c': [1]}, {'a': 'y'}])
+  assert narrow.splitlines() == [
+    '| a | b     |',
+    '| - | ----- |',
+    '| x | 1,234 |',
+    '| y |       |',
+  ]
+  wide = record.table([{f'n{i}': float(i) for i in range(9)}] * 2)
+  assert wide.splitlines()[0] == '| n0 | 0 | 0 |'
+  assert len(wide.splitlines()) == 10
+
+
+def test_records_are_added_and_nothing_is_lost(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(
+    'sys.argv', ['x', '--results=/secret/place', '--photographs=/my/birds/']
+  )
+  parser = record.make_parser('Some benchmark.')
+  run = record.begin('some', parser, [f'--results={tmp_path}'])
+  record.finish(run, [{'what': 'this', 'rate': 2.0}], note='first')
+  record.finish(run, [{'what': 'that', 'rate': 3.0}])
+  first, second = json.loads((tmp_path / 'some.json').read_text())
+  assert (first['note'], second['rows'][0]['rate']) == ('first', 3.0)
+  assert first['command'] == 'python -m benchmarks.some --photographs=birds'
+  assert set(record.PACKAGES) < set(first['versions'])
+  assert first['machine']['devices'] == '8 x cpu'
+  assert len(first['load_average']) == 2
+  assert '| this | 2    |' in capsys.readouterr().out
+  (tmp_path / 'some.json').write_text('{"half": ')
+  with pytest.raises(UserError, match='is not JSON'):
+    record.finish(run, [])
+  assert (tmp_path / 'some.json').read_text() == '{"half": '
+
+
+def test_results_kept_are_records():
+  files = sorted(record.RESULTS.glob('*.json'))
+  assert files
+  for file in files:
+    for kept in record.read(file):
+      assert {'date', 'command', 'machine', 'versions', 'rows'} <= set(kept)
+      assert record.table(kept['rows'])
+
+
+def test_the_list_names_every_benchmark(capsys):
+  found = listing.list_benchmarks()
+  assert {'train_step', 'augmentation', 'input', 'kmeans'} < set(found)
+  assert {'evaluators', 'scaling', 'gpu'} < set(found)
+  assert all(line.endswith('.') for line in found.values())
+  listing.main()
+  assert 'python -m benchmarks.NAME' in capsys.readouterr().out
+
+
+def test_gpu_jobs_ask_for_attention_only_where_there_is_a_choice():
+  plain = [x for x in gpu.jobs(False) if x[0] == 'train_step']
+  choice = [x for x in gpu.jobs(True) if x[0] == 'train_step']
+  assert len(choice) == len(gpu.ATTENTIONS) * len(plain)
+  assert not any('attention' in option for _, x in plain for option in x)
+
+
+def test_without_a_gpu_the_gpu_benchmark_says_so(monkeypatch):
+  monkeypatch.setattr(gpu, 'ASK', "print('cpu cpu')")
+  with pytest.raises(UserError, match='no GPU but cpu'):
+    gpu.find_gpu()
+
+
+def test_a_job_that_fails_is_a_row(tmp_path):
+  (row,) = gpu.run_job('train_step', ['--batch_size=x'], tmp_path, 60)
+  assert 'invalid int value' in row['failed']
