@@ -1,4 +1,3 @@
-import json
 import pathlib
 import types
 
@@ -139,7 +138,7 @@ def test_a_run_is_scored_before_and_at_its_last_checkpoint(tmp_path):
     checkpoints.save(_state(step, step), {})
   checkpoints.close()
   results = evaluate.evaluate_run(tiny, workdir)
-  assert results == json.loads(workdir.results_file.read_text())
+  assert results == workdir.results()
   assert results['seconds'] == 3
   assert results['steps'] == 9
   assert results['protocols'] == list(PROTOCOLS)
@@ -183,7 +182,7 @@ def test_weights_of_others_are_scored_without_training(tmp_path):
     path='x.pth', sha256='of x', family='ViT', resized=()
   )
   results = evaluate.evaluate_run(tiny, workdir)
-  assert results == json.loads(workdir.results_file.read_text())
+  assert results == workdir.results()
   expected = _expected(_state(0).teacher_params, tiny)
   assert results['init'] == pytest.approx(expected)
   assert 'final' not in results and 'steps' not in results
