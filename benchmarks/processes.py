@@ -110,6 +110,7 @@ def work(options: argparse.Namespace) -> None:
           state, metrics = train_step(state, batches(step), built.rng)
           step += 1
         jax.block_until_ready((state, metrics))
+        distributed.yield_to_compute()
         print(_DONE, flush=True)
 
 

@@ -292,8 +292,6 @@ def _join() -> None:
   if global_state.num_processes > 1:
     # Without it CPUs have no collectives between processes.
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-    if jax.default_backend() == 'cpu':
-      _yield_to_compute()
     _group = _Group(
       global_state.client, global_state.num_processes, global_state.process_id
     )
@@ -326,14 +324,15 @@ def check_parallel(mode: str, num_devices: int) -> None:
     )
 
 
-def _yield_to_compute() -> None:
-  """Keeps the thread that listens to sockets from interrupting the others.
+def yield_to_compute() -> None:
+  """Keeps threads that listen to sockets from interrupting the others.
 
-  Where a process has one core, gloo's thread wakes up in the middle of a send
-  and then spins on the lock that the sender holds, for its whole time slice:
-  steps take several times as long.
+  Where a process has one core, steps took several times as long without it
+  (benchmarks/README.md): gloo's thread, it seems, wakes up in the middle of a
+  send and spins for its whole time slice. To be called when the devices have
+  met, and threads listen.
   """
-  if not hasattr(os, 'SCHED_BATCH'):
+  if _group is None or not hasattr(os, 'SCHED_BATCH'):
     return
   for task in pathlib.Path('/proc/self/task').glob('*'):
     # Where Linux does not tell, or forbids it, steps are slower.

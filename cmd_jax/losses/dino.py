@@ -89,7 +89,10 @@ def sinkhorn_centre(
   Sec. 3.1; used for DINO in DINOv2): columns and rows of exp(logits / tau) are
   scaled in turn, rows last. The scales of the columns are all that is needed:
   as -tau times their logarithm they are a centre, and the softmax
-  scales the rows.
+  scales the rows. At first every row is shifted by its own maximum, which is
+  not in the published algorithm: its rows weigh differently in the first
+  scaling of the columns, and the small recipe learns far less by it
+  (benchmarks/README.md).
 
   Args:
     features: [B, ..., d] of the teacher's head.
@@ -129,7 +132,11 @@ def sinkhorn_centre(
 
     num_prototypes = prototypes.shape[1]
     nothing = jnp.full(num_prototypes, -jnp.inf)
-    log_scale = scale_columns(nothing, jnp.zeros(num_prototypes), lambda x: x)
+    log_scale = scale_columns(
+      nothing,
+      jnp.zeros(num_prototypes),
+      lambda rows: rows - rows.max(-1, keepdims=True),
+    )
     for _ in range(num_iterations - 1):
       log_scale = scale_columns(nothing, log_scale, jax.nn.log_softmax)
     return -temperature * log_scale, ()

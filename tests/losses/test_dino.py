@@ -95,6 +95,7 @@ def test_sinkhorn_scales_columns_and_rows_in_turn():
   rng = np.random.default_rng(7)
   features, prototypes = rng.normal(size=(6, 2, 3)), rng.normal(size=(3, 5))
   rows = np.exp(features.reshape(12, 3) @ prototypes / 0.5)
+  rows /= rows.max(1, keepdims=True)
   for _ in range(3):
     rows /= rows.sum(0)
     rows /= rows.sum(1, keepdims=True)
