@@ -34,7 +34,7 @@ MARKS = {
   'data ready': re.compile(r' training and \d+ test images'),
   'initial state compiled': re.compile(r'XLA compilation of jit\(init\)'),
   'step compiled': re.compile(r'XLA compilation of jit\(step\)'),
-  'scored and compiled': re.compile(r'XLA compilation of jit\(draw\)'),
+  'batches compiled': re.compile(r'XLA compilation of jit\(draw\)'),
   'first step': re.compile(r'^step 1 '),
 }
 DEADLINE_SECONDS = 600

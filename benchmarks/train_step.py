@@ -325,7 +325,7 @@ def main() -> None:
   mesh = parallel.make_mesh(options.num_devices)
   parallel.check_batch_size(config.batch_size, mesh)
   variants = {
-    'in blocks': compile_variant(make_step(config, mesh, mode=options.mode))
+    'streamed': compile_variant(make_step(config, mesh, mode=options.mode))
   }
   if options.plain:
     variants['plain'] = compile_variant(
@@ -336,7 +336,7 @@ def main() -> None:
     rate = config.batch_size / min(variant.seconds)
     print(f'{name}: {rate:.3g} images/s', file=sys.stderr)
   rows = [make_row(name, x, config, found) for name, x in variants.items()]
-  usual, first = variants['in blocks'], rows[0]
+  usual, first = variants['streamed'], rows[0]
   first |= measure_host(usual, max(2, options.steps // 2), options.profile)
   if options.plain:
     first['speed_over_plain'] = float(
