@@ -1,0 +1,210 @@
+"""What `benchmarks.compare` compares: sets, rows and budgets.
+
+A set is data, encoder, budget and protocols; a row is a method with what it
+changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+SPLITS = ('test', 'validation')
+_PROTOCOLS = ('knn/20', 'linear/logreg', 'retrieval/test-vs-train', 'parts/hit')
+# What all rows of a set have in common with `REFERENCE`.
+SHARED = (
+  'batch_size',
+  'total_epochs',
+  'canvas_px',
+  'decode_px',
+  'dataset.',
+  'augment.',
+  'model.',
+  'init.',
+  'lora.',
+  'eval.',
+)
+REFERENCE = 'cmd'
+
+
+class Row(NamedTuple):
+  """A method with what it changes.
+
+  Attributes:
+    name: of the row.
+    method: as the config's argument has it.
+    overrides: values of config fields.
+    base: the row that it is a variant of; empty for none.
+    note: what a reader of the table must know of it.
+  """
+
+  name: str
+  method: str
+  overrides: Mapping[str, Any] = {}
+  base: str = ''
+  note: str = ''
+
+
+class Set(NamedTuple):
+  """Data, encoder, budget and protocols.
+
+  Attributes:
+    name: of the set.
+    tier: 'cpu' or 'gpu', or 'smoke'.
+    config: stem of the file in configs/.
+    overrides: values of config fields, as far as a row's config has them.
+    words: of the config's argument, beside the method.
+    folder: name of the folder of photographs; empty for none.
+    published: whether the recipe is that of `common.published` all the same.
+    rows: those that are run if none are named; empty for all.
+  """
+
+  name: str
+  tier: str
+  config: str
+  overrides: Mapping[str, Any]
+  words: tuple[str, ...] = ()
+  folder: str = ''
+  published: bool = False
+  rows: tuple[str, ...] = ()
+
+  def changed(self, fields: Mapping[str, Any]) -> Set:
+    """The set with values of other config fields."""
+    return self._replace(overrides={**self.overrides, **fields})
+
+  def renamed(self, suffix: str, fields: Mapping[str, Any]) -> Set:
+    """Another set, whose name says what is changed."""
+    return self.changed(fields)._replace(name=f'{self.name}-{suffix}')
+
+
+def _variant(base: str, name: str, note: str = '', **method: Any) -> Row:
+  """A row that changes fields of config.method."""
+  fields = {f'method.{key}': value for key, value in method.items()}
+  return Row(f'{base}-{name}', base, fields, base, note)
+
+
+def _without(term: str) -> Row:
+  fields = {f'method.weights.{term}': 0.0}
+  return Row(f'cmd-no-{term}', 'cmd', fields, 'cmd')
+
+
+def _normalised(base: str, how: str) -> Row:
+  return Row(f'{base}-{how}', base, {'teacher.normalisation': how}, base)
+
+
+_PLAIN = 'L_R without attention besides: see `cmd-regions-plain`'
+_NO_LOCAL = 'no local views, so its reference is `dino-global-views`'
+_GLOBAL_ONLY = {'augment.num_local': 0}
+
+ROWS = (
+  Row('dino', 'dino'),
+  Row('esvit', 'esvit'),
+  Row('cmd_released', 'cmd_released'),
+  Row('cmd', 'cmd', note='the defaults'),
+  _without('region'),
+  _without('student_bag'),
+  _without('teacher_bag'),
+  _variant(
+    'cmd', 'regions-attended', attend_regions=True, pooling='gated_attention'
+  ),
+  _variant('cmd', 'regions-plain', attend_regions=False),
+  _variant('cmd', 'pool-mean', _PLAIN, pooling='mean', attend_regions=False),
+  _variant('cmd', 'pool-max', _PLAIN, pooling='max', attend_regions=False),
+  _variant('cmd', 'pool-attention', pooling='attention'),
+  _variant('cmd', 'pool-gated_attention', pooling='gated_attention'),
+  _variant('cmd', 'prototypes-shared', shared_prototypes=True),
+  _variant('cmd', 'prototypes-separate', shared_prototypes=False),
+  _variant('cmd', 'kl-bag_to_image', kl_direction='bag_to_image'),
+  _variant('cmd', 'kl-image_to_bag', kl_direction='image_to_bag'),
+  _normalised('cmd', 'centring'),
+  _normalised('cmd', 'sinkhorn'),
+  _normalised('dino', 'centring'),
+  _normalised('dino', 'sinkhorn'),
+  _normalised('esvit', 'centring'),
+  _normalised('esvit', 'sinkhorn'),
+  Row('dino-global-views', 'dino', _GLOBAL_ONLY, 'dino', 'no local views'),
+  Row('detcon', 'detcon', _GLOBAL_ONLY, note=_NO_LOCAL),
+  # Found in an untrained encoder, parts say little before the second round.
+  Row(
+    'particle',
+    'particle',
+    {**_GLOBAL_ONLY, 'parts.rounds': 2},
+    note=f'{_NO_LOCAL}; parts are found twice',
+  ),
+)
+ROW_BY_NAME = {row.name: row for row in ROWS}
+MAIN_ROWS = (
+  'dino',
+  'esvit',
+  'cmd_released',
+  'cmd',
+  'dino-global-views',
+  'detcon',
+  'particle',
+)
+
+# Epochs and sizes of views, to be tuned here and nowhere else.
+BUDGETS = {
+  'toybirds': {'total_epochs': 20},
+  'cub100': {
+    'total_epochs': 20,
+    'canvas_px': 64,
+    'augment.global_px': 48,
+    'augment.local_px': 24,
+    'model.image_px': 48,
+    'parts.view_px': 64,
+    'eval.view_px': 64,
+  },
+  'cub20': {
+    'total_epochs': 40,
+    'canvas_px': 96,
+    'augment.global_px': 48,
+    'augment.local_px': 24,
+    'model.image_px': 48,
+    'parts.view_px': 96,
+    'eval.view_px': 96,
+  },
+  # 4,600 steps of 64 images, a third of the published epochs.
+  'gpu': {
+    'total_epochs': 100,
+    'batch_size': 64,
+    'optim.warmup_epochs': 10.0,
+    'teacher.warmup_temperature_epochs': 10,
+    # A state with 65,536 prototypes is large, and runs are many.
+    'checkpoint.keep': 1,
+  },
+}
+_SCORED = {'eval.protocols': _PROTOCOLS}
+
+SETS = (
+  Set('toybirds', 'cpu', 'toybirds', {**_SCORED, **BUDGETS['toybirds']}),
+  Set(
+    'cub100',
+    'cpu',
+    'folder',
+    {**_SCORED, **BUDGETS['cub100']},
+    folder='cub100_box227',
+  ),
+  Set(
+    'cub20',
+    'cpu',
+    'folder',
+    {**_SCORED, **BUDGETS['cub20']},
+    folder='cub20',
+    rows=MAIN_ROWS,
+  ),
+  *(
+    Set(
+      f'cub100-{name}',
+      'gpu',
+      'folder',
+      {**_SCORED, **BUDGETS['gpu']},
+      words=words,
+      folder='cub100_box227',
+      published=True,
+    )
+    for name, words in (('vit-s16', ()), ('swin-t', ('encoder=swin',)))
+  ),
+)
+SET_BY_NAME = {x.name: x for x in SETS}
+SMOKE = Set('smoke', 'smoke', 'toybirds', _SCORED, words=('quicktest',))
