@@ -145,7 +145,7 @@ MAIN_ROWS = (
 
 # Epochs and sizes of views, to be tuned here and nowhere else.
 BUDGETS = {
-  # 900 steps of 32 images.
+  # 900 steps of 32 images, as `make demo`.
   'toybirds': {'total_epochs': 12},
   # 930 steps. Views of 48 pixels cost twice as much and taught DINO nothing
   # more in as many steps.

@@ -25,7 +25,7 @@ from cmd_jax.data.resident import batch_like
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators import part_segmentation
 from cmd_jax.methods import make_method
-from cmd_jax.methods.base import Method
+from cmd_jax.methods.base import Method, warm_up_terms
 from cmd_jax.models import make_encoder, partial
 from cmd_jax.models.fcn import make_decoder
 from cmd_jax.models.feature_maps import check_facet
@@ -267,7 +267,7 @@ def _make_functions(
   of_parts = {} if plan is None else {'num_parts': plan.num_ids}
 
   def method_for(axis_name, mesh):
-    return make_method(
+    method = make_method(
       encoder=make_encoder(axis_name=axis_name, **config.model),
       image_px=config.augment.global_px,
       head=config.head.to_dict(),
@@ -282,6 +282,9 @@ def _make_functions(
       **of_parts,
       **config.method.to_dict(),
     )
+    if 'term_warmup' in named:
+      method = warm_up_terms(method, named['term_warmup'])
+    return method
 
   several = config.parallel.steps_per_dispatch > 1
 

@@ -34,7 +34,7 @@ def make_schedules(
     momentum = schedules.cosine_schedule(
       teacher.base_momentum, teacher.final_momentum, total_steps
     )
-  return {
+  named = {
     'learning_rate': schedules.cosine_schedule(
       optimizer.base_learning_rate * config.batch_size / 256,
       optimizer.final_learning_rate,
@@ -52,6 +52,10 @@ def make_schedules(
       steps_per_epoch,
     ),
   }
+  warmup_steps = round(config.term_warmup_epochs * steps_per_epoch)
+  if warmup_steps > 0:
+    named['term_warmup'] = schedules.linear_warmup(warmup_steps)
+  return named
 
 
 def check_parallel(config: ConfigDict, num_devices: int) -> None:

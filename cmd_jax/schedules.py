@@ -72,6 +72,18 @@ def stepwise_schedule(
   return schedule
 
 
+def linear_warmup(warmup_steps: int) -> Schedule:
+  """A factor that rises from 0 at step 0 to 1 at step `warmup_steps`.
+
+  Args:
+    warmup_steps: at least 1.
+
+  Returns:
+    step -> factor, both scalar.
+  """
+  return lambda step: jnp.minimum(step / warmup_steps, 1.0)
+
+
 def ramped_ema_decay(limit: float) -> Schedule:
   """Decay of a moving average that follows at once at first (torch_ema).
 

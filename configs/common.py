@@ -285,6 +285,8 @@ def published(argument: Argument) -> ConfigDict:
   config.method = method_fields(argument.method, argument.encoder)
   if argument.method in ('particle', 'detcon'):
     config.parts = part_fields(_usual_parts(argument))
+  # While the weights of all terms but the image's rise from 0; 0 for at once.
+  config.term_warmup_epochs = 0.0
   config.student_temperature = 0.1
   config.teacher = dict(
     # 'ramped' follows at once at first and then with final_momentum.

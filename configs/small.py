@@ -72,6 +72,7 @@ def use_small_recipe(config: ConfigDict) -> None:
     _shrink_parts(config)
   elif 'region' in config.method.weights:
     config.method.weights.update(image=1.0, region=0.5)
+    config.term_warmup_epochs = 6.0
   if config.method.get('variant') == 'released':
     # Its student_bag has no lower bound and takes all there is.
     config.method.weights.update(student_bag=0.1, teacher_bag=0.1)

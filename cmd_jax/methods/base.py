@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from cmd_jax.errors import UserError
+from cmd_jax.schedules import Schedule
 
 Params = Any
 MethodState = Mapping[str, Any]
@@ -87,6 +88,27 @@ class Method(NamedTuple):
   attend: Callable[[Params, Any, jax.Array], jax.Array]
   sums_over_prototypes: bool = True
   sums_over_examples: bool = True
+
+
+def warm_up_terms(method: Method, warmup: Schedule) -> Method:
+  """A method whose terms, but that of the image, gain weight as it learns.
+
+  Not published: from the first step on, terms of regions can keep the image
+  term from learning anything (benchmarks/RESEARCH.md).
+
+  Args:
+    method: with or without other terms.
+    warmup: step -> factor of their weights.
+  """
+
+  def warmed(name: str, term: Term) -> Term:
+    if name == 'image':
+      return term
+    return term._replace(weight=lambda step: warmup(step) * term.weight(step))
+
+  return method._replace(
+    terms={name: warmed(name, term) for name, term in method.terms.items()}
+  )
 
 
 def weighted_terms(values: Mapping, weights: Mapping) -> dict[str, Term]:

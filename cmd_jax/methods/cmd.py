@@ -5,7 +5,8 @@ variant='paper', our reading of the paper (cmd_jax/losses has the equations):
   L = w_image L_I + w_region L_R + w_student_bag L_S + w_teacher_bag L_T
 
 An image is a bag of patches; multi-instance attention a decides what each of
-them counts in L_R, L_S and L_T.
+them counts in L_R, L_S and L_T, and learns from all three. Without the gradient
+of L_R it looks at the background (benchmarks/RESEARCH.md).
 
 variant='released', what the published program computes (main_esvit.py
 `DDINOLoss`), where that is defined: no attention, L_R as in EsViT, and in place

@@ -134,7 +134,7 @@ def test_records_are_made_again_from_folders(fake, tmp_path):
 @pytest.mark.parametrize(
   'field, value, message',
   [
-    ('total_epochs', 3, r'config\.total_epochs is 3 there and 20 here'),
+    ('total_epochs', 3, r'config\.total_epochs is 3 there and \d+ here'),
     ('batch_size', 7, r'config\.batch_size is 7 there'),
   ],
 )
