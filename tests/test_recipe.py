@@ -42,3 +42,11 @@ def test_the_published_methods_can_be_computed_part_by_part(method):
 def test_whole_batches_are_never_refused():
   config = _config('method=particle', **{'parallel.grad_accum_steps': 1})
   recipe.check_parallel(config, 3)
+
+
+def test_terms_warm_up_over_the_configured_epochs():
+  config = _config(**{'term_warmup_epochs': 1.5})
+  warmup = recipe.make_schedules(config, 4, 40)['term_warmup']
+  assert [float(warmup(step)) for step in (0, 3, 6, 20)] == [0, 0.5, 1, 1]
+  config.term_warmup_epochs = 0.0
+  assert 'term_warmup' not in recipe.make_schedules(config, 4, 40)

@@ -33,6 +33,12 @@ def test_cosine_that_rises_starts_at_its_base():
   assert 0.39 < float(schedule(jnp.int32(99))) < 0.4
 
 
+def test_warmup_rises_from_nothing_and_stays():
+  schedule = schedules.linear_warmup(4)
+  ours = [float(schedule(jnp.int32(step))) for step in range(7)]
+  np.testing.assert_allclose(ours, [0, 0.25, 0.5, 0.75, 1, 1, 1])
+
+
 def test_temperature_rises_once_an_epoch_and_stays():
   schedule = schedules.stepwise_schedule(0.04, 0.07, 4, 3)
   ours = [float(schedule(jnp.int32(step))) for step in range(18)]

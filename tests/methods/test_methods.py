@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax import errors
+from cmd_jax import errors, schedules
 from cmd_jax.losses import cmd as cmd_losses
-from cmd_jax.methods import make_method
+from cmd_jax.methods import base, make_method
 from tests import tiny
 
 
@@ -230,6 +230,16 @@ def test_embedding_is_what_the_teacher_sees():
 def test_wrong_choices_are_explained(name, changes, words):
   with pytest.raises(errors.UserError, match=words):
     tiny.make_tiny_method(name, **changes)
+
+
+def test_warm_up_scales_the_weights_of_all_terms_but_the_image():
+  method = tiny.make_tiny_method('cmd')
+  warmed = base.warm_up_terms(method, schedules.linear_warmup(4))
+  for step, factor in ((0, 0.0), (1, 0.25), (9, 1.0)):
+    for name, term in method.terms.items():
+      expected = term.weight(step) * (1.0 if name == 'image' else factor)
+      assert float(warmed.terms[name].weight(step)) == pytest.approx(expected)
+      assert warmed.terms[name].value is term.value
 
 
 def test_unknown_method_lists_those_there_are():
