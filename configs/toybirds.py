@@ -12,7 +12,7 @@ def get_config(argument=None):
   words = common.parse_argument(argument)
   config = common.published(words)
   small.use_small_recipe(config)
-  config.total_epochs = 12
+  config.total_epochs = 20
   config.canvas_px = 64
   config.dataset.update(name='toybirds', builder_config='64px')
   config.eval.update(view_px=40, crop_fraction=0.0, batch_size=256)
