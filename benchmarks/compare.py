@@ -2,12 +2,14 @@ r"""Compares the methods at equal encoder, images seen and augmentation.
 
   python -m benchmarks.compare --workdir=runs/compare --set=toybirds
   python -m benchmarks.compare --workdir=runs/compare --tier=cpu --jobs=2 \
-    --photographs=FOLDER --rows=dino,cmd --seeds=0,1,2
+    --photographs=FOLDER --rows=dino,cmd --seeds=10,11,12
 
 Each run, a row of a set with a seed, is `main.py` in WORKDIR/SET/ROW/seedN.
 What is finished is not repeated, what is not is resumed; after every run its
 record is in results/compare.json and the tables in compare.md are made again.
 FOLDER is that of the photographs, or one that has cub100_box227 and cub20.
+Settings are chosen with seeds 0 to 4 on --split=validation, so that the test
+split, by default, is scored with seeds that nothing was chosen with.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ from typing import Any, NamedTuple
 
 from benchmarks import (
   compare_configs,
+  compare_readme,
   compare_rows,
   compare_runs,
-  compare_table,
   compare_team,
   record,
 )
@@ -37,8 +39,19 @@ from benchmarks.compare_runs import Run
 from cmd_jax.atomic import write_atomically
 from cmd_jax.errors import UserError
 
-README = record.REPOSITORY / 'README.md'
 _HELD_OUT = 0.2
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+  """Reads the command line.
+
+  Args:
+    arguments: in place of the process's.
+  """
+  options = make_parser().parse_args(arguments)
+  options.workdir = options.workdir.expanduser()
+  options.results = options.results.expanduser()
+  return options
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -49,7 +62,11 @@ def make_parser() -> argparse.ArgumentParser:
   add('--set', default='', help='names of sets, separated by commas')
   add('--tier', default='', choices=('', 'cpu', 'gpu'), help='all its sets')
   add('--rows', default='', help='names of rows; all by default')
-  add('--seeds', default='0,1,2')
+  defaults = (
+    f'{",".join(map(str, seeds))} for {split}'
+    for split, seeds in compare_rows.SEEDS.items()
+  )
+  add('--seeds', help=f'by default {", ".join(defaults)}')
   add('--split', default='test', choices=compare_rows.SPLITS)
   add('--photographs', type=pathlib.Path, help='folder of photographs')
   add('--init', type=pathlib.Path, help='file of weights to start from')
@@ -73,9 +90,11 @@ def _named(text: str, known: dict[str, Any], option: str) -> list[Any]:
   """What a list of names stands for.
 
   Raises:
-    UserError: a name that is not known.
+    UserError: a name that is not known, or commas alone.
   """
   names = [name for name in text.split(',') if name]
+  if text and not names:
+    raise UserError(f'--{option}={text}: choose from {", ".join(known)}')
   for name in names:
     if name not in known:
       raise UserError(
@@ -84,13 +103,29 @@ def _named(text: str, known: dict[str, Any], option: str) -> list[Any]:
   return [known[name] for name in dict.fromkeys(names)]
 
 
-def _seeds(text: str) -> list[int]:
-  try:
-    return [int(seed) for seed in dict.fromkeys(text.split(','))]
-  except ValueError as error:
+def _seeds(options: argparse.Namespace) -> list[int]:
+  if options.smoke:
+    return [0]
+  text = options.seeds
+  if text is None:
+    return list(compare_rows.SEEDS[options.split])
+  seeds = text.split(',')
+  if not all(re.fullmatch('[0-9]+', seed) for seed in seeds):
     raise UserError(
-      f'--seeds={text}: give numbers separated by commas'
-    ) from error
+      f'--seeds={text}: give numbers of at least 0, separated by commas'
+    )
+  return list(dict.fromkeys(map(int, seeds)))
+
+
+def _check_smoke(options: argparse.Namespace) -> None:
+  names = ('set', 'tier', 'seeds', 'photographs', 'init', 'epochs')
+  given = [f'--{x}' for x in names if getattr(options, x) not in (None, '')]
+  if options.split != 'test':
+    given.append('--split')
+  if given:
+    raise UserError(
+      f'--smoke is a set of its own: leave out {", ".join(given)}'
+    )
 
 
 def choose_sets(options: argparse.Namespace) -> list[Set]:
@@ -100,8 +135,7 @@ def choose_sets(options: argparse.Namespace) -> list[Set]:
     UserError: an unknown set, or options that contradict one another.
   """
   if options.smoke:
-    if options.set or options.tier or options.split != 'test':
-      raise UserError('--smoke is a set of its own: leave out --set and so on')
+    _check_smoke(options)
     sets = [compare_rows.SMOKE]
   elif options.set:
     if options.tier:
@@ -111,6 +145,11 @@ def choose_sets(options: argparse.Namespace) -> list[Set]:
     tier = options.tier or 'cpu'
     sets = [x for x in compare_rows.SETS if x.tier == tier]
   if options.init:
+    if len(sets) > 1:
+      raise UserError(
+        f'--init={options.init} is one file and sets have encoders of their '
+        f'own: name one by --set, of {", ".join(x.name for x in sets)}'
+      )
     path = str(_existing(options.init, 'init'))
     sets = [x.renamed('init', {'init.path': path}) for x in sets]
   if options.epochs is not None:
@@ -213,7 +252,7 @@ class _Place(NamedTuple):
 def _place(of: Set, options: argparse.Namespace) -> _Place:
   split = options.split
   name = of.name if split == 'test' else f'{of.name}-{split}'
-  folder = options.workdir.expanduser().resolve() / name
+  folder = options.workdir.resolve() / name
   if not of.folder:
     return _Place(of.changed({'dataset.test_split': split}), folder)
   photographs = find_photographs(of, options.photographs)
@@ -230,24 +269,35 @@ def _place(of: Set, options: argparse.Namespace) -> _Place:
   return _Place(of.changed(fields), folder, labels)
 
 
+def _with_base(run: Run, place: _Place) -> list[Run]:
+  """A run; before one that equals its base, that of the base."""
+  if not compare_runs.is_alias(run):
+    return [run]
+  row = compare_rows.ROW_BY_NAME[run.row.base]
+  folder = place.folder / row.name / run.folder.name
+  base = compare_runs.make_run(place.of, run.split, row, run.seed, folder)
+  return [*_with_base(base, place), run]
+
+
 def plan(options: argparse.Namespace) -> tuple[list[Run], list[_Place]]:
   """The runs that the options ask for, in their order, and their places.
+
+  Those that equal others need these, which are run too.
 
   Raises:
     UserError: options that cannot be.
   """
   runs, places = [], []
-  seeds = [0] if options.smoke else _seeds(options.seeds)
+  seeds = _seeds(options)
   for of in choose_sets(options):
     place = _place(of, options)
     places.append(place)
     for row in choose_rows(of, options):
       for seed in seeds:
         folder = place.folder / row.name / f'seed{seed}'
-        runs.append(
-          compare_runs.make_run(place.of, options.split, row, seed, folder)
-        )
-  return runs, places
+        run = compare_runs.make_run(place.of, options.split, row, seed, folder)
+        runs += _with_base(run, place)
+  return list({run.folder: run for run in runs}.values()), places
 
 
 def _write_labels(places: Sequence[_Place]) -> None:
@@ -267,40 +317,17 @@ def _results(options: argparse.Namespace) -> pathlib.Path:
   return options.results / 'compare.json'
 
 
-def write_tables(path: pathlib.Path) -> None:
-  """Makes the Markdown of a file of records.
-
-  Args:
-    path: of the records.
-  """
-  path.parent.mkdir(parents=True, exist_ok=True)
-  text = compare_table.tables(record.read(path))
-  write_atomically(path.with_suffix('.md'), text)
-
-
-def write_readme(records: Sequence[dict], path: pathlib.Path) -> bool:
-  """Renews the block of results in README.md.
-
-  Args:
-    records: of compare.json.
-    path: of the file.
-
-  Returns:
-    Whether it has the markers of the block.
-  """
-  text = path.read_text()
-  block = compare_table.find_block(text)
-  if block is None:
-    return False
-  new = compare_table.readme_block(records)
-  if new != block:
-    write_atomically(path, text.replace(block, new))
-  return True
-
-
 def _say(text: str) -> None:
   now = datetime.datetime.now().strftime('%H:%M:%S')
   print(f'{now}  {text}', file=sys.stderr, flush=True)
+
+
+def _renew_texts(path: pathlib.Path) -> None:
+  if not compare_runs.renew_texts(path):
+    _say(
+      f'{compare_readme.README} lacks the lines {compare_readme.BEGIN} and '
+      f'{compare_readme.END}, between which its table would be'
+    )
 
 
 def run_all(
@@ -326,7 +353,7 @@ def run_all(
       compare_runs.add_finished(path, run)
     else:
       todo.append(run)
-  write_tables(path)
+  _renew_texts(path)
   if left_out := len(runs) - len(todo):
     _say(f'{left_out} of {len(runs)} runs are finished or equal others')
   cores = compare_team.share_cores(jobs)
@@ -335,18 +362,15 @@ def run_all(
       if outcome.failed:
         continue
       compare_runs.add_record(path, compare_runs.make_record(outcome.run))
-      write_tables(path)
   return team.failed
 
 
 def main() -> None:
   """Runs, or prints commands, or makes tables."""
-  options = make_parser().parse_args()
+  options = parse()
   path = _results(options)
   if options.table:
-    write_tables(path)
-    if path.parent == record.RESULTS and not options.smoke:
-      write_readme(record.read(path), README)
+    _renew_texts(path)
     return
   runs, places = plan(options)
   if options.dry_run:

@@ -15,22 +15,32 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.compare_rows import REFERENCE, ROW_BY_NAME, SHARED, Row, Set
+from benchmarks.compare_rows import (
+  RECIPE,
+  REFERENCE,
+  ROW_BY_NAME,
+  SHARED,
+  Row,
+  Set,
+)
 from cmd_jax.drift import FREE_FIELDS, flatten
 from cmd_jax.errors import UserError
 from configs import common
 
-# What the part methods take from `dino`: their own is for other encoders.
-_RECIPE = ('optim.', 'teacher.', 'head.', 'student_temperature')
 # No protocol of any set looks at it.
 _UNUSED = 'eval.segmentation.'
 _PATHS = (
   'dataset.path',
   'dataset.labels_file',
-  'init.path',
   'eval.parts_hit.keypoints',
 )
 _WHERE = ('dataset.data_dir', 'dataset.index_file')
+# Chosen by options of their own: a row would not be what its name says.
+_NOT_OVERRIDDEN = {
+  'seed': '--seeds',
+  'method.name': '--rows',
+  'method.variant': '--rows',
+}
 
 
 class Resolved(NamedTuple):
@@ -41,6 +51,7 @@ class Resolved(NamedTuple):
     config: nested dict, as main.py has it with the overrides.
     overrides: fields that main.py must be given, and their values.
     sha256: hash of all that decides what is computed, seed and places aside.
+    shared_sha256: hash of what the rows of the set have in common.
     differs: fields of `SHARED` that are not as in `REFERENCE`.
   """
 
@@ -48,6 +59,7 @@ class Resolved(NamedTuple):
   config: dict[str, Any]
   overrides: dict[str, Any]
   sha256: str
+  shared_sha256: str
   differs: tuple[str, ...]
 
 
@@ -85,10 +97,15 @@ def parse_override(text: str, fields: Mapping[str, Any]) -> tuple[str, Any]:
     fields: what there is, by dotted name.
 
   Raises:
-    UserError: no such field, or a value of another kind.
+    UserError: no such field, one that is not for rows to change, or a value of
+      another kind.
   """
   path, _, value = text.partition('=')
   path = path.removeprefix('config.')
+  if path in _NOT_OVERRIDDEN:
+    raise UserError(
+      f'--override={text}: {path} is chosen by {_NOT_OVERRIDDEN[path]}'
+    )
   if path not in fields:
     near = [x for x in fields if x.split('.')[0] == path.split('.')[0]]
     raise UserError(
@@ -123,6 +140,18 @@ def _nest(fields: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
   return walk(like, '')
 
 
+@functools.cache
+def _file_sha256(path: str) -> str:
+  try:
+    with open(path, 'rb') as file:
+      return hashlib.file_digest(file, 'sha256').hexdigest()
+  except OSError as error:
+    raise UserError(
+      f'config.init.path={path} cannot be read ({error.strerror}): give a file '
+      'of weights'
+    ) from error
+
+
 def _hash(fields: Mapping[str, Any]) -> str:
   """Hash of what decides the scores: of paths only the last part."""
   free = tuple(x for x in FREE_FIELDS if x != 'eval.')
@@ -131,6 +160,8 @@ def _hash(fields: Mapping[str, Any]) -> str:
     for key, value in fields.items()
     if key != 'seed' and key not in _WHERE and not key.startswith(free)
   }
+  if kept.get('init.path'):
+    kept['init.path'] = _file_sha256(kept['init.path'])
   return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
@@ -138,7 +169,8 @@ def resolve(of: Set, row: Row, seed: int = 0) -> Resolved:
   """Works out the config of a run.
 
   Fields of `SHARED` are those of `REFERENCE`, whatever the method's own are,
-  and the part methods learn by the recipe of `dino`.
+  and the part methods, whose own `RECIPE` is for other encoders, learn by that
+  of `dino`, whose terms do not wait.
 
   Args:
     of: the set.
@@ -146,13 +178,14 @@ def resolve(of: Set, row: Row, seed: int = 0) -> Resolved:
     seed: of the run.
 
   Raises:
-    UserError: a row sets a field that the config lacks.
+    UserError: a row sets a field that the config lacks, or the weights to start
+      from cannot be read.
   """
   words, base, fields = _fields_of_set(of, row.method)
   _, _, reference = _fields_of_set(of, ROW_BY_NAME[REFERENCE].method)
   takes = {SHARED: reference}
   if row.method in ('particle', 'detcon'):
-    takes[_RECIPE] = _fields_of_set(of, 'dino')[2]
+    takes[RECIPE] = _fields_of_set(of, 'dino')[2]
   for prefixes, source in takes.items():
     fields.update(
       (k, v)
@@ -173,6 +206,9 @@ def resolve(of: Set, row: Row, seed: int = 0) -> Resolved:
     config=_nest(fields, module.get_config(words).to_dict()),
     overrides={k: v for k, v in fields.items() if v != base[k] or k == 'seed'},
     sha256=_hash(fields),
+    shared_sha256=_hash(
+      {k: v for k, v in reference.items() if k.startswith((*SHARED, *RECIPE))}
+    ),
     differs=tuple(
       k
       for k, v in fields.items()

@@ -12,16 +12,24 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks import compare_configs, record
+from benchmarks import (
+  compare_configs,
+  compare_readme,
+  compare_table,
+  record,
+)
 from benchmarks.compare_configs import Resolved
 from benchmarks.compare_rows import ROW_BY_NAME, Row, Set
 from cmd_jax.atomic import write_atomically
+from cmd_jax.data.report_text import JSON_FILE
 from cmd_jax.drift import EPOCHS, differences, short
 from cmd_jax.errors import UserError
-from cmd_jax.workdir import Workdir
+from cmd_jax.workdir import Workdir, read_json
 
 # What makes a record's place: a new one for the same replaces the old.
 KEY = ('tier', 'set', 'split', 'row', 'seed')
+# Of a record that is made again later.
+_OF_THE_MOMENT = ('date', 'commit', 'machine', 'versions')
 # How much of a path a record has: a work directory's set, row and seed.
 _PARTS_SAID = {
   '--workdir': 4,
@@ -160,6 +168,18 @@ def is_finished(run: Run) -> bool:
   return has_scores(run)
 
 
+def _test_images(run: Run) -> int | None:
+  """Number of images that are scored; None if the run does not say."""
+  path = run.folder / JSON_FILE
+  report = read_json(path) if path.exists() else {}
+  return report.get('splits', {}).get('test', {}).get('used')
+
+
+def _note(run: Run) -> str:
+  notes = (run.row.note, run.of.notes.get(run.row.name))
+  return '; '.join(filter(None, notes))
+
+
 def make_record(run: Run) -> dict[str, Any]:
   """The record of a finished run."""
   results = Workdir(str(run.folder)).results()
@@ -180,9 +200,11 @@ def make_record(run: Run) -> dict[str, Any]:
     'versions': {**record.versions(), **results.get('versions', {})},
     'config_sha256': run.resolved.sha256,
     'base_sha256': run.base_sha256,
+    'shared_sha256': run.resolved.shared_sha256,
     'base': run.row.base,
-    'note': run.row.note,
+    'note': _note(run),
     'differs': list(run.resolved.differs),
+    'test_images': _test_images(run),
     'steps': steps,
     'images_seen': steps * run.resolved.config['batch_size'],
     'train_seconds': results['seconds'],
@@ -209,8 +231,9 @@ def _alias_record(run: Run) -> dict[str, Any]:
     'versions': record.versions(),
     'config_sha256': run.resolved.sha256,
     'base_sha256': run.base_sha256,
+    'shared_sha256': run.resolved.shared_sha256,
     'base': run.row.base,
-    'note': run.row.note,
+    'note': _note(run),
     'same_as': run.row.base,
     'rows': [],
   }
@@ -232,8 +255,34 @@ def _only_writer(folder: pathlib.Path) -> Iterator[None]:
     os.close(descriptor)
 
 
+def _write_texts(path: pathlib.Path, records: Sequence[dict[str, Any]]) -> bool:
+  """The tables of records, and README's; False where it lacks the markers."""
+  write_atomically(path.with_suffix('.md'), compare_table.tables(records))
+  if path.resolve() != record.RESULTS / 'compare.json':
+    return True
+  if not any(x['split'] == 'test' for x in records):
+    return True
+  return compare_readme.write_readme(records, compare_readme.README)
+
+
+def renew_texts(path: pathlib.Path) -> bool:
+  """Makes the Markdown of a file of records again.
+
+  That is the tables beside it and, if they are the repository's own results on
+  a test split, the block of README.md.
+
+  Args:
+    path: of the JSON file.
+
+  Returns:
+    Whether README.md has the markers of its block, if it is to have one.
+  """
+  with _only_writer(path.parent):
+    return _write_texts(path, record.read(path))
+
+
 def add_record(path: pathlib.Path, new: dict[str, Any]) -> None:
-  """Adds a record, in place of that with the same key.
+  """Adds a record, in place of that with the same key, and renews the texts.
 
   Args:
     path: of the JSON file.
@@ -241,7 +290,9 @@ def add_record(path: pathlib.Path, new: dict[str, Any]) -> None:
   """
   with _only_writer(path.parent):
     kept = [x for x in record.read(path) if not _same_key(x, new)]
-    write_atomically(path, json.dumps([*kept, new], indent=2) + '\n')
+    records = [*kept, new]
+    write_atomically(path, json.dumps(records, indent=2) + '\n')
+    _write_texts(path, records)
 
 
 def add_finished(path: pathlib.Path, run: Run) -> None:
@@ -252,8 +303,8 @@ def add_finished(path: pathlib.Path, run: Run) -> None:
     run: that is finished, or equals its base.
   """
   new = _alias_record(run) if is_alias(run) else make_record(run)
-  same = ('config_sha256', 'base_sha256', 'rows')
+  said = {k: v for k, v in new.items() if k not in _OF_THE_MOMENT}
   for old in record.read(path):
-    if _same_key(old, new) and all(old.get(k) == new[k] for k in same):
+    if all(old.get(k) == v for k, v in said.items()):
       return
   add_record(path, new)

@@ -2,84 +2,41 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from benchmarks.compare_measured import (
+  LOGREG,
+  RANK1,
+  SCORES,
+  Measured,
+  Record,
+  is_alias,
+  is_outdated,
+  measured_rows,
+  paired,
+  shown_rows,
+  starts_elsewhere,
+  values_of,
+)
 from benchmarks.compare_rows import (
   ROW_BY_NAME,
-  ROWS,
+  SEEDS_FOR_CHOOSING,
   SETS,
   SMOKE,
   SPLITS,
   Set,
 )
 
-BEGIN, END = '<!-- compare:begin -->', '<!-- compare:end -->'
 NOT_MEASURED = 'not measured'
-README_ROWS = ('dino', 'esvit', 'cmd_released', 'cmd', 'particle')
-LOGREG = 'linear/logreg/top1'
-RANK1 = 'retrieval/test-vs-train/rank1'
-KNN = 'knn/20/top1'
-_SCORES = {
-  '`knn/20` top1': KNN,
-  '`linear/logreg` top1': LOGREG,
-  '`retrieval` rank1': RANK1,
-  '`retrieval` mAP': 'retrieval/test-vs-train/mAP',
-}
-_ATTENDING = {'multi-instance': 'mil', "encoder's": 'encoder'}
+_ATTENDING = {'multi-instance': 'mil', "class token's": 'encoder'}
 # Of the annotations that a set has, the first says most of what is claimed.
 _ANNOTATIONS = ('parts', 'keypoints', 'object', 'box')
 _OPPONENTS = ('dino', 'esvit')
 # That of the rows without local views.
 _WITHOUT_LOCAL = 'dino-global-views'
-
-Record = Mapping[str, Any]
-
-
-class Measured(NamedTuple):
-  """The records of a row.
-
-  Attributes:
-    by_seed: seed -> record, of the config of the newest.
-    old: number of records of other configs, which are left out.
-  """
-
-  by_seed: dict[int, Record]
-  old: int
-
-  @property
-  def newest(self) -> Record:
-    """The record made last."""
-    return max(self.by_seed.values(), key=lambda x: x['date'])
-
-
-def measured_rows(records: Iterable[Record]) -> dict[str, Measured]:
-  """The records of a set by row, in the order of `ROWS`, then by name."""
-  of_row: dict[str, list[Record]] = {}
-  for record in records:
-    of_row.setdefault(record['row'], []).append(record)
-  order = {row.name: number for number, row in enumerate(ROWS)}
-  rows = {}
-  for name in sorted(of_row, key=lambda x: (order.get(x, len(order)), x)):
-    newest = max(of_row[name], key=lambda x: x['date'])['config_sha256']
-    kept = [x for x in of_row[name] if x['config_sha256'] == newest]
-    by_seed = {x['seed']: x for x in sorted(kept, key=lambda x: x['seed'])}
-    rows[name] = Measured(by_seed, len(of_row[name]) - len(kept))
-  return rows
-
-
-def _is_alias(row: Measured, rows: Mapping[str, Measured]) -> bool:
-  """Whether the row's config is that of its base as measured now."""
-  base = rows.get(row.newest['base'])
-  of_base = base and base.newest['config_sha256']
-  if row.newest.get('same_as') and base is None:
-    return True
-  return of_base == row.newest['config_sha256']
-
-
-def _values(record: Record, when: str) -> dict[str, float]:
-  return {x['metric']: x[when] for x in record['rows'] if x[when] is not None}
 
 
 def _ratio(values: Mapping[str, float], who: str) -> float | None:
@@ -112,7 +69,7 @@ def _score_cells(all_values: Sequence[Mapping[str, float]]) -> list[str]:
   """Scores in per cent, then ratios."""
   cells = [
     spread([100 * x[metric] for x in all_values if metric in x])
-    for metric in _SCORES.values()
+    for metric in SCORES.values()
   ]
   for who in _ATTENDING.values():
     ratios = [_ratio(x, who) for x in all_values]
@@ -126,12 +83,11 @@ def _cost_cells(records: Sequence[Record]) -> list[str]:
     return f'{statistics.mean(values):,.0f}' if values else '-'
 
   peaks = [x['peak_memory_mib'] for x in records if x.get('peak_memory_mib')]
-  return [
-    mean('images_seen'),
-    mean('train_seconds'),
-    # A program that is compiled takes more than one that is in the cache.
-    f'{min(peaks):,}' if peaks else '-',
-  ]
+  peak = f'{min(peaks):,}' if peaks else '-'
+  # A program that is compiled takes more than one that is in the cache.
+  if len(peaks) == 1:
+    peak += ' with compilation'
+  return [mean('images_seen'), mean('train_seconds'), peak]
 
 
 def _untrained(rows: Mapping[str, Measured]) -> list[str]:
@@ -140,7 +96,7 @@ def _untrained(rows: Mapping[str, Measured]) -> list[str]:
   for row in rows.values():
     for seed, record in row.by_seed.items():
       # The multi-instance attention is not in all of them.
-      for metric, value in _values(record, 'init').items():
+      for metric, value in values_of(record, 'init').items():
         best.setdefault(seed, {}).setdefault(metric, value)
   cells = _score_cells([best[seed] for seed in sorted(best)])
   return ['untrained', str(len(best)), *cells, '', '', '']
@@ -149,7 +105,7 @@ def _untrained(rows: Mapping[str, Measured]) -> list[str]:
 def _main_table(rows: Mapping[str, Measured], wanted: Sequence[str]) -> str:
   costs = ['images seen', 'train s', 'peak MiB']
   looks = [f'{name} attention x' for name in _ATTENDING]
-  header = ['', 'seeds', *_SCORES, *looks, *costs]
+  header = ['', 'seeds', *SCORES, *looks, *costs]
   lines = []
   if any(
     record['rows'] for x in rows.values() for record in x.by_seed.values()
@@ -160,30 +116,17 @@ def _main_table(rows: Mapping[str, Measured], wanted: Sequence[str]) -> str:
     row = rows.get(name)
     if row is None:
       lines.append([f'`{name}`', NOT_MEASURED, *empty])
-    elif _is_alias(row, rows):
+    elif is_alias(row, rows):
       lines.append([f'`{name}`', f'= `{row.newest["base"]}`', *empty])
     elif row.newest.get('same_as'):
       # Its base has changed since, and it has not been run.
       lines.append([f'`{name}`', NOT_MEASURED, *empty])
     else:
       records = list(row.by_seed.values())
-      cells = _score_cells([_values(x, 'final') for x in records])
+      cells = _score_cells([values_of(x, 'final') for x in records])
       seeds = str(len(records))
       lines.append([f'`{name}`', seeds, *cells, *_cost_cells(records)])
   return markdown(header, lines)
-
-
-def paired(row: Measured, other: Measured, metric: str) -> list[float]:
-  """Differences in points, seed by seed, of those that both have."""
-  differences = []
-  for seed in row.by_seed:
-    if seed in other.by_seed:
-      mine, theirs = (
-        _values(x.by_seed[seed], 'final').get(metric) for x in (row, other)
-      )
-      if mine is not None and theirs is not None:
-        differences.append(100 * (mine - theirs))
-  return differences
 
 
 def _difference_table(rows: Mapping[str, Measured]) -> str:
@@ -195,12 +138,12 @@ def _difference_table(rows: Mapping[str, Measured]) -> str:
       text
       for opponent in opponents
       for name in metrics
-      for text in (f'{name} - `{opponent}`', 'least')
+      for text in (f'{name} - `{opponent}`', 'least of seeds')
     ),
   ]
   lines = []
   for name, row in rows.items():
-    if _is_alias(row, rows) or row.newest.get('same_as'):
+    if is_alias(row, rows) or row.newest.get('same_as'):
       continue
     cells = []
     for opponent in opponents:
@@ -216,36 +159,64 @@ def _difference_table(rows: Mapping[str, Measured]) -> str:
   return markdown(header, lines) if lines else ''
 
 
-def _starts_elsewhere(row: Measured, other: Measured) -> bool:
-  """Whether the same seed has drawn another initial encoder."""
-  for seed in row.by_seed.keys() & other.by_seed.keys():
-    mine, theirs = (_values(x.by_seed[seed], 'init') for x in (row, other))
-    if any(mine.get(x) != theirs.get(x) for x in _SCORES.values()):
-      return True
-  return False
-
-
 def _notes(rows: Mapping[str, Measured]) -> list[str]:
   """What a reader must know of rows, a line each."""
-  notes, first = [], next(iter(rows))
-  for name, row in rows.items():
+  shown = shown_rows(rows)
+  notes, first = [], next(iter(shown), '')
+  for name, row in shown.items():
     newest = row.newest
-    if newest.get('same_as') or _is_alias(row, rows):
-      continue
     said = [newest['note']] if newest.get('note') else []
     base = rows.get(newest['base'])
     if base and newest['base_sha256'] != base.newest['config_sha256']:
       said.append(f'a variant of an earlier `{newest["base"]}`: run it again')
+    if is_outdated(row, shown):
+      said.append('of another budget, data or recipe: run it again')
     if newest['differs']:
       fields = ', '.join(f'`config.{x}`' for x in newest['differs'])
       said.append(f'not as in the other rows: {fields}')
-    if _starts_elsewhere(row, rows[first]):
+    if starts_elsewhere(row, shown[first]):
       said.append(f'draws another initial encoder than `{first}`')
     if row.old:
-      said.append(f'{row.old} older seeds of another config are left out')
+      said.append(f'older seeds of another config left out: {row.old}')
     if said:
       notes.append(f'- `{name}`: {"; ".join(said)}')
   return notes
+
+
+def _notes_on_several(rows: Mapping[str, Measured]) -> list[str]:
+  """What a reader must know of several rows at once, a line each."""
+  shown = shown_rows(rows)
+  records = [x for row in shown.values() for x in row.by_seed.values()]
+  if not records:
+    return []
+  commit = max(records, key=lambda x: x['date'])['commit']
+  elsewhere = [
+    f'`{name}`'
+    for name, row in shown.items()
+    if any(x['commit'] != commit for x in row.by_seed.values())
+  ]
+  notes = []
+  if elsewhere:
+    listed = ', '.join(elsewhere)
+    notes.append(f'- not all of the newest commit ({commit}): {listed}')
+  if any(x['split'] == 'test' and x['set'] != SMOKE.name for x in records):
+    seeds = {x['seed'] for x in records} & set(SEEDS_FOR_CHOOSING)
+    if seeds:
+      listed = ', '.join(map(str, sorted(seeds)))
+      notes.append(f'- with seeds that settings are chosen with: {listed}')
+  return notes
+
+
+def _test_images(records: Sequence[Record]) -> str:
+  """How far a score may be off because the images are few."""
+  counts = sorted({x['test_images'] for x in records if x.get('test_images')})
+  if not counts:
+    return ''
+  errors = ', '.join(f'{100 * math.sqrt(0.25 / n):.1f}' for n in counts)
+  return (
+    f'Binomial standard error of a score of 50 % of '
+    f'{", ".join(map(str, counts))} test images, in points: {errors}.'
+  )
 
 
 def _commands(rows: Mapping[str, Measured]) -> str:
@@ -281,7 +252,8 @@ def _section(of: Set | None, name: str, records: Sequence[Record]) -> str:
   ]
   if trained:
     blocks += [
-      '\n'.join(_notes(rows)),
+      _test_images(trained),
+      '\n'.join([*_notes(rows), *_notes_on_several(rows)]),
       'Difference in points, paired by seed:',
       _difference_table(rows) or 'Neither `dino` nor `esvit` is measured.',
       _origin(trained),
@@ -295,10 +267,16 @@ _HEAD = """# Comparison of the methods
 Made by `python -m benchmarks.compare`; not to be edited. Per cent, mean ±
 sample standard deviation over seeds; `x`: share of the attention that falls on
 what is annotated (`parts/hit`) over that of attention that is even, for the
-first of {annotations} that a set has. All rows of a set have the same encoder,
-images seen, augmentation and evaluation but for what the notes say. Seconds are
-of training, the search for parts included; memory is the peak of the process,
-the least of the seeds, as compiling takes more than training."""
+first of {annotations} that a set has. Where the
+encoder pools by the mean (small ViTs) the class token of the last block is
+trained by no loss; a Swin has none, and the column is the attention that its
+patches receive. All rows of a set have the same encoder, images seen,
+augmentation and evaluation but for what the notes say.
+
+Settings are chosen with seeds {first} to {last} on the validation splits; the
+test splits have others, with which nothing is chosen. Seconds are of training,
+the search for parts included; memory is the peak of the process, the least of
+the seeds, as compiling takes more than training."""
 
 _TITLES = {
   'test': '## Test',
@@ -312,7 +290,12 @@ def tables(records: Sequence[Record]) -> str:
   Args:
     records: of compare.json, or of a smoke test.
   """
-  blocks = [_HEAD.format(annotations=', '.join(_ANNOTATIONS))]
+  head = _HEAD.format(
+    annotations=', '.join(_ANNOTATIONS),
+    first=SEEDS_FOR_CHOOSING[0],
+    last=SEEDS_FOR_CHOOSING[-1],
+  )
+  blocks = [head]
   known = {x.name: x for x in (*SETS, SMOKE)}
   of_smoke = any(x['set'] == SMOKE.name for x in records)
   for split in SPLITS:
@@ -329,55 +312,3 @@ def tables(records: Sequence[Record]) -> str:
       _section(known.get(name), name, group) for name, group in found.items()
     ]
   return '\n\n'.join(blocks) + '\n'
-
-
-_README_TAIL = """\
-Per cent on the test split, mean ± sample standard deviation over seeds, at
-equal encoder, images seen and augmentation (`particle` has no local views), by
-`python -m benchmarks.compare`. All variants with their commands, where they
-look and what they cost: [compare.md](benchmarks/results/compare.md)."""
-
-
-def readme_block(records: Sequence[Record]) -> str:
-  """The short table of README.md, its markers included.
-
-  Args:
-    records: of compare.json.
-  """
-  header = [
-    'set',
-    'method',
-    '`linear/logreg` top1',
-    'rank1',
-    '`knn/20` top1',
-    'seeds',
-  ]
-  lines = []
-  for of in SETS:
-    group = [x for x in records if x['set'] == of.name and x['split'] == 'test']
-    rows = {
-      name: row
-      for name, row in measured_rows(group).items()
-      if row.newest['rows']
-    }
-    if not any(name in rows for name in README_ROWS):
-      lines.append([of.name, 'all', NOT_MEASURED, '', '', ''])
-      continue
-    for name in README_ROWS:
-      if name not in rows:
-        lines.append([of.name, f'`{name}`', NOT_MEASURED, '', '', ''])
-        continue
-      values = [_values(x, 'final') for x in rows[name].by_seed.values()]
-      cells = [
-        spread([100 * x[metric] for x in values if metric in x])
-        for metric in (LOGREG, RANK1, KNN)
-      ]
-      lines.append([of.name, f'`{name}`', *cells, str(len(values))])
-  return f'{BEGIN}\n{markdown(header, lines)}\n\n{_README_TAIL}\n{END}'
-
-
-def find_block(text: str) -> str | None:
-  """The block of a README between the markers, these included."""
-  _, begin, rest = text.partition(BEGIN)
-  block, end, _ = rest.partition(END)
-  return f'{begin}{block}{end}' if begin and end else None

@@ -1,7 +1,5 @@
 """Runs of the comparison of methods: planned, run, resumed, recorded."""
 
-import csv
-import io
 import json
 import os
 import pathlib
@@ -10,7 +8,14 @@ import time
 
 import pytest
 
-from benchmarks import compare, compare_rows, compare_runs, compare_team, record
+from benchmarks import (
+  compare,
+  compare_readme,
+  compare_runs,
+  compare_table,
+  compare_team,
+  record,
+)
 from cmd_jax.errors import UserError
 
 _FAKE = pathlib.Path(__file__).with_name('fake_main.py')
@@ -22,7 +27,7 @@ def fake(monkeypatch):
 
 
 def _options(tmp_path, *arguments):
-  return compare.make_parser().parse_args(
+  return compare.parse(
     [
       f'--workdir={tmp_path / "runs"}',
       f'--results={tmp_path / "results"}',
@@ -38,24 +43,6 @@ def _plan(tmp_path, *arguments):
 def _starts(run):
   path = run.folder / 'starts'
   return path.read_text().splitlines() if path.exists() else []
-
-
-@pytest.fixture
-def photographs(tmp_path):
-  """Two sets of photographs without the photographs."""
-  for name in ('cub100_box227', 'cub20'):
-    folder = tmp_path / 'photographs' / name
-    folder.mkdir(parents=True)
-    rows = [
-      f'{name}/{i}.jpg,{name},{label},{split}'
-      for label, name in enumerate(('wren', 'robin'))
-      for split, numbers in (('train', range(10)), ('test', range(10, 14)))
-      for i in numbers
-    ]
-    text = '\n'.join(['file,class_name,label,split', *rows]) + '\n'
-    (folder / 'labels.csv').write_text(text)
-    (folder / 'parts.csv').write_text('file,part_id,x,y,visible\n')
-  return tmp_path / 'photographs'
 
 
 def test_finished_runs_are_not_repeated_and_records_merge(fake, tmp_path):
@@ -94,6 +81,7 @@ def test_finished_runs_are_not_repeated_and_records_merge(fake, tmp_path):
   assert found['wall_seconds'] > 0
   assert found['peak_memory_mib'] > 5
   assert found['side_by_side'] == 1
+  assert found['test_images'] == 960
   assert len(found['load_average']) == 2
   assert '--workdir=runs/toybirds/dino/seed2 ' in found['command']
   assert str(tmp_path) not in path.read_text()
@@ -129,6 +117,59 @@ def test_records_are_made_again_from_folders(fake, tmp_path):
   path.unlink()
   compare.run_all(runs, path)
   assert record.read(path) == before
+
+
+def test_texts_are_those_of_the_records_after_every_run(
+  fake, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(record, 'RESULTS', tmp_path / 'results')
+  readme = tmp_path / 'README.md'
+  monkeypatch.setattr(compare_readme, 'README', readme)
+  frame = f'{compare_readme.BEGIN}\n{compare_readme.END}\n'
+  readme.write_text(frame)
+  # By another name, as --results may give it.
+  path = tmp_path / 'runs' / '..' / 'results' / 'compare.json'
+  (tmp_path / 'runs').mkdir()
+
+  def agree():
+    records = record.read(path)
+    tables = compare_table.tables(records)
+    assert path.with_suffix('.md').read_text() == tables
+    assert readme.read_text().strip() == compare_readme.readme_block(records)
+
+  def checked(team, outcomes=compare_team.Team.outcomes):
+    for number, outcome in enumerate(outcomes(team)):
+      if number:
+        agree()
+      yield outcome
+
+  monkeypatch.setattr(compare_team.Team, 'outcomes', checked)
+  given = ('--set=toybirds', '--rows=dino,esvit', '--seeds=10')
+  on_validation = _plan(tmp_path, *given, '--split=validation')
+  compare.run_all(on_validation[:1], path)
+  assert readme.read_text() == frame
+  compare.run_all(_plan(tmp_path, *given), path)
+  agree()
+  assert 'lacks the lines' not in capsys.readouterr().err
+  readme.write_text('nothing\n')
+  compare.run_all(_plan(tmp_path, *given), path)
+  assert f'{readme} lacks the lines' in capsys.readouterr().err
+  assert readme.read_text() == 'nothing\n'
+  # Of results elsewhere it says nothing.
+  compare.run_all(_plan(tmp_path, *given), tmp_path / 'compare.json')
+  assert 'lacks the lines' not in capsys.readouterr().err
+
+
+def test_a_record_is_renewed_when_what_rows_share_has_changed(fake, tmp_path):
+  path = tmp_path / 'compare.json'
+  (run,) = _plan(tmp_path, '--set=toybirds', '--rows=dino', '--seeds=0')
+  compare.run_all([run], path)
+  (old,) = record.read(path)
+  assert old['shared_sha256'] == run.resolved.shared_sha256
+  path.write_text(json.dumps([{**old, 'shared_sha256': 'earlier'}]))
+  compare.run_all([run], path)
+  assert record.read(path) == [old]
+  assert len(_starts(run)) == 1
 
 
 @pytest.mark.parametrize(
@@ -216,142 +257,6 @@ def test_runs_side_by_side_have_cores_of_their_own(fake, tmp_path):
 def test_more_jobs_than_cores_are_refused():
   with pytest.raises(UserError, match='--jobs=1000: give 1 to'):
     compare_team.share_cores(1000)
-
-
-def test_validation_holds_out_a_fifth_of_each_class_of_train(photographs):
-  text = (photographs / 'cub20' / 'labels.csv').read_text()
-  made = compare.validation_labels(text)
-  assert made == compare.validation_labels(text)
-  given = {row['file']: row for row in csv.DictReader(io.StringIO(text))}
-  rows = list(csv.DictReader(io.StringIO(made)))
-  assert {given[row['file']]['split'] for row in rows} == {'train'}
-  assert len(rows) == 20
-  held_out = [row['class_name'] for row in rows if row['split'] == 'test']
-  assert sorted(held_out) == ['robin', 'robin', 'wren', 'wren']
-  # One class more changes nothing of the others.
-  fewer = [x for x in text.splitlines() if 'robin' not in x]
-  assert set(compare.validation_labels('\n'.join(fewer)).splitlines()) <= set(
-    made.splitlines()
-  )
-
-
-def test_validation_is_apart_from_test(photographs, tmp_path):
-  options = _options(
-    tmp_path,
-    '--tier=cpu',
-    '--rows=dino',
-    '--seeds=0',
-    '--split=validation',
-    f'--photographs={photographs}',
-  )
-  runs, places = compare.plan(options)
-  compare._write_labels(places)
-  birds, cub100, cub20 = runs
-  assert birds.resolved.config['dataset']['test_split'] == 'validation'
-  dataset = cub100.resolved.config['dataset']
-  labels = pathlib.Path(dataset['labels_file'])
-  assert labels.read_text().count(',test\n') == 4
-  assert labels.is_absolute() and 'cub100-validation' in labels.parts
-  assert dataset['path'] == str(photographs / 'cub100_box227')
-  on_test = _plan(
-    tmp_path, '--rows=dino', '--seeds=0', f'--photographs={photographs}'
-  )
-  for run, other in zip(runs, on_test, strict=True):
-    assert run.folder != other.folder
-    assert run.key['split'] == 'validation' != other.key['split']
-    assert run.resolved.sha256 != other.resolved.sha256
-
-
-def test_sets_rows_and_budgets_are_chosen(photographs, tmp_path):
-  given = f'--photographs={photographs}'
-  runs = _plan(tmp_path, '--set=cub20', given, '--seeds=0')
-  assert [run.row.name for run in runs] == [
-    row.name for row in compare_rows.ROWS if row.name in compare_rows.MAIN_ROWS
-  ]
-  runs = _plan(tmp_path, '--set=toybirds', '--epochs=5', '--seeds=3,1,3')
-  assert {run.of.name for run in runs} == {'toybirds-5ep'}
-  assert {run.resolved.config['total_epochs'] for run in runs} == {5}
-  assert len(runs) == 2 * len(compare_rows.ROWS)
-  weights = tmp_path / 'w.safetensors'
-  weights.touch()
-  runs = _plan(tmp_path, '--tier=gpu', given, f'--init={weights}', '--rows=cmd')
-  assert {run.of.name for run in runs} == {
-    'cub100-vit-s16-init',
-    'cub100-swin-t-init',
-  }
-  assert {run.resolved.config['init']['path'] for run in runs} == {str(weights)}
-  (run,) = _plan(
-    tmp_path,
-    '--set=toybirds',
-    '--seeds=0',
-    '--override=config.method.weights.region=0.5',
-    '--override=config.teacher.temperature=0.05',
-    '--row_name=warm',
-  )
-  assert run.resolved.config['teacher']['temperature'] == 0.05
-  assert run.folder.parts[-2:] == ('warm', 'seed0')
-  smoke = _plan(tmp_path, '--smoke')
-  assert len(smoke) == len(compare_rows.ROWS)
-
-
-@pytest.mark.parametrize(
-  'arguments, message',
-  [
-    (['--set=sparrows'], "no 'sparrows': choose from toybirds"),
-    (['--set=toybirds', '--rows=x'], "--rows: there is no 'x'"),
-    (['--set=toybirds', '--seeds=a'], '--seeds=a: give numbers'),
-    (['--set=toybirds', '--tier=cpu'], 'one of --set and --tier'),
-    (['--set=toybirds', '--epochs=0'], 'give at least 1'),
-    (['--set=toybirds', '--row_name=x'], 'both of --override and --row_name'),
-    (
-      ['--set=toybirds', '--row_name=cmd', '--override=config.seed=1'],
-      'give a new name',
-    ),
-    (
-      ['--set=toybirds', '--row_name=../x', '--override=config.seed=1'],
-      'give a new name',
-    ),
-    (['--set=cub100'], 'needs --photographs=FOLDER'),
-    (['--set=cub100', '--photographs=/nowhere'], 'does not exist'),
-    (['--set=cub100', '--photographs=.'], 'neither is nor has a folder cub100'),
-    (['--smoke', '--set=toybirds'], 'a set of its own'),
-  ],
-)
-def test_what_cannot_be_is_explained(tmp_path, arguments, message):
-  with pytest.raises(UserError, match=message):
-    _plan(tmp_path, *arguments)
-
-
-def test_the_folder_of_photographs_is_that_of_the_set(photographs, tmp_path):
-  of = compare_rows.SET_BY_NAME['cub100']
-  folder = photographs / 'cub100_box227'
-  for given in (photographs, folder):
-    assert compare.find_photographs(of, given) == folder
-  with pytest.raises(UserError, match='neither is nor has'):
-    compare.find_photographs(of, photographs / 'cub20')
-
-
-def test_a_dry_run_prints_commands_and_runs_nothing(
-  tmp_path, monkeypatch, capsys
-):
-  monkeypatch.setattr(
-    sys,
-    'argv',
-    [
-      'compare',
-      f'--workdir={tmp_path}',
-      '--smoke',
-      '--rows=cmd,cmd-pool-gated_attention,cmd-no-region',
-      '--dry_run',
-    ],
-  )
-  compare.main()
-  lines = capsys.readouterr().out.splitlines()
-  assert len(lines) == 3
-  assert f'--workdir={tmp_path}/smoke/cmd/seed0' in lines[0]
-  assert "=('knn/20', 'linear/logreg'," in lines[0]
-  assert lines[-1].endswith('--config.seed=0')
-  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -6,7 +6,14 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from benchmarks import compare_configs, compare_rows
-from benchmarks.compare_rows import MAIN_ROWS, ROW_BY_NAME, ROWS, SETS, SMOKE
+from benchmarks.compare_rows import (
+  MAIN_ROWS,
+  ROW_BY_NAME,
+  ROWS,
+  SETS,
+  SHARED,
+  SMOKE,
+)
 from cmd_jax import experiment
 from cmd_jax.config_check import check_config
 from cmd_jax.data import canvas, load
@@ -15,6 +22,25 @@ from cmd_jax.errors import UserError
 
 _ALL = (*SETS, SMOKE)
 _PARTS = ('particle', 'detcon')
+_SHARED = (
+  'batch_size',
+  'total_epochs',
+  'canvas_px',
+  'decode_px',
+  'dataset.',
+  'augment.',
+  'model.',
+  'init.',
+  'lora.',
+  'eval.',
+)
+_RECIPE = (
+  'optim.',
+  'teacher.',
+  'head.',
+  'student_temperature',
+  'term_warmup_epochs',
+)
 
 
 def _resolve(of, name):
@@ -22,17 +48,21 @@ def _resolve(of, name):
 
 
 def test_every_row_that_was_promised_is_there():
-  normalised = [f'{x}-centring' for x in ('dino', 'esvit', 'cmd')]
+  distilled = ('dino', 'esvit', 'cmd')
   pools = ('mean', 'max', 'attention', 'gated_attention')
   assert {
-    *MAIN_ROWS,
-    *normalised,
-    'cmd-sinkhorn',
+    *(*distilled, 'cmd_released', 'dino-global-views', 'detcon', 'particle'),
+    *(f'{x}-centring' for x in distilled),
+    *(f'{x}-sinkhorn' for x in distilled),
+    *(f'{x}-heads-plain' for x in distilled),
+    *(f'{x}-no-warmup' for x in ('esvit', 'cmd')),
     *(f'cmd-no-{x}' for x in ('region', 'student_bag', 'teacher_bag')),
+    *(f'cmd-regions-{x}' for x in ('attended', 'plain')),
     *(f'cmd-pool-{x}' for x in pools),
     *(f'cmd-prototypes-{x}' for x in ('shared', 'separate')),
     *(f'cmd-kl-{x}' for x in ('bag_to_image', 'image_to_bag')),
-  } <= set(ROW_BY_NAME)
+  } == set(ROW_BY_NAME)
+  assert set(MAIN_ROWS) <= set(ROW_BY_NAME)
   assert len(ROW_BY_NAME) == len(ROWS)
   assert all(row.base in (*ROW_BY_NAME, '') for row in ROWS)
   assert {of.tier for of in SETS} == {'cpu', 'gpu'}
@@ -41,6 +71,8 @@ def test_every_row_that_was_promised_is_there():
 @pytest.mark.parametrize('of', _ALL, ids=lambda of: of.name)
 def test_rows_of_a_set_share_encoder_images_views_and_scores(of):
   reference = flatten(_resolve(of, 'cmd').config)
+  assert set(SHARED) == set(_SHARED)
+  assert all(any(x.startswith(y) for x in reference) for y in _SHARED)
   for row in ROWS:
     resolved = _resolve(of, row.name)
     check_config(ConfigDict(resolved.config))
@@ -48,20 +80,66 @@ def test_rows_of_a_set_share_encoder_images_views_and_scores(of):
     other = {
       key
       for key in fields.keys() & reference.keys()
-      if key.startswith(
-        ('model.', 'augment.', 'eval.', 'batch', 'total', 'can')
-      )
+      if key.startswith(_SHARED)
       and not key.startswith('eval.segmentation')
       and fields[key] != reference[key]
     }
     alone = row.method in _PARTS or row.name == 'dino-global-views'
     assert other == ({'augment.num_local'} if alone else set()), row.name
     assert set(resolved.differs) == other
-    if row.method in _PARTS:
-      recipe = flatten(_resolve(of, 'dino').config)
-      for key, value in fields.items():
-        if key.startswith(('optim.', 'teacher.', 'head.')):
-          assert value == recipe[key], (row.name, key)
+
+
+@pytest.mark.parametrize('of', _ALL, ids=lambda of: of.name)
+def test_rows_of_a_set_learn_by_one_recipe(of):
+  reference = flatten(_resolve(of, 'cmd').config)
+  for row in ROWS:
+    fields = flatten(_resolve(of, row.name).config)
+    other = {
+      key
+      for key, value in fields.items()
+      if key.startswith(_RECIPE) and value != reference[key]
+    }
+    # One term alone has nothing to wait for, and parts are the first to learn.
+    if row.method in ('dino', *_PARTS):
+      assert fields['term_warmup_epochs'] == 0, row.name
+      other -= {'term_warmup_epochs'}
+    assert other <= set(row.overrides), row.name
+
+
+def test_what_rows_share_has_a_hash_of_its_own():
+  of = SETS[0]
+  here = _resolve(of, 'cmd')
+  for row in ROWS:
+    assert _resolve(of, row.name).shared_sha256 == here.shared_sha256
+  for fields in (
+    {'total_epochs': 5},
+    {'augment.hue': 0.5},
+    {'dataset.name': 'sparrows'},
+    {'optim.clip_norm': 1.0},
+    {'term_warmup_epochs': 1.0},
+    {'student_temperature': 0.2},
+  ):
+    changed = _resolve(of.changed(fields), 'dino')
+    assert changed.shared_sha256 != here.shared_sha256, fields
+  for fields in ({'method.pooling': 'max'}, {'dataset.data_dir': '/here'}):
+    changed = _resolve(of.changed(fields), 'dino')
+    assert changed.shared_sha256 == here.shared_sha256, fields
+
+
+def test_weights_to_start_from_are_hashed_by_what_is_in_them(tmp_path):
+  def hashes(folder, content):
+    path = tmp_path / folder / 'weights.npz'
+    path.parent.mkdir()
+    path.write_bytes(content)
+    resolved = _resolve(SETS[0].changed({'init.path': str(path)}), 'cmd')
+    return resolved.sha256, resolved.shared_sha256
+
+  one = hashes('one', b'1')
+  assert hashes('copy', b'1') == one
+  assert not set(hashes('other', b'2')) & set(one)
+  gone = SETS[0].changed({'init.path': str(tmp_path / 'gone')})
+  with pytest.raises(UserError, match=r'init\.path=.*gone cannot be read'):
+    _resolve(gone, 'cmd')
 
 
 @pytest.mark.parametrize('of', _ALL, ids=lambda of: of.name)
@@ -146,6 +224,11 @@ def test_the_gpu_tier_is_the_published_recipe_on_photographs(of):
   assert config['model']['name'] == ('swin' if 'swin' in of.name else 'vit')
   assert config['method']['variant'] == 'paper'
   assert config['total_epochs'] == compare_rows.BUDGETS['gpu']['total_epochs']
+  # The photographs are cropped already.
+  assert config['eval']['crop_fraction'] == 0
+  weights = _resolve(of, 'esvit').config['method']['weights']
+  assert weights['region'] == weights['image']
+  assert 'weighs as much as the image' in of.notes['esvit']
 
 
 def test_overrides_are_values_of_the_same_kind():
@@ -165,6 +248,9 @@ def test_overrides_are_values_of_the_same_kind():
     ('config.batch_size=many', 'batch_size is 32, give a value of that kind'),
     ('config.batch_size=2.5', 'batch_size is 32'),
     ('config.method.weights=1', "no field 'method.weights'"),
+    ('config.seed=1', 'seed is chosen by --seeds'),
+    ('config.method.name=dino', 'method.name is chosen by --rows'),
+    ('method.variant=released', 'method.variant is chosen by --rows'),
   ],
 )
 def test_a_wrong_override_is_explained(text, message):

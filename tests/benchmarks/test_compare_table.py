@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import compare, compare_runs, compare_table, record
+from benchmarks import compare_readme, compare_runs, compare_table, record
 from benchmarks.compare_rows import ROWS, SETS
 
 _DAY = '2026-01-{:02d}T00:00:00+00:00'
@@ -34,10 +34,12 @@ def _record(row, seed, score, **fields):
     'machine': {'processor': 'some chip'},
     'versions': {'jax': '1.2'},
     'config_sha256': row,
+    'shared_sha256': 'shared',
     'base_sha256': 'cmd' if row.startswith('cmd-') else '',
     'base': 'cmd' if row.startswith('cmd-') else '',
     'note': '',
     'differs': [],
+    'test_images': 960,
     'steps': 10,
     'images_seen': 48000,
     'train_seconds': 100.0 + seed,
@@ -78,6 +80,9 @@ def test_mean_and_sample_deviation_over_seeds():
     '1,000',
   ]
   assert _line(text, 'untrained')[:3] == ['3', '10.0 ± 0.0', '10.0 ± 0.0']
+  # The first seed alone has been compiled.
+  one = compare_table.tables(_three('cmd', 30))
+  assert _line(one, '`cmd`')[-1] == '1,000 with compilation'
   assert compare_table.spread([1.0]) == '1.0'
   assert compare_table.spread([]) == '-'
 
@@ -88,6 +93,7 @@ def test_differences_are_paired_by_seed():
   records.append(_record('cmd', 7, 99))
   _, _, text = compare_table.tables(records).partition('paired by seed')
   assert _line(text, '`cmd`') == ['+3.0 ± 2.6', '+1.0'] * 2
+  assert text.count('| least of seeds |') == 2
   assert '| `dino` |' not in text
   assert '`esvit`' not in text
 
@@ -124,7 +130,7 @@ def test_records_of_other_configs_are_not_mixed_in():
   variant = _record('cmd-no-region', 0, 20)
   text = compare_table.tables([*_three('cmd', 30, 30)[1:], new, variant])
   assert _line(text, '`cmd`')[:2] == ['1', '50.0']
-  assert '`cmd`: 1 older seeds of another config are left out' in text
+  assert '`cmd`: older seeds of another config left out: 1' in text
   assert '`cmd-no-region`: a variant of an earlier `cmd`: run it again' in text
 
 
@@ -145,6 +151,69 @@ def test_another_initial_encoder_is_noted():
   text = compare_table.tables([*_three('dino', 30), other])
   assert '- `particle`: draws another initial encoder than `dino`' in text
   assert _line(text, 'untrained')[1] == '10.0'
+  # The same to rounding; nothing is said of a score that one of them lacks,
+  # and rows without scores are nothing to compare with.
+  other['rows'][0]['init'] = 0.1009
+  del other['rows'][1]
+  alias = _record('dino', 0, 0, rows=[], same_as='dino')
+  text = compare_table.tables([alias, *_three('esvit', 30), other])
+  assert 'another initial encoder' not in text
+  other['rows'][0]['init'] = 0.102
+  text = compare_table.tables([alias, *_three('esvit', 30), other])
+  assert '- `particle`: draws another initial encoder than `esvit`' in text
+
+
+def test_rows_of_another_budget_or_recipe_are_noted():
+  said = 'of another budget, data or recipe'
+  newer = dict(shared_sha256='new', date=_DAY.format(2))
+  records = [*_three('dino', 30, 31), *_three('cmd', 30, **newer)]
+  text = compare_table.tables(records)
+  assert f'- `dino`: {said}: run it again' in text
+  assert f'`cmd`: {said}' not in text
+  block = compare_readme.readme_block(records)
+  assert _line(block, 'toybirds')[-1] == f'2, {said}'
+  assert block.count(said) == 1
+  # One of its seeds is enough.
+  records[1]['shared_sha256'] = 'new'
+  assert f'- `dino`: {said}' in compare_table.tables(records)
+  records[0]['shared_sha256'] = 'new'
+  assert said not in compare_table.tables(records)
+
+
+def test_other_commits_and_seeds_for_choosing_are_noted():
+  newer = dict(commit='def', date=_DAY.format(2))
+  records = [
+    *(_record(row, 10, 30) for row in ('dino', 'esvit')),
+    _record('cmd', 10, 30, **newer),
+  ]
+  text = compare_table.tables(records)
+  assert '- not all of the newest commit (def): `dino`, `esvit`\n' in text
+  assert 'settings are chosen with:' not in text
+  records = [*_three('cmd', 30, 31), _record('cmd', 10, 30)]
+  text = compare_table.tables(records)
+  assert '- with seeds that settings are chosen with: 0, 1\n' in text
+  assert 'not all of the newest commit' not in text
+  for record_ in records:
+    record_['split'] = 'validation'
+  text = compare_table.tables(records)
+  assert 'settings are chosen with:' not in text
+
+
+def test_the_head_says_what_the_class_token_is_trained_by():
+  text = compare_table.tables(_three('dino', 30))
+  head, _, rest = text.partition('## Test')
+  assert 'the class token of the last block is trained by no loss' in (
+    ' '.join(head.split())
+  )
+  assert "| class token's attention x |" in rest
+  assert 'Settings are chosen with seeds 0 to 4' in head
+
+
+def test_the_error_of_a_score_of_so_many_images_is_said():
+  text = compare_table.tables(_three('dino', 30))
+  assert 'of 50 % of 960 test images, in points: 1.6.' in text
+  text = compare_table.tables(_three('dino', 30, test_images=None))
+  assert 'Binomial' not in text
 
 
 def test_rows_without_local_views_have_a_reference_of_their_own():
@@ -169,14 +238,18 @@ def test_validation_scores_stay_out_of_the_table_of_test_scores():
   assert '77.7' not in test and '`mine`' not in test
   assert _line(validation, '`dino`')[1] == '77.7'
   assert _line(validation, '`mine`')[1] == '66.6'
-  assert '77.7' not in compare_table.readme_block(records)
+  assert '77.7' not in compare_readme.readme_block(records)
 
 
 def test_the_block_of_the_readme(tmp_path):
   records = [*_three('dino', 30, 40), *_three('cmd-no-region', 50)]
-  block = compare_table.readme_block(records)
+  block = compare_readme.readme_block(records)
   lines = block.splitlines()
-  assert (lines[0], lines[-1]) == (compare_table.BEGIN, compare_table.END)
+  assert (lines[0], lines[-1]) == (compare_readme.BEGIN, compare_readme.END)
+  assert lines[-2] == (
+    '    python -m benchmarks.compare --set=toybirds '
+    '--rows=dino,esvit,cmd_released,cmd,particle --seeds=0,1'
+  )
   assert '| toybirds | `dino` | 45.0 ± 7.1 | 25.0 ± 7.1 | 35.0 ± 7.1 | 2 |' in (
     block
   )
@@ -185,13 +258,18 @@ def test_the_block_of_the_readme(tmp_path):
   assert 'no-region' not in block
   readme = tmp_path / 'README.md'
   readme.write_text('before\n')
-  assert not compare.write_readme(records, readme)
-  frame = f'before\n{compare_table.BEGIN}\nold\n{compare_table.END}\nafter\n'
-  readme.write_text(frame)
-  assert compare.write_readme(records, readme)
+  assert not compare_readme.write_readme(records, readme)
+  begin, end = compare_readme.BEGIN, compare_readme.END
+  readme.write_text(f'before\n{begin}\nold\n{end}\nafter\n')
+  assert compare_readme.write_readme(records, readme)
   assert readme.read_text() == f'before\n{block}\nafter\n'
-  assert compare.write_readme([], readme)
+  assert compare_readme.write_readme([], readme)
   assert '45.0' not in readme.read_text()
+
+
+def test_readme_has_the_markers_of_its_block():
+  text = compare_readme.README.read_text()
+  assert compare_readme.find_block(text) is not None
 
 
 def test_readme_and_tables_are_those_of_the_records():
@@ -202,6 +280,6 @@ def test_readme_and_tables_are_those_of_the_records():
   keys = [tuple(x[name] for name in compare_runs.KEY) for x in records]
   assert len(set(keys)) == len(keys)
   assert path.with_suffix('.md').read_text() == compare_table.tables(records)
-  block = compare_table.find_block(compare.README.read_text())
-  if block is not None:
-    assert block == compare_table.readme_block(records)
+  if any(x['split'] == 'test' for x in records):
+    block = compare_readme.find_block(compare_readme.README.read_text())
+    assert block == compare_readme.readme_block(records)
