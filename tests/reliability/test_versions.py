@@ -59,6 +59,8 @@ def test_an_old_run_is_read_reported_and_resumed(old_run, tmp_path, photos):
 
   # The command of then, with the config file of now.
   config = small_run.make_config(photos)
+  # What the file has changed since, the command must say.
+  config.head.use_bn = False
   workdir.check(config.to_dict())
   with pytest.raises(UserError, match='seed is 0 there and 1 here'):
     workdir.check({**config.to_dict(), 'seed': 1})
