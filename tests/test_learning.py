@@ -12,7 +12,7 @@ _REPO = pathlib.Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-def test_a_third_of_the_demo_teaches_the_species(tmp_path):
+def test_half_of_the_demo_teaches_the_species(tmp_path):
   environment = {
     key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'
   }
@@ -30,10 +30,10 @@ def test_a_third_of_the_demo_teaches_the_species(tmp_path):
     check=True,
   )
   results = json.loads((tmp_path / 'run' / 'results.json').read_text())
-  # 15 points were seen; chance fluctuates by 2.
+  # After 12 epochs 25 points and more were seen; chance fluctuates by 2.
   for metric in ('knn/20/top1', 'retrieval/test-vs-train/rank1'):
     assert results['final'][metric] - results['init'][metric] > 0.07
   lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
   last = json.loads(lines[-1])
-  assert last['feature_spread'] > 0.2
+  assert last['feature_spread'] > 0.1
   assert 1 < last['teacher_entropy'] < 6.2
