@@ -174,8 +174,8 @@ MAIN_ROWS = (
 BUDGETS = {
   # 1,500 steps of 32 images, as `make demo`.
   'toybirds': {'total_epochs': 20},
-  # 1,488 steps. With views of 32 pixels, at half the cost, no method was better
-  # than another: RESEARCH.md.
+  # 1,488 steps. With views of 32 pixels, at half the cost, CMD was not better
+  # than EsViT: RESEARCH.md.
   'cub100': {
     'total_epochs': 16,
     'canvas_px': 64,

@@ -30,8 +30,8 @@ def use_small_recipe(config: ConfigDict) -> None:
   ImageNet weights to start from, and days:
 
   - few prototypes, a fast teacher and a high learning rate;
-  - batch normalisation in the heads, without which the targets stay near
-    uniform for most of so short a run (benchmarks/RESEARCH.md);
+  - batch normalisation in the heads, with which more is learned in so short a
+    run (benchmarks/RESEARCH.md);
   - Sinkhorn rather than centring and a colder teacher, which keep the targets
     of a small batch from becoming uniform (at 0.03 -> 0.05 one seed of two
     collapsed);

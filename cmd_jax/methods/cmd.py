@@ -6,7 +6,7 @@ variant='paper', our reading of the paper (cmd_jax/losses has the equations):
 
 An image is a bag of patches; multi-instance attention a decides what each of
 them counts in L_R, L_S and L_T, and learns from all three. Without the gradient
-of L_R it looks at the background (benchmarks/RESEARCH.md).
+of L_R it looked at the background of toybirds (benchmarks/RESEARCH.md).
 
 variant='released', what the published program computes (main_esvit.py
 `DDINOLoss`), where that is defined: no attention, L_R as in EsViT, and in place
