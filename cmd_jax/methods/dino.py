@@ -9,10 +9,11 @@ from flax import linen as nn
 
 from cmd_jax.losses import dino as losses
 from cmd_jax.methods import base, distillation
+from cmd_jax.methods.comparison import Outputs
 from cmd_jax.methods.networks import make_networks
 
 
-def image_value(outputs: distillation.Outputs) -> jax.Array:
+def image_value(outputs: Outputs) -> jax.Array:
   """L_I, [B]."""
   return losses.image_loss(
     outputs.teacher_image_probs, outputs.student_image_log_probs

@@ -10,11 +10,12 @@ from flax import linen as nn
 
 from cmd_jax.losses import esvit as losses
 from cmd_jax.methods import base, dino, distillation
+from cmd_jax.methods.comparison import Outputs
 from cmd_jax.methods.networks import make_networks
 
 
 def region_value(
-  outputs: distillation.Outputs,
+  outputs: Outputs,
   weights: tuple[jax.Array, ...] | None = None,
 ) -> jax.Array:
   """L_R, [B].

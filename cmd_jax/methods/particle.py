@@ -19,8 +19,9 @@ from cmd_jax import parallel
 from cmd_jax.errors import UserError
 from cmd_jax.losses import detcon
 from cmd_jax.losses.streaming import Scores
-from cmd_jax.methods import base, dino, distillation
+from cmd_jax.methods import base, comparison, dino, distillation
 from cmd_jax.methods.base import MethodState, Params, Seen, Term
+from cmd_jax.methods.centring import Centring
 from cmd_jax.methods.networks import draw_uniforms, prototypes_of
 from cmd_jax.methods.part_networks import (
   PartNetworks,
@@ -45,7 +46,7 @@ class Examples(NamedTuple):
     parts: of parts, by both networks.
   """
 
-  images: distillation.Examples
+  images: comparison.Examples
   parts: Parts
 
 
@@ -57,7 +58,7 @@ class Outputs(NamedTuple):
     parts: outputs for parts.
   """
 
-  distilled: distillation.Outputs | None
+  distilled: comparison.Outputs | None
   parts: Parts
 
 
@@ -185,9 +186,7 @@ def _add_parts(
 ) -> base.Method:
   """The method on whole images, with parts beside them."""
   networks = modules.networks
-  centring = distillation.Centring(
-    teacher_normalisation, centre_momentum, axis_name, mesh
-  )
+  centring = Centring(teacher_normalisation, centre_momentum, axis_name, mesh)
 
   def init(rng: jax.Array) -> tuple[Params, MethodState]:
     params, stats = init_part_networks(modules, rng, image_px)
@@ -227,13 +226,13 @@ def _add_parts(
     )
     prototypes = jax.lax.stop_gradient(prototypes_of(networks, teacher_params))
     temperature = teacher_temperature(step)
-    of_images, targets = distillation.gather_examples(student, teacher)
+    of_images, targets = comparison.gather_examples(student, teacher)
     centres = centring.centres(method_state, targets, prototypes, temperature)
     return Seen(
       Examples(of_images, parts),
       targets,
       prototypes_of(networks, params),
-      distillation.Constants(prototypes, centres, temperature),
+      comparison.Constants(prototypes, centres, temperature),
       {'student_stats': stats, 'teacher_stats': stats},
     )
 

@@ -9,7 +9,7 @@ from cmd_jax import schedules
 from cmd_jax.losses import dino as losses
 from cmd_jax.losses import esvit as esvit_losses
 from cmd_jax.losses import streaming
-from cmd_jax.methods import distillation, networks
+from cmd_jax.methods import comparison, networks
 from cmd_jax.models.heads import PrototypeWeights
 from cmd_jax.train_step import make_objective
 from tests import tiny
@@ -71,7 +71,7 @@ class _Case:
     (teacher_cls,) = read('teacher_cls', self.crops[:1])
     (teacher_region,) = read('teacher_region', self.tokens[:1])
     (teacher_features,) = read('teacher_fea', self.tokens[:1])
-    self.targets = distillation.Targets(
+    self.targets = comparison.Targets(
       embedding=teacher_features.mean(2),
       image_bottleneck=jnp.array(teacher_cls[:, :, 0]),
       region_bottleneck=jnp.array(teacher_region),
@@ -91,10 +91,10 @@ class _Case:
       make_objective(method),
       prototypes,
       (
-        distillation.Constants(prototypes, centres, temperature),
+        comparison.Constants(prototypes, centres, temperature),
         {name: term.weight(0) for name, term in method.terms.items()},
       ),
-      distillation.Examples(tuple(cls), tuple(region), (), None),
+      comparison.Examples(tuple(cls), tuple(region), (), None),
       self.targets,
       budget=streaming.Budget(self.num_bytes() // 4, 2**30),
     )

@@ -1,0 +1,102 @@
+"""How the teacher's logits are normalised: centring or Sinkhorn-Knopp."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from cmd_jax.errors import UserError
+from cmd_jax.losses import dino as losses
+from cmd_jax.losses import streaming
+from cmd_jax.methods.base import MethodState, Seen
+from cmd_jax.methods.comparison import Targets
+from cmd_jax.methods.networks import Prototypes
+from cmd_jax.models.heads import prototype_logits
+from cmd_jax.models.layers import wide
+
+TEACHER_NORMALISATIONS = ('centring', 'sinkhorn')
+
+
+class Centring(NamedTuple):
+  """How the teacher's logits are normalised.
+
+  Attributes:
+    normalisation: one of `TEACHER_NORMALISATIONS`.
+    momentum: of the moving average of the logits, for 'centring'.
+    axis_name: axis over which the batch is spread, None if it is global.
+    mesh: the devices over which global arrays are spread; None for arrays of
+      one device.
+  """
+
+  normalisation: str
+  momentum: float
+  axis_name: str | None
+  mesh: Mesh | None
+
+  def check(self) -> None:
+    """Raises UserError for an unknown normalisation."""
+    if self.normalisation not in TEACHER_NORMALISATIONS:
+      raise UserError(
+        f'config.teacher.normalisation is {self.normalisation!r}: '
+        f'choose one of {", ".join(TEACHER_NORMALISATIONS)}'
+      )
+
+  def centres(
+    self,
+    method_state: MethodState,
+    targets: Targets,
+    prototypes: Prototypes,
+    temperature: jax.Array,
+  ) -> dict[str, jax.Array]:
+    """[K] of each head: what is subtracted from the teacher's logits.
+
+    Args:
+      method_state: with the moving averages.
+      targets: what the teacher says.
+      prototypes: the teacher's.
+      temperature: tau_t.
+    """
+    centres = {}
+    for name, features in _bottlenecks(targets).items():
+      if self.normalisation == 'centring':
+        centres[name] = method_state[f'{name}_centre']
+        continue
+      centres[name] = losses.sinkhorn_centre(
+        features,
+        getattr(prototypes, name).kernel(),
+        temperature,
+        axis_name=self.axis_name,
+        mesh=self.mesh,
+      )
+    return centres
+
+  def update(self, method_state: MethodState, seen: Seen) -> dict:
+    """The moving averages after a step, by their names in the state."""
+    centres = {}
+    for name, features in _bottlenecks(seen.targets).items():
+      # Logits are linear: their mean is that of the features times the
+      # prototypes.
+      axes = tuple(range(features.ndim - 1))
+      mean = features.astype(wide(features.dtype)).mean(axes)
+      logits = streaming.over_prototypes(
+        lambda weights, mean=mean: prototype_logits(mean, weights.kernel()),
+        getattr(seen.constants.prototypes, name),
+      )
+      centres[f'{name}_centre'] = losses.update_centre(
+        method_state[f'{name}_centre'],
+        logits,
+        momentum=self.momentum,
+        axis_name=self.axis_name,
+      )
+    return centres
+
+
+def _bottlenecks(targets: Targets) -> dict[str, jax.Array]:
+  """What the teacher's heads there are say, by 'image' and 'region'."""
+  found = {
+    'image': targets.image_bottleneck,
+    'region': targets.region_bottleneck,
+  }
+  return {name: x for name, x in found.items() if x is not None}
