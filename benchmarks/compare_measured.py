@@ -9,12 +9,13 @@ from benchmarks.compare_rows import ROWS
 
 LOGREG = 'linear/logreg/top1'
 RANK1 = 'retrieval/test-vs-train/rank1'
+MAP = 'retrieval/test-vs-train/mAP'
 KNN = 'knn/20/top1'
 SCORES = {
   '`knn/20` top1': KNN,
   '`linear/logreg` top1': LOGREG,
   '`retrieval` rank1': RANK1,
-  '`retrieval` mAP': 'retrieval/test-vs-train/mAP',
+  '`retrieval` mAP': MAP,
 }
 # More than arithmetic in another order makes of the scores of equal encoders.
 _TOLERANCE = 1e-3

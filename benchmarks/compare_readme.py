@@ -9,6 +9,7 @@ from benchmarks import record
 from benchmarks.compare_measured import (
   KNN,
   LOGREG,
+  MAP,
   RANK1,
   Record,
   is_outdated,
@@ -60,6 +61,7 @@ def readme_block(records: Sequence[Record]) -> str:
     'method',
     '`linear/logreg` top1',
     'rank1',
+    'mAP',
     '`knn/20` top1',
     'seeds',
   ]
@@ -72,11 +74,11 @@ def readme_block(records: Sequence[Record]) -> str:
       if row.newest['rows']
     }
     if not any(name in rows for name in ROWS):
-      lines.append([of.name, 'all', NOT_MEASURED, '', '', ''])
+      lines.append([of.name, 'all', NOT_MEASURED, '', '', '', ''])
       continue
     for name in ROWS:
       if name not in rows:
-        lines.append([of.name, f'`{name}`', NOT_MEASURED, '', '', ''])
+        lines.append([of.name, f'`{name}`', NOT_MEASURED, '', '', '', ''])
         continue
       shown += rows[name].by_seed.values()
       values = [values_of(x, 'final') for x in rows[name].by_seed.values()]
@@ -85,7 +87,7 @@ def readme_block(records: Sequence[Record]) -> str:
         seeds += ', of another budget, data or recipe'
       cells = [
         spread([100 * x[metric] for x in values if metric in x])
-        for metric in (LOGREG, RANK1, KNN)
+        for metric in (LOGREG, RANK1, MAP, KNN)
       ]
       lines.append([of.name, f'`{name}`', *cells, seeds])
   tail = _TAIL.format(command=_command(shown))
