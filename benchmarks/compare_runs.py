@@ -180,29 +180,38 @@ def _note(run: Run) -> str:
   return '; '.join(filter(None, notes))
 
 
-def make_record(run: Run) -> dict[str, Any]:
-  """The record of a finished run."""
-  results = Workdir(str(run.folder)).results()
-  sessions = record.read(run.sessions) or [{}]
+def _common(run: Run) -> dict[str, Any]:
+  """What all records have, as of now."""
   now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-  wall = [x['wall_seconds'] for x in sessions if 'wall_seconds' in x]
-  peak = [x['peak_memory_mib'] for x in sessions if 'peak_memory_mib' in x]
-  steps = results['steps']
   return {
     **run.key,
     'command': run.short_command,
-    'date': sessions[-1].get('date', now),
-    'commit': sessions[-1].get('commit', ''),
-    'machine': {
-      **record.describe_machine(),
-      'devices': results.get('hardware', ''),
-    },
-    'versions': {**record.versions(), **results.get('versions', {})},
+    'date': now,
+    'commit': record.commit(),
+    'machine': record.describe_machine(),
+    'versions': record.versions(),
     'config_sha256': run.resolved.sha256,
     'base_sha256': run.base_sha256,
     'shared_sha256': run.resolved.shared_sha256,
     'base': run.row.base,
     'note': _note(run),
+  }
+
+
+def make_record(run: Run) -> dict[str, Any]:
+  """The record of a finished run."""
+  results = Workdir(str(run.folder)).results()
+  sessions = record.read(run.sessions) or [{}]
+  common = _common(run)
+  wall = [x['wall_seconds'] for x in sessions if 'wall_seconds' in x]
+  peak = [x['peak_memory_mib'] for x in sessions if 'peak_memory_mib' in x]
+  steps = results['steps']
+  return {
+    **common,
+    'date': sessions[-1].get('date', common['date']),
+    'commit': sessions[-1].get('commit', ''),
+    'machine': {**common['machine'], 'devices': results.get('hardware', '')},
+    'versions': {**common['versions'], **results.get('versions', {})},
     'differs': list(run.resolved.differs),
     'test_images': _test_images(run),
     'steps': steps,
@@ -221,22 +230,7 @@ def make_record(run: Run) -> dict[str, Any]:
 
 def _alias_record(run: Run) -> dict[str, Any]:
   """Says that the row equals its base."""
-  now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-  return {
-    **run.key,
-    'command': run.short_command,
-    'date': now,
-    'commit': record.commit(),
-    'machine': record.describe_machine(),
-    'versions': record.versions(),
-    'config_sha256': run.resolved.sha256,
-    'base_sha256': run.base_sha256,
-    'shared_sha256': run.resolved.shared_sha256,
-    'base': run.row.base,
-    'note': _note(run),
-    'same_as': run.row.base,
-    'rows': [],
-  }
+  return {**_common(run), 'same_as': run.row.base, 'rows': []}
 
 
 def _same_key(one: dict[str, Any], other: dict[str, Any]) -> bool:

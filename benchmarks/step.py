@@ -16,10 +16,9 @@ from ml_collections import ConfigDict
 from cmd_jax import parallel
 from cmd_jax.data import augment
 from cmd_jax.errors import UserError
-from cmd_jax.methods import make_method
 from cmd_jax.methods.base import Method
 from cmd_jax.models import make_encoder
-from cmd_jax.recipe import make_optimizer, make_schedules
+from cmd_jax.recipe import make_method_maker, make_optimizer, make_schedules
 from cmd_jax.train_state import TrainState, init_train_state
 from cmd_jax.train_step import Batch, make_train_step
 from configs import common
@@ -122,28 +121,6 @@ def _compile_step(make: Callable, mode: str, mesh: Mesh) -> Callable:
   return jax.jit(step, donate_argnums=0)
 
 
-def _method_maker(config: ConfigDict, schedules: dict) -> Callable:
-  """(axis_name, mesh) -> `Method`."""
-
-  def method_for(axis_name, mesh):
-    return make_method(
-      encoder=make_encoder(axis_name=axis_name, **config.model),
-      image_px=config.augment.global_px,
-      head=config.head.to_dict(),
-      student_temperature=config.student_temperature,
-      teacher_temperature=schedules['teacher_temperature'],
-      centre_momentum=config.teacher.centre_momentum,
-      teacher_normalisation=config.teacher.normalisation,
-      axis_name=axis_name,
-      mesh=mesh,
-      lora=config.lora.to_dict(),
-      is_frozen=lambda path: False,
-      **config.method.to_dict(),
-    )
-
-  return method_for
-
-
 def _batch_like(config: ConfigDict, mesh: Mesh) -> Batch:
   size, px = config.batch_size, config.canvas_px
 
@@ -175,10 +152,12 @@ def make_step(
     change: what is done to the method before the step is built.
   """
   named = make_schedules(config, STEPS_PER_EPOCH, TOTAL_STEPS)
-  optimizer = make_optimizer(
-    config.optim, named, STEPS_PER_EPOCH, lambda path: False
-  )
-  method_for = _method_maker(config, named)
+
+  def is_frozen(path):
+    return False
+
+  optimizer = make_optimizer(config.optim, named, STEPS_PER_EPOCH, is_frozen)
+  method_for = make_method_maker(config, named, is_frozen)
 
   def make(axis_name, mesh):
     return make_train_step(

@@ -24,13 +24,17 @@ from cmd_jax.data.order import batch_indices
 from cmd_jax.data.resident import batch_like
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators import part_segmentation
-from cmd_jax.methods import make_method
-from cmd_jax.methods.base import Method, warm_up_terms
+from cmd_jax.methods.base import Method
 from cmd_jax.models import make_encoder, partial
 from cmd_jax.models.fcn import make_decoder
 from cmd_jax.models.feature_maps import check_facet
 from cmd_jax.parts.plan import Plan, make_plan
-from cmd_jax.recipe import check_parallel, make_optimizer, make_schedules
+from cmd_jax.recipe import (
+  check_parallel,
+  make_method_maker,
+  make_optimizer,
+  make_schedules,
+)
 from cmd_jax.train_state import TrainState, init_train_state, state_shardings
 from cmd_jax.train_step import Batches, make_train_step, take_several
 from cmd_jax.workdir import Workdir
@@ -266,25 +270,7 @@ def _make_functions(
   # How many parts there are is what their source says.
   of_parts = {} if plan is None else {'num_parts': plan.num_ids}
 
-  def method_for(axis_name, mesh):
-    method = make_method(
-      encoder=make_encoder(axis_name=axis_name, **config.model),
-      image_px=config.augment.global_px,
-      head=config.head.to_dict(),
-      student_temperature=config.student_temperature,
-      teacher_temperature=named['teacher_temperature'],
-      centre_momentum=config.teacher.centre_momentum,
-      teacher_normalisation=config.teacher.normalisation,
-      axis_name=axis_name,
-      mesh=mesh,
-      lora=config.lora.to_dict(),
-      is_frozen=is_frozen,
-      **of_parts,
-      **config.method.to_dict(),
-    )
-    if 'term_warmup' in named:
-      method = warm_up_terms(method, named['term_warmup'])
-    return method
+  method_for = make_method_maker(config, named, is_frozen, **of_parts)
 
   several = config.parallel.steps_per_dispatch > 1
 

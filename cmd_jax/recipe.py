@@ -1,12 +1,18 @@
-"""The optimiser and the schedules of a run, out of its config."""
+"""The method, the optimiser and the schedules of a run, out of its config."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cmd_jax import optim, parallel, schedules
 from cmd_jax.errors import UserError
+from cmd_jax.methods import make_method
+from cmd_jax.methods.base import Method, warm_up_terms
+from cmd_jax.models import make_encoder, partial
 from cmd_jax.schedules import Schedule
 
 # Whose losses are means over the examples once the centres are given.
@@ -123,6 +129,49 @@ def _check_grad_accum(config: ConfigDict, num_devices: int) -> None:
       raise UserError(
         f'{field}, but {of_batch}: use {instead}, or 1 and more devices'
       )
+
+
+def make_method_maker(
+  config: ConfigDict,
+  named: dict[str, Schedule],
+  is_frozen: partial.IsFrozen,
+  **of_parts,
+) -> Callable[[str | None, Mesh | None], Method]:
+  """What makes the method for a device or for global arrays.
+
+  Args:
+    config: as configs/common.py makes it.
+    named: from `make_schedules`.
+    is_frozen: path of a parameter -> whether it stays as it is.
+    **of_parts: arguments of a method of parts that the config does not have.
+
+  Returns:
+    (axis over which the batch is spread or None, devices over which global
+    arrays are spread or None) -> `Method`; raises UserError for what the
+    factories of encoders and methods refuse.
+  """
+
+  def make(axis_name: str | None, mesh: Mesh | None) -> Method:
+    method = make_method(
+      encoder=make_encoder(axis_name=axis_name, **config.model),
+      image_px=config.augment.global_px,
+      head=config.head.to_dict(),
+      student_temperature=config.student_temperature,
+      teacher_temperature=named['teacher_temperature'],
+      centre_momentum=config.teacher.centre_momentum,
+      teacher_normalisation=config.teacher.normalisation,
+      axis_name=axis_name,
+      mesh=mesh,
+      lora=config.lora.to_dict(),
+      is_frozen=is_frozen,
+      **of_parts,
+      **config.method.to_dict(),
+    )
+    if 'term_warmup' in named:
+      method = warm_up_terms(method, named['term_warmup'])
+    return method
+
+  return make
 
 
 def make_optimizer(
