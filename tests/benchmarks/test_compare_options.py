@@ -71,8 +71,10 @@ def test_validation_is_apart_from_test(photographs, tmp_path):
   )
   runs, places = compare.plan(options)
   compare._write_labels(places)
-  birds, cub100, cub20 = runs
-  assert birds.resolved.config['dataset']['test_split'] == 'validation'
+  *birds, cub100, cub20 = runs
+  assert len(birds) == 2
+  for run in birds:
+    assert run.resolved.config['dataset']['test_split'] == 'validation'
   dataset = cub100.resolved.config['dataset']
   labels = pathlib.Path(dataset['labels_file'])
   assert labels.read_text().count(',test\n') == 4
@@ -96,7 +98,9 @@ def test_sets_rows_and_budgets_are_chosen(photographs, tmp_path):
   runs = _plan(tmp_path, '--set=toybirds', '--epochs=5', '--seeds=3,1,3')
   assert {run.of.name for run in runs} == {'toybirds-5ep'}
   assert {run.resolved.config['total_epochs'] for run in runs} == {5}
-  assert len(runs) == 2 * len(compare_rows.ROWS)
+  assert len(runs) == 2 * len(compare_rows.MAIN_ROWS)
+  runs = _plan(tmp_path, '--set=toybirds-12ep', '--seeds=3')
+  assert len(runs) == len(compare_rows.ROWS)
   weights = tmp_path / 'w.safetensors'
   weights.touch()
   runs = _plan(

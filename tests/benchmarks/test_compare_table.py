@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import compare_readme, compare_runs, compare_table, record
-from benchmarks.compare_rows import ROWS, SETS
+from benchmarks.compare_rows import MAIN_ROWS, ROWS, SETS
 
 _DAY = '2026-01-{:02d}T00:00:00+00:00'
 
@@ -101,6 +101,10 @@ def test_differences_are_paired_by_seed():
 def test_what_was_not_run_says_so():
   text = compare_table.tables(_three('dino', 30))
   assert _line(text, '`cmd_released`')[0] == compare_table.NOT_MEASURED
+  for name in MAIN_ROWS:
+    assert f'| `{name}` |' in text
+  assert '`cmd-no-region`' not in text
+  text = compare_table.tables([_record('dino', 0, 30, set='toybirds-12ep')])
   for row in ROWS:
     assert f'| `{row.name}` |' in text
   for of in SETS:
