@@ -86,6 +86,9 @@ def _fields_of_set(of: Set, method: str) -> tuple[str, dict, dict]:
       if k in base and not k.startswith('dataset.')
     )
   fields.update((k, v) for k, v in of.overrides.items() if k in fields)
+  # One term alone has nothing to wait for, and parts are the first to learn.
+  if not base['term_warmup_epochs']:
+    fields['term_warmup_epochs'] = 0.0
   return words, base, fields
 
 

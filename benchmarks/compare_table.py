@@ -82,12 +82,15 @@ def _cost_cells(records: Sequence[Record]) -> list[str]:
     values = [x[name] for x in records if x.get(name) is not None]
     return f'{statistics.mean(values):,.0f}' if values else '-'
 
-  peaks = [x['peak_memory_mib'] for x in records if x.get('peak_memory_mib')]
-  peak = f'{min(peaks):,}' if peaks else '-'
+  def least(name: str) -> str:
+    values = [x[name] for x in records if x.get(name) is not None]
+    return f'{min(values):,.0f}' if values else '-'
+
+  peak = least('peak_memory_mib')
   # A program that is compiled takes more than one that is in the cache.
-  if len(peaks) == 1:
+  if len(records) == 1:
     peak += ' with compilation'
-  return [mean('images_seen'), mean('train_seconds'), peak]
+  return [mean('images_seen'), least('train_seconds'), peak]
 
 
 def _untrained(rows: Mapping[str, Measured]) -> list[str]:
@@ -275,8 +278,10 @@ augmentation and evaluation but for what the notes say.
 
 Settings are chosen with seeds {first} to {last} on the validation splits; the
 test splits have others, with which nothing is chosen. Seconds are of training,
-the search for parts included; memory is the peak of the process, the least of
-the seeds, as compiling takes more than training."""
+the search for parts included, memory is the peak of the process: the least of
+the seeds, as other work on the machine adds to the one and compiling to the
+other. One look at the test split of toybirds, with seeds 0 to 2, led to the
+warm-up of the terms (RESEARCH.md)."""
 
 _TITLES = {
   'test': '## Test',

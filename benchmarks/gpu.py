@@ -2,10 +2,9 @@
 
   python -m benchmarks.gpu [--seconds=570]
 
-Runs the train step (ViT-S/16, K = 65,536, bfloat16, 64 and 128 images, with
-every kind of attention that the config offers), augmentation and k-means, each
-in a process of its own, and prints one table. What does not fit into the time
-or fails is a row that says so.
+Runs the train step (ViT-S/16, K = 65,536, bfloat16, 64 and 128 images),
+augmentation and k-means, each in a process of its own, and prints one table.
+What does not fit into the time or fails is a row that says so.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from tqdm import tqdm
 
 from benchmarks import record
 from cmd_jax.errors import UserError
-from configs import common
 
 STEP = (
   '--variant=S',
@@ -31,8 +29,6 @@ STEP = (
   '--parts',
 )
 BATCHES = (64, 128)
-# Kinds of attention there may be in config.model.
-ATTENTIONS = ('xla', 'cudnn')
 ASK = 'import jax; d = jax.devices()[0]; print(d.platform, d.device_kind)'
 COLUMNS = (
   'images_per_second',
@@ -45,19 +41,10 @@ COLUMNS = (
 )
 
 
-def jobs(with_attention: bool) -> list[tuple[str, tuple[str, ...]]]:
-  """(benchmark, its options) in the order of their worth.
-
-  Args:
-    with_attention: whether config.model has the field `attention`.
-  """
-  kinds = [f'--set=model.attention={kind}' for kind in ATTENTIONS]
+def jobs() -> list[tuple[str, tuple[str, ...]]]:
+  """(benchmark, its options) in the order of their worth."""
   return [
-    *(
-      ('train_step', (*STEP, f'--batch_size={size}', *kind))
-      for size in BATCHES
-      for kind in ([(x,) for x in kinds] if with_attention else [()])
-    ),
+    *(('train_step', (*STEP, f'--batch_size={size}')) for size in BATCHES),
     ('augmentation', ('--images=128', '--no-pillow')),
     ('kmeans', ('--images=16', '--rounds=2')),
   ]
@@ -125,8 +112,7 @@ def main() -> None:
   parser.add_argument('--seconds', type=float, default=570.0)
   run = record.begin('gpu', parser)
   kind, start, rows = find_gpu(), time.monotonic(), []
-  has_attention = 'attention' in common.model_fields('vit')
-  for name, options in tqdm(jobs(has_attention), unit='run'):
+  for name, options in tqdm(jobs(), unit='run'):
     left = run.options.seconds - (time.monotonic() - start)
     rows += run_job(name, options, run.options.results.resolve(), left)
   record.finish(run, rows, gpu=kind)

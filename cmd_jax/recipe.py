@@ -137,7 +137,7 @@ def make_method_maker(
   is_frozen: partial.IsFrozen,
   **of_parts,
 ) -> Callable[[str | None, Mesh | None], Method]:
-  """What makes the method for a device or for global arrays.
+  """A function that builds the method, for one device or for global arrays.
 
   Args:
     config: as configs/common.py makes it.
@@ -147,8 +147,11 @@ def make_method_maker(
 
   Returns:
     (axis over which the batch is spread or None, devices over which global
-    arrays are spread or None) -> `Method`; raises UserError for what the
-    factories of encoders and methods refuse.
+    arrays are spread or None) -> `Method`.
+
+  Raises:
+    UserError: when it is called, for what the factories of encoders and methods
+      refuse.
   """
 
   def make(axis_name: str | None, mesh: Mesh | None) -> Method:

@@ -96,7 +96,7 @@ def part_fields(source: str) -> ConfigDict:
     cosegmentation=dict(
       num_parts=9,
       stride_px=8,
-      # None are all; the released code takes 0, 2, 4, 5 of a ViT-S's six.
+      # Empty for all; the released code takes 0, 2, 4, 5 of a ViT-S's six.
       saliency_heads=(),
       log_bin=False,
       # 0 is found by the elbow, up to max_clusters.
@@ -285,8 +285,10 @@ def published(argument: Argument) -> ConfigDict:
   config.method = method_fields(argument.method, argument.encoder)
   if argument.method in ('particle', 'detcon'):
     config.parts = part_fields(_usual_parts(argument))
-  # While the weights of all terms but the image's rise from 0; 0 for at once.
-  config.term_warmup_epochs = 0.0
+  # Epochs over which the weights of all terms but the image's rise from 0; 0
+  # gives them their full weight at once, as published. CMD's own weights need
+  # it (benchmarks/RESEARCH.md): as long as the teacher's temperature rises.
+  config.term_warmup_epochs = 30.0 if argument.method == 'cmd' else 0.0
   config.student_temperature = 0.1
   config.teacher = dict(
     # 'ramped' follows at once at first and then with final_momentum.

@@ -39,8 +39,8 @@ def use_small_recipe(config: ConfigDict) -> None:
   - more brightness and contrast jitter, because light is the shortcut, and less
     of hue and gray, because colour tells fine-grained categories apart;
   - regions at half of the image's weight, and all terms but the image's rising
-    from 0 over six epochs: at once or at the same weight the image term learns
-    late or not at all with some seeds.
+    from 0 over six epochs (methods of parts aside): at once or at the same
+    weight the image term learns late or not at all with some seeds.
   """
   config.batch_size = 32
   config.augment.update(

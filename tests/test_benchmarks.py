@@ -266,13 +266,6 @@ def test_the_list_names_every_benchmark(capsys):
   assert 'python -m benchmarks.NAME' in capsys.readouterr().out
 
 
-def test_gpu_jobs_ask_for_attention_only_where_there_is_a_choice():
-  plain = [x for x in gpu.jobs(False) if x[0] == 'train_step']
-  choice = [x for x in gpu.jobs(True) if x[0] == 'train_step']
-  assert len(choice) == len(gpu.ATTENTIONS) * len(plain)
-  assert not any('attention' in option for _, x in plain for option in x)
-
-
 def test_without_a_gpu_the_gpu_benchmark_says_so(monkeypatch):
   monkeypatch.setattr(gpu, 'ASK', "print('cpu cpu')")
   with pytest.raises(UserError, match='no GPU but cpu'):

@@ -24,7 +24,8 @@ class Examples(NamedTuple):
     image_bottlenecks: [B, V, d] of the image head, of length 1.
     region_bottlenecks: [B, V, N, d] of the region head.
     attention: [B, V, N] of the MIL head.
-    teacher_attention: [B, T, N] of the MIL head on the teacher's tokens; None
+    teacher_attention: [B, T, N] of the student's MIL head on the teacher's
+      tokens; None
       without one.
   """
 
@@ -113,7 +114,7 @@ def compute_scores(
   *,
   student_temperature: float,
 ) -> Scores:
-  """Looks at prototypes: the `Logits` of both networks.
+  """Computes both networks' `Logits` over all or some prototypes.
 
   Args:
     prototypes: the student's.

@@ -51,7 +51,7 @@ class ViewFeatures(NamedTuple):
     image_bottleneck: [B, V, d] of the image head, of length 1; None without.
     features: [B, V, N, D] tokens of the encoder.
     region_bottleneck: [B, V, N, d] of the region head; None without one.
-    attention: [B, V, N] of the student's MIL head; None without one.
+    attention: [B, V, N] of the network's MIL head; None without one.
   """
 
   embedding: jax.Array

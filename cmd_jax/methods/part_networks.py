@@ -176,8 +176,9 @@ def apply_view_by_view(
 ) -> tuple[tuple[ViewFeatures, ...], Stats]:
   """`apply_networks`, with batch statistics of one view at a time.
 
-  As the released ResNet program: each view is normalised by its own batch, and
-  the running statistics are updated once a view, in the order of the views.
+  As the released ResNet program: in the encoder each view is normalised by its
+  own batch, and the running statistics are updated once a view, in the order of
+  the views. Heads see all views at once.
   """
   if not stats:
     return apply_networks(networks, params, stats, views, uniforms)

@@ -126,7 +126,8 @@ def make_particle(
   Student and teacher share their running batch statistics: both update them,
   the teacher first, as in the released ResNet program, which swaps the weights
   of one network (train_particle_resnet.py). The ViT program has two networks,
-  but no such statistics.
+  but no such statistics; where the image head of a ViT normalises by the batch
+  (`head.use_bn`) its statistics are shared likewise.
 
   The released programs draw parts without replacement, so where a view has
   fewer parts than samples they contrast empty ones, whose features are 0, and

@@ -355,7 +355,7 @@ def make_vit(
     patch_stride_px = patch_px
   if not 0 < patch_stride_px <= patch_px:
     raise UserError(
-      f'config.model.patch_stride_px is {patch_stride_px}: it must be from 1 '
+      f'patch_stride_px is {patch_stride_px}: it must be from 1 '
       f'to patch_px {patch_px}'
     )
   hidden_dim = int(width * mlp_ratio)

@@ -76,7 +76,7 @@ def test_mean_and_sample_deviation_over_seeds():
     '2.10 ± 0.10',
     '1.50 ± 0.00',
     '48,000',
-    '101',
+    '100',
     '1,000',
   ]
   assert _line(text, 'untrained')[:3] == ['3', '10.0 ± 0.0', '10.0 ± 0.0']

@@ -81,7 +81,11 @@ def test_one_stops_and_two_go_on_then_four(launcher, alone, tmp_path):
     ('--config=configs/toybirds.py:method=cmd,quicktest',),
     ('--config=configs/toybirds.py:method=esvit,encoder=swin,quicktest',),
     ('--config.parallel.state=fsdp',),
-    ('--config.parallel.grad_accum_steps=2',),
+    (
+      '--config.parallel.grad_accum_steps=2',
+      '--config.teacher.normalisation=centring',
+      '--config.head.use_bn=False',
+    ),
   ],
 )
 def test_four_train_as_one(launcher, tmp_path, arguments):
