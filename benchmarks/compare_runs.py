@@ -30,12 +30,14 @@ from cmd_jax.workdir import Workdir, read_json
 KEY = ('tier', 'set', 'split', 'row', 'seed')
 # Of a record that is made again later.
 _OF_THE_MOMENT = ('date', 'commit', 'machine', 'versions')
-# How much of a path a record has: a work directory's set, row and seed.
+# How much of a path a record has; a work directory's set, row and seed are said
+# below the usual folder.
 _PARTS_SAID = {
-  '--workdir': 4,
+  '--workdir': 3,
   '--config.dataset.labels_file': 2,
   '--config.eval.parts_hit.keypoints': 2,
 }
+_USUAL = 'runs/compare/'
 
 
 def _typed(arguments: Sequence[str]) -> str:
@@ -48,7 +50,8 @@ def _shorten(argument: str) -> str:
   name, _, value = argument.partition('=')
   if not value.startswith('/'):
     return argument
-  return f'{name}={"/".join(value.split("/")[-_PARTS_SAID.get(name, 1) :])}'
+  said = '/'.join(value.split('/')[-_PARTS_SAID.get(name, 1) :])
+  return f'{name}={_USUAL if name == "--workdir" else ""}{said}'
 
 
 class Run(NamedTuple):

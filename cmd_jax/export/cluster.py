@@ -72,7 +72,7 @@ def find_clusters(
     from sklearn.cluster import HDBSCAN, KMeans
   except ImportError as error:
     raise UserError(
-      "--mode=cluster needs scikit-learn: pip install 'cmd_jax[export]'"
+      "--mode=cluster needs scikit-learn: pip install -e '.[export]'"
     ) from error
   count = len(vectors)
   if not 0 <= num_clusters <= count:

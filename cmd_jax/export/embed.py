@@ -179,7 +179,7 @@ def _pyarrow() -> Any:
     import pyarrow.parquet
   except ImportError as error:
     raise UserError(
-      "Parquet needs pyarrow: pip install 'cmd_jax[export]', or give --output "
+      "Parquet needs pyarrow: pip install -e '.[export]', or give --output "
       'a name that ends in .npz'
     ) from error
   return pyarrow

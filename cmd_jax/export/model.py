@@ -87,7 +87,7 @@ def _as_onnx(network: Network, request: Request) -> Exported:
     if error.name != 'onnx':
       raise
     raise UserError(
-      "--format=onnx needs the onnx package: pip install 'cmd_jax[onnx]'"
+      "--format=onnx needs the onnx package: pip install -e '.[onnx]'"
     ) from error
   model = to_onnx(network, attention=request.attention)
   return model.SerializeToString(), describe(network, **describe_onnx(model))

@@ -85,7 +85,7 @@ def nearest_by_faiss(queries: np.ndarray, gallery: np.ndarray, k: int) -> Found:
     import faiss
   except ImportError as error:
     raise UserError(
-      "--index=faiss needs FAISS: pip install 'cmd_jax[faiss]', or leave it out"
+      "--index=faiss needs FAISS: pip install -e '.[faiss]', or leave it out"
     ) from error
   index = faiss.IndexFlatIP(gallery.shape[1])
   index.add(unit_rows(gallery))

@@ -65,7 +65,7 @@ def felzenszwalb_masks(
     from skimage.segmentation import felzenszwalb
   except ImportError as error:
     raise UserError(
-      'Felzenszwalb masks need scikit-image: pip install cmd_jax[parts]'
+      "Felzenszwalb masks need scikit-image: pip install -e '.[parts]'"
     ) from error
   if not 1 <= max_parts <= 256:
     raise UserError(

@@ -107,6 +107,6 @@ def make_map(vectors: np.ndarray) -> Map:
   try:
     points = _tsne(components)
   except ImportError:
-    note = "t-SNE needs openTSNE: pip install 'cmd_jax[report]'"
+    note = "t-SNE needs openTSNE: pip install -e '.[report]'"
     return Map('PCA', _fill_square(flat), note)
   return Map('t-SNE', _fill_square(points))

@@ -83,7 +83,7 @@ def test_finished_runs_are_not_repeated_and_records_merge(fake, tmp_path):
   assert found['side_by_side'] == 1
   assert found['test_images'] == 960
   assert len(found['load_average']) == 2
-  assert '--workdir=runs/toybirds/dino/seed2 ' in found['command']
+  assert '--workdir=runs/compare/toybirds/dino/seed2 ' in found['command']
   assert str(tmp_path) not in path.read_text()
   assert '61.0 ± 1.0' in path.with_suffix('.md').read_text()
 
