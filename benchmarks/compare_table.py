@@ -88,7 +88,7 @@ def _cost_cells(records: Sequence[Record]) -> list[str]:
 
   peak = least('peak_memory_mib')
   # A program that is compiled takes more than one that is in the cache.
-  if len(records) == 1:
+  if len(records) == 1 and peak != '-':
     peak += ' with compilation'
   return [mean('images_seen'), least('train_seconds'), peak]
 
