@@ -27,7 +27,6 @@ from benchmarks.compare_rows import (
   SETS,
   SMOKE,
   SPLITS,
-  Set,
 )
 
 NOT_MEASURED = 'not measured'
@@ -210,7 +209,7 @@ def _notes_on_several(rows: Mapping[str, Measured]) -> list[str]:
   return notes
 
 
-def _test_images(records: Sequence[Record]) -> str:
+def _scored_images(records: Sequence[Record]) -> str:
   """How far a score may be off because the images are few."""
   counts = sorted({x['test_images'] for x in records if x.get('test_images')})
   if not counts:
@@ -218,7 +217,7 @@ def _test_images(records: Sequence[Record]) -> str:
   errors = ', '.join(f'{100 * math.sqrt(0.25 / n):.1f}' for n in counts)
   return (
     f'Binomial standard error of a score of 50 % of '
-    f'{", ".join(map(str, counts))} test images, in points: {errors}.'
+    f'{", ".join(map(str, counts))} scored images, in points: {errors}.'
   )
 
 
@@ -245,9 +244,11 @@ def _origin(records: Sequence[Record]) -> str:
   return f'{processor}; JAX {jax}; commit {commit}; runs side by side: {side}.'
 
 
-def _section(of: Set | None, name: str, records: Sequence[Record]) -> str:
+def _section(
+  name: str, records: Sequence[Record], wanted: Sequence[str]
+) -> str:
+  """The text of a set, `wanted` the rows that it is said of if they lack."""
   rows = measured_rows(records)
-  wanted = () if of is None else of.rows or tuple(ROW_BY_NAME)
   trained = [x for x in records if x['rows']]
   blocks = [
     f'### {name}',
@@ -255,7 +256,7 @@ def _section(of: Set | None, name: str, records: Sequence[Record]) -> str:
   ]
   if trained:
     blocks += [
-      _test_images(trained),
+      _scored_images(trained),
       '\n'.join([*_notes(rows), *_notes_on_several(rows)]),
       'Difference in points, paired by seed:',
       _difference_table(rows) or 'Neither `dino` nor `esvit` is measured.',
@@ -313,7 +314,10 @@ def tables(records: Sequence[Record]) -> str:
         found.setdefault(record['set'], []).append(record)
     if found:
       blocks.append(_TITLES[split])
-    blocks += [
-      _section(known.get(name), name, group) for name, group in found.items()
-    ]
+    for name, group in found.items():
+      wanted: Sequence[str] = ()
+      # Settings are chosen with the rows that it takes.
+      if split == 'test' and name in known:
+        wanted = known[name].rows or tuple(ROW_BY_NAME)
+      blocks.append(_section(name, group, wanted))
   return '\n\n'.join(blocks) + '\n'

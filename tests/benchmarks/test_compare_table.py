@@ -215,7 +215,7 @@ def test_the_head_says_what_the_class_token_is_trained_by():
 
 def test_the_error_of_a_score_of_so_many_images_is_said():
   text = compare_table.tables(_three('dino', 30))
-  assert 'of 50 % of 960 test images, in points: 1.6.' in text
+  assert 'of 50 % of 960 scored images, in points: 1.6.' in text
   text = compare_table.tables(_three('dino', 30, test_images=None))
   assert 'Binomial' not in text
 
@@ -242,6 +242,8 @@ def test_validation_scores_stay_out_of_the_table_of_test_scores():
   assert '77.7' not in test and '`mine`' not in test
   assert _line(validation, '`dino`')[1] == '77.7'
   assert _line(validation, '`mine`')[1] == '66.6'
+  assert 'not measured' in test
+  assert 'not measured' not in validation
   assert '77.7' not in compare_readme.readme_block(records)
 
 
