@@ -83,6 +83,21 @@ def values_of(record: Record, when: str) -> dict[str, float]:
   return {x['metric']: x[when] for x in record['rows'] if x[when] is not None}
 
 
+def untrained_values(rows: Mapping[str, Measured]) -> list[dict[str, float]]:
+  """Scores of the initial encoders by seed, of the first row where rows differ.
+
+  Args:
+    rows: of a set, from `measured_rows`.
+  """
+  best: dict[int, dict[str, float]] = {}
+  for row in rows.values():
+    for seed, record in row.by_seed.items():
+      # The multi-instance attention is not in all of them.
+      for metric, value in values_of(record, 'init').items():
+        best.setdefault(seed, {}).setdefault(metric, value)
+  return [best[seed] for seed in sorted(best)]
+
+
 def paired(row: Measured, other: Measured, metric: str) -> list[float]:
   """Differences in points, seed by seed, of those that both have."""
   differences = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from benchmarks import record
 from benchmarks.compare_measured import (
@@ -14,6 +14,7 @@ from benchmarks.compare_measured import (
   Record,
   is_outdated,
   measured_rows,
+  untrained_values,
   values_of,
 )
 from benchmarks.compare_rows import SETS
@@ -50,6 +51,13 @@ def _command(records: Sequence[Record]) -> str:
   return ' '.join(words)
 
 
+def _cells(values: Sequence[Mapping[str, float]]) -> list[str]:
+  return [
+    spread([100 * x[metric] for x in values if metric in x])
+    for metric in (LOGREG, RANK1, MAP, KNN)
+  ]
+
+
 def readme_block(records: Sequence[Record]) -> str:
   """The short table of README.md, its markers included.
 
@@ -76,6 +84,8 @@ def readme_block(records: Sequence[Record]) -> str:
     if not any(name in rows for name in ROWS):
       lines.append([of.name, 'all', NOT_MEASURED, '', '', '', ''])
       continue
+    initial = untrained_values(rows)
+    lines.append([of.name, 'untrained', *_cells(initial), str(len(initial))])
     for name in ROWS:
       if name not in rows:
         lines.append([of.name, f'`{name}`', NOT_MEASURED, '', '', '', ''])
@@ -85,11 +95,7 @@ def readme_block(records: Sequence[Record]) -> str:
       seeds = str(len(values))
       if is_outdated(rows[name], rows):
         seeds += ', of another budget, data or recipe'
-      cells = [
-        spread([100 * x[metric] for x in values if metric in x])
-        for metric in (LOGREG, RANK1, MAP, KNN)
-      ]
-      lines.append([of.name, f'`{name}`', *cells, seeds])
+      lines.append([of.name, f'`{name}`', *_cells(values), seeds])
   tail = _TAIL.format(command=_command(shown))
   return f'{BEGIN}\n{markdown(header, lines)}\n\n{tail}\n{END}'
 

@@ -19,6 +19,7 @@ from benchmarks.compare_measured import (
   paired,
   shown_rows,
   starts_elsewhere,
+  untrained_values,
   values_of,
 )
 from benchmarks.compare_rows import (
@@ -93,15 +94,9 @@ def _cost_cells(records: Sequence[Record]) -> list[str]:
 
 
 def _untrained(rows: Mapping[str, Measured]) -> list[str]:
-  """The line of initial encoders, of the first row where rows differ."""
-  best: dict[int, dict[str, float]] = {}
-  for row in rows.values():
-    for seed, record in row.by_seed.items():
-      # The multi-instance attention is not in all of them.
-      for metric, value in values_of(record, 'init').items():
-        best.setdefault(seed, {}).setdefault(metric, value)
-  cells = _score_cells([best[seed] for seed in sorted(best)])
-  return ['untrained', str(len(best)), *cells, '', '', '']
+  """The line of initial encoders."""
+  values = untrained_values(rows)
+  return ['untrained', str(len(values)), *_score_cells(values), '', '', '']
 
 
 def _main_table(rows: Mapping[str, Measured], wanted: Sequence[str]) -> str:
@@ -282,7 +277,8 @@ test splits have others, with which nothing is chosen. Seconds are of training,
 the search for parts included, memory is the peak of the process: the least of
 the seeds, as other work on the machine adds to the one and compiling to the
 other. One look at the test split of toybirds, with seeds 0 to 2, led to the
-warm-up of the terms (RESEARCH.md)."""
+warm-up of the terms, and the budget of 12 epochs was added after that of 20 had
+been scored (RESEARCH.md)."""
 
 _TITLES = {
   'test': '## Test',
