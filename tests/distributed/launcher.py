@@ -10,8 +10,8 @@ import time
 
 _REPO = pathlib.Path(__file__).resolve().parents[2]
 _TIMEOUT_S = 300
+_CONFIG = '--config=configs/toybirds.py:method=dino,quicktest'
 _TINY = (
-  '--config=configs/toybirds.py:method=dino,quicktest',
   '--config.dataset.builder_config=quicktest',
   '--config.total_epochs=1',
   '--config.augment.num_local=0',
@@ -40,7 +40,7 @@ class Launcher:
 
     Args:
       workdir: of the run.
-      *arguments: of all processes.
+      *arguments: of all processes; a --config= replaces the usual one.
       count: number of processes.
       num_devices: CPU devices of each.
       of_process: {number of a process: further arguments of it alone}.
@@ -57,6 +57,7 @@ class Launcher:
       f'--compilation_cache={self._root / "compilation"}',
       f'--workdir={workdir}',
       '--meeting_timeout_s=120',
+      *([] if any(x.startswith('--config=') for x in arguments) else [_CONFIG]),
       *_TINY,
       f'--config.dataset.data_dir={self._root / "tfds"}',
       *arguments,
