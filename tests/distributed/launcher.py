@@ -10,12 +10,14 @@ import time
 
 _REPO = pathlib.Path(__file__).resolve().parents[2]
 _TIMEOUT_S = 300
-_CONFIG = '--config=configs/toybirds.py:method=dino,quicktest'
+_USUAL = (
+  '--config=configs/toybirds.py:method=dino,quicktest',
+  '--config.model.depth=1',
+)
 _TINY = (
   '--config.dataset.builder_config=quicktest',
   '--config.total_epochs=1',
   '--config.augment.num_local=0',
-  '--config.model.depth=1',
   '--config.batch_size=8',
   '--config.log.every_steps=1',
   '--config.checkpoint.every_steps=100',
@@ -51,16 +53,18 @@ class Launcher:
       JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
       XLA_FLAGS=f'--xla_force_host_platform_device_count={num_devices}',
     )
+    given = [x for x in arguments if x.startswith('--config=')]
     command = [
       sys.executable,
       'main.py',
       f'--compilation_cache={self._root / "compilation"}',
       f'--workdir={workdir}',
       '--meeting_timeout_s=120',
-      *([] if any(x.startswith('--config=') for x in arguments) else [_CONFIG]),
+      # Overrides follow the config that they are of.
+      *(given or _USUAL),
       *_TINY,
       f'--config.dataset.data_dir={self._root / "tfds"}',
-      *arguments,
+      *(x for x in arguments if x not in given),
     ]
     port = _free_port()
     processes = []
