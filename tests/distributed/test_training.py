@@ -7,7 +7,6 @@ import pytest
 
 from .launcher import read_metrics, read_results, wait_for_step
 
-
 # Sums in another order drift apart step by step, gradients first.
 _RELATIVE = {'loss': 1e-5, 'teacher_entropy': 1e-5, 'grad_norm': 3e-4}
 
