@@ -242,7 +242,7 @@ def _origin(records: Sequence[Record]) -> str:
 def _section(
   name: str, records: Sequence[Record], wanted: Sequence[str]
 ) -> str:
-  """The text of a set, `wanted` the rows that it is said of if they lack."""
+  """The text of a set; of `wanted`, rows without records have a line too."""
   rows = measured_rows(records)
   trained = [x for x in records if x['rows']]
   blocks = [
