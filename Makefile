@@ -5,7 +5,7 @@ WORKDIR ?= runs/demo
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test slow lint format clean
+.PHONY: demo test slow wheel lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/python main.py --config=configs/toybirds.py --workdir=$(WORKDIR)
@@ -16,6 +16,18 @@ test: $(INSTALLED)
 
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# The wheel, without any extra, away from the clone.
+wheel: $(INSTALLED)
+	rm -rf build
+	$(BIN)/pip wheel -q --disable-pip-version-check --no-deps -w build/wheel .
+	$(PYTHON) -m venv build/lean
+	build/lean/bin/pip install -q --disable-pip-version-check \
+	  -c constraints.txt build/wheel/*.whl
+	$(BIN)/python -m tests.saved_runs build/run
+	cp tests/check_wheel.py build
+	mkdir build/elsewhere
+	cd build/elsewhere && ../lean/bin/python ../check_wheel.py ../run
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -63,7 +63,7 @@ def find_gpu() -> str:
   if platform != 'gpu':
     raise UserError(
       f'JAX sees no GPU but {platform or "nothing"}: install the extra '
-      "'cuda' (pip install -e '.[cuda]') on a machine that has one"
+      "'cuda' (pip install 'cmd_jax[cuda]') on a machine that has one"
     )
   return kind
 

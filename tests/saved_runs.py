@@ -1,4 +1,9 @@
-"""Work directories of runs that were never trained: shared by the tests."""
+"""Work directories of runs that were never trained: shared by the tests.
+
+`python -m tests.saved_runs PATH` makes one.
+"""
+
+import sys
 
 import jax
 import numpy as np
@@ -77,3 +82,7 @@ def write_images(folder, names, seed=0, px=(20, 16)):
     image.save(path)
     images.append(np.asarray(image))
   return np.stack(images)
+
+
+if __name__ == '__main__':
+  make_run(sys.argv[1])

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cmd_jax import untrusted
-from cmd_jax.errors import UserError
+from cmd_jax.errors import UserError, missing_extra
 from tfds_builders import manual
 
 if TYPE_CHECKING:
@@ -206,9 +206,11 @@ class _ParquetFiles:
 
 @contextlib.contextmanager
 def _open_parquet(path: pathlib.Path) -> Iterator[Any]:
-  import pyarrow as pa
-  import pyarrow.parquet
-
+  try:
+    import pyarrow as pa
+    import pyarrow.parquet
+  except ImportError as error:
+    raise missing_extra('Parquet needs pyarrow', 'export') from error
   try:
     with pyarrow.parquet.ParquetFile(path) as file:
       yield file

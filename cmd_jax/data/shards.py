@@ -29,7 +29,7 @@ import tqdm
 from cmd_jax.data import canvas, index
 from cmd_jax.data.folder import IMAGE_EXTENSIONS
 from cmd_jax.data.source import UNLABELLED, Example, Source
-from cmd_jax.errors import UserError
+from cmd_jax.errors import UserError, missing_extra
 from cmd_jax.untrusted import one_line, parse_json
 
 # Metadata of a photograph are smaller; a text of many digits is no number.
@@ -90,7 +90,11 @@ def list_urls(pattern: str) -> list[str]:
       try:
         files, path = fsspec.url_to_fs(url)
         found = files.glob(path)
-      except (OSError, ImportError, ValueError) as error:
+      except ImportError as error:
+        if not url.startswith(('gs:', 'gcs:')):
+          raise UserError(f'{url} cannot be opened: {error}') from error
+        raise missing_extra(f'{url} needs gcsfs', 'gcs') from error
+      except (OSError, ValueError) as error:
         raise UserError(
           f'cannot look for the shards {url} ({error}): check the pattern'
         ) from error

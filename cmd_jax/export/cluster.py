@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cmd_jax.errors import UserError
+from cmd_jax.errors import UserError, missing_extra
 from cmd_jax.evaluators.features import unit_rows
 from cmd_jax.export.images import Embeddings
 
@@ -71,8 +71,8 @@ def find_clusters(
   try:
     from sklearn.cluster import HDBSCAN, KMeans
   except ImportError as error:
-    raise UserError(
-      "--mode=cluster needs scikit-learn: pip install -e '.[export]'"
+    raise missing_extra(
+      '--mode=cluster needs scikit-learn', 'export'
     ) from error
   count = len(vectors)
   if not 0 <= num_clusters <= count:

@@ -14,7 +14,7 @@ from cmd_jax import untrusted
 from cmd_jax.api import Encoder
 from cmd_jax.atomic import write_atomically
 from cmd_jax.data.canvas import Skipped
-from cmd_jax.errors import UserError
+from cmd_jax.errors import UserError, missing_extra
 from cmd_jax.export.images import Embeddings
 from cmd_jax.formats import VERSION_FIELD, check_format
 from cmd_jax.untrusted import one_line
@@ -178,9 +178,8 @@ def _pyarrow() -> Any:
   try:
     import pyarrow.parquet
   except ImportError as error:
-    raise UserError(
-      "Parquet needs pyarrow: pip install -e '.[export]', or give --output "
-      'a name that ends in .npz'
+    raise missing_extra(
+      'Parquet needs pyarrow (.npz does not)', 'export'
     ) from error
   return pyarrow
 

@@ -8,7 +8,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from cmd_jax.atomic import write_atomically
-from cmd_jax.errors import UserError
+from cmd_jax.errors import UserError, missing_extra
 from cmd_jax.export.network import Network, load_network
 from cmd_jax.export.preprocessing import describe
 from cmd_jax.export.stablehlo import describe_stablehlo, to_stablehlo
@@ -86,8 +86,8 @@ def _as_onnx(network: Network, request: Request) -> Exported:
   except ModuleNotFoundError as error:
     if error.name != 'onnx':
       raise
-    raise UserError(
-      "--format=onnx needs the onnx package: pip install -e '.[onnx]'"
+    raise missing_extra(
+      '--format=onnx needs the onnx package', 'onnx'
     ) from error
   model = to_onnx(network, attention=request.attention)
   return model.SerializeToString(), describe(network, **describe_onnx(model))

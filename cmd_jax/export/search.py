@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from cmd_jax.atomic import write_atomically
 from cmd_jax.data import canvas
-from cmd_jax.errors import UserError
+from cmd_jax.errors import UserError, missing_extra
 from cmd_jax.evaluators.features import unit_rows
 from cmd_jax.export.images import Embeddings
 
@@ -84,9 +84,7 @@ def nearest_by_faiss(queries: np.ndarray, gallery: np.ndarray, k: int) -> Found:
   try:
     import faiss
   except ImportError as error:
-    raise UserError(
-      "--index=faiss needs FAISS: pip install -e '.[faiss]', or leave it out"
-    ) from error
+    raise missing_extra('--index=faiss needs FAISS', 'faiss') from error
   index = faiss.IndexFlatIP(gallery.shape[1])
   index.add(unit_rows(gallery))
   similarities, rows = index.search(unit_rows(queries), min(k, len(gallery)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tqdm
 
-from cmd_jax.errors import UserError
+from cmd_jax.errors import UserError, missing_extra
 
 
 def grid_masks(count: int, mask_px: int, num_cells: int = 4) -> np.ndarray:
@@ -64,8 +64,8 @@ def felzenszwalb_masks(
   try:
     from skimage.segmentation import felzenszwalb
   except ImportError as error:
-    raise UserError(
-      "Felzenszwalb masks need scikit-image: pip install -e '.[parts]'"
+    raise missing_extra(
+      'Felzenszwalb masks need scikit-image', 'parts'
     ) from error
   if not 1 <= max_parts <= 256:
     raise UserError(

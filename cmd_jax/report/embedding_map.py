@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tqdm
 
+from cmd_jax.errors import missing_extra
 from cmd_jax.evaluators.features import unit_rows
 
 _NUM_COMPONENTS = 50
@@ -107,6 +108,6 @@ def make_map(vectors: np.ndarray) -> Map:
   try:
     points = _tsne(components)
   except ImportError:
-    note = "t-SNE needs openTSNE: pip install -e '.[report]'"
+    note = str(missing_extra('t-SNE needs openTSNE', 'report'))
     return Map('PCA', _fill_square(flat), note)
   return Map('t-SNE', _fill_square(points))

@@ -126,7 +126,7 @@ def test_without_the_onnx_package_the_extra_is_named(run, monkeypatch):
   monkeypatch.setitem(sys.modules, 'onnx', None)
   for name in ('onnx', 'onnx_graph', 'onnx_operators'):
     monkeypatch.delitem(sys.modules, f'cmd_jax.export.{name}', raising=False)
-  with pytest.raises(UserError, match=r"pip install -e '\.\[onnx\]'"):
+  with pytest.raises(UserError, match=r"pip install 'cmd_jax\[onnx\]'"):
     export_model(Request(str(run), format='onnx'))
 
 
