@@ -1,0 +1,123 @@
+"""What must hold where only the wheel is installed; `make wheel` runs it.
+
+It is copied away from the clone, so that nothing of the clone is imported.
+"""
+
+import importlib.util
+import pathlib
+import sys
+
+import numpy as np
+from PIL import Image
+
+import cmd_jax
+from cmd_jax.data import shards
+from cmd_jax.errors import UserError
+from cmd_jax.export import folders
+from cmd_jax.export import model as export_model
+from cmd_jax.export.cluster import find_clusters
+from cmd_jax.parts import baselines
+from cmd_jax.report import embedding_map
+from tfds_builders import repacked
+
+# A package that each extra brings.
+_EXTRAS = {
+  'export': ('pyarrow', 'sklearn'),
+  'faiss': ('faiss',),
+  'gcs': ('gcsfs',),
+  'onnx': ('onnx',),
+  'parts': ('skimage',),
+  'report': ('openTSNE',),
+}
+
+
+def _draw_photographs(folder):
+  rng = np.random.default_rng(0)
+  folder.mkdir(exist_ok=True)
+  for number in range(12):
+    pixels = rng.integers(0, 256, (20, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / f'{number}.png')
+
+
+def _check_that_only_the_wheel_is_here():
+  for module in (cmd_jax, repacked):
+    assert 'site-packages' in module.__file__, module.__file__
+  for packages in _EXTRAS.values():
+    for package in packages:
+      assert importlib.util.find_spec(package) is None, package
+
+
+def _check_a_saved_run(run, photographs):
+  encoder = cmd_jax.load(run)
+  outputs = encoder([str(photographs / '0.png'), str(photographs / '1.png')])
+  assert outputs.image.shape == (2, 16), outputs.image.shape
+  assert np.isfinite(outputs.image).all()
+  request = folders.Request(
+    source=run,
+    input=str(photographs),
+    output=pathlib.Path('found.csv'),
+    query=str(photographs / '0.png'),
+  )
+  folders.run('search', request)
+  assert request.output.stat().st_size
+
+
+def _ask_for_extras(run, photographs):
+  """What needs an extra, and its name, as (extra, call) pairs."""
+  vectors = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
+
+  def folder_mode(mode, output, **options):
+    request = folders.Request(
+      source=run,
+      input=str(photographs),
+      output=pathlib.Path(output),
+      **options,
+    )
+    return lambda: folders.run(mode, request)
+
+  export = export_model.Request(run, output='model.onnx', format='onnx')
+  yield 'onnx', lambda: export_model.export_model(export)
+  yield 'export', folder_mode('embed', 'embeddings.parquet')
+  yield 'export', folder_mode('cluster', 'clusters')
+  yield 'export', lambda: find_clusters(vectors, num_clusters=3)
+  query = str(photographs / '0.png')
+  yield 'faiss', folder_mode('search', 'f.csv', query=query, index='faiss')
+  images = np.zeros((1, 16, 16, 3), np.uint8)
+  yield 'parts', lambda: baselines.felzenszwalb_masks(images, max_parts=4)
+  yield 'gcs', lambda: shards.list_urls('gs://bucket/train-*.tar')
+  yield (
+    'export',
+    lambda: next(
+      iter(repacked._values(photographs / '0.png', 'image'))  # noqa: SLF001
+    ),
+  )
+
+
+def _check_missing_extras(run, photographs):
+  seen = set()
+  for extra, call in _ask_for_extras(run, photographs):
+    try:
+      call()
+    except UserError as error:
+      assert f"pip install 'cmd_jax[{extra}]'" in str(error), error
+      assert '\n' not in str(error), error
+      print(f'  {error}')
+      seen.add(extra)
+    else:
+      raise AssertionError(f'ran without the extra {extra}')
+  vectors = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+  note = embedding_map.make_map(vectors).note
+  assert "pip install 'cmd_jax[report]'" in note, note
+  assert seen | {'report'} == set(_EXTRAS)
+
+
+def _main():
+  run, photographs = sys.argv[1], pathlib.Path('photographs')
+  _draw_photographs(photographs)
+  _check_that_only_the_wheel_is_here()
+  _check_a_saved_run(run, photographs)
+  _check_missing_extras(run, photographs)
+  print('the wheel works without extras, and names those that are missing')
+
+
+_main()
