@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image
 
 import cmd_jax
-from cmd_jax.data import shards
+import tfds_builders
+from cmd_jax.data import shards, tfds_source
 from cmd_jax.errors import UserError
 from cmd_jax.export import folders
 from cmd_jax.export import model as export_model
 from cmd_jax.export.cluster import find_clusters
 from cmd_jax.parts import baselines
 from cmd_jax.report import embedding_map
-from tfds_builders import repacked
 
 # A package that each extra brings.
 _EXTRAS = {
@@ -28,6 +28,7 @@ _EXTRAS = {
   'onnx': ('onnx',),
   'parts': ('skimage',),
   'report': ('openTSNE',),
+  'tfds': ('tensorflow_datasets',),
 }
 
 
@@ -40,7 +41,7 @@ def _draw_photographs(folder):
 
 
 def _check_that_only_the_wheel_is_here():
-  for module in (cmd_jax, repacked):
+  for module in (cmd_jax, tfds_builders):
     assert 'site-packages' in module.__file__, module.__file__
   for packages in _EXTRAS.values():
     for package in packages:
@@ -85,12 +86,7 @@ def _ask_for_extras(run, photographs):
   images = np.zeros((1, 16, 16, 3), np.uint8)
   yield 'parts', lambda: baselines.felzenszwalb_masks(images, max_parts=4)
   yield 'gcs', lambda: shards.list_urls('gs://bucket/train-*.tar')
-  yield (
-    'export',
-    lambda: next(
-      iter(repacked._values(photographs / '0.png', 'image'))  # noqa: SLF001
-    ),
-  )
+  yield 'tfds', lambda: tfds_source.find_builder_class('toybirds')
 
 
 def _check_missing_extras(run, photographs):

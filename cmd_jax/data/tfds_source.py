@@ -22,7 +22,7 @@ from PIL import Image
 import tfds_builders
 from cmd_jax.data.canvas import open_rgb
 from cmd_jax.data.source import UNLABELLED, Example, Source
-from cmd_jax.errors import UserError
+from cmd_jax.errors import UserError, missing_extra
 
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
@@ -83,15 +83,18 @@ def find_builder_class(name: str) -> type[tfds.core.DatasetBuilder]:
   Raises:
     UserError: no such data set.
   """
+  try:
+    import tensorflow_datasets as tfds
+  except ModuleNotFoundError as error:
+    raise missing_extra(
+      f'the data set {name} needs tensorflow-datasets', 'tfds'
+    ) from error
   own = [
     m.name for m in pkgutil.iter_modules(tfds_builders.__path__) if m.ispkg
   ]
   if name in own:
     module = f'tfds_builders.{name}.{name}_dataset_builder'
     return importlib.import_module(module).Builder
-
-  import tensorflow_datasets as tfds
-
   try:
     return tfds.builder_cls(name)
   except ValueError as e:  # TFDS's DatasetNotFoundError, which isn't public.
