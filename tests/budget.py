@@ -8,6 +8,7 @@ import collections
 import json
 import os
 import resource
+import time
 
 import jax.monitoring
 import pytest
@@ -31,9 +32,9 @@ def _peak_mib(who):
   return resource.getrusage(who).ru_maxrss / 1024
 
 
-def _usage(compile_seconds):
+def _usage(compile_seconds, cpu_seconds):
   return dict(
-    cpu_seconds=_cpu_seconds(),
+    cpu_seconds=cpu_seconds,
     peak_mib=_peak_mib(resource.RUSAGE_SELF),
     children_peak_mib=_peak_mib(resource.RUSAGE_CHILDREN),
     compile_seconds=compile_seconds,
@@ -82,7 +83,9 @@ class Budget:
 
   def pytest_sessionfinish(self, session):
     if self._is_worker:
-      self._config.workeroutput['usage'] = _usage(self._compile_seconds)
+      self._config.workeroutput['usage'] = _usage(
+        self._compile_seconds, _cpu_seconds()
+      )
 
   @pytest.hookimpl(optionalhook=True)
   def pytest_testnodedown(self, node, error):
@@ -94,9 +97,9 @@ class Budget:
     path = self._config.getoption('costs')
     if path:
       self._write(path)
-    # The workers' processes are not waited for yet: their figures come from
-    # themselves, and this process adds its own.
-    usages = {**self._usages, 'main': _usage(self._compile_seconds)}
+    # Workers speak for themselves: as children they would count twice.
+    own = time.process_time() if self._usages else _cpu_seconds()
+    usages = {**self._usages, 'main': _usage(self._compile_seconds, own)}
     terminalreporter.section('what this run cost')
     total = sum(usage['cpu_seconds'] for usage in usages.values())
     compiling = sum(usage['compile_seconds'] for usage in usages.values())

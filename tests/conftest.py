@@ -1,8 +1,16 @@
-"""Several CPU devices for every test, compiled quickly rather than well."""
+"""Several CPU devices for every test, compiled quickly rather than well.
 
+What is compiled is kept in a folder that git ignores: tests, workers, the
+programs that tests start and the next run share it.
+"""
+
+import gc
 import os
+import pathlib
 
-# Both must be set before JAX wakes up; subprocesses inherit the environment.
+_CACHE = pathlib.Path(__file__).resolve().parents[1] / '.compilation_cache'
+
+# All must be set before JAX wakes up; subprocesses inherit the environment.
 # The older emitter of fused loops takes half the time to compile, and a module
 # in one piece less than one in 32.
 os.environ['XLA_FLAGS'] = ' '.join(
@@ -14,10 +22,30 @@ os.environ['XLA_FLAGS'] = ' '.join(
   ]
 )
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
+# With a size, JAX locks the folder, which two workers need.
+os.environ.setdefault('JAX_COMPILATION_CACHE_MAX_SIZE', str(2**30))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 
 import jax  # noqa: E402
+import psutil  # noqa: E402
+import pytest  # noqa: E402
+
+from cmd_jax.host_memory import give_back_freed  # noqa: E402
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 
 pytest_plugins = ['tests.budget']
+
+_CLEAR_ABOVE_MIB = 1200
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _forget_programs():
+  """Keeps a worker small: programs of earlier modules are seldom used again."""
+  yield
+  if psutil.Process().memory_info().rss > _CLEAR_ABOVE_MIB * 2**20:
+    jax.clear_caches()
+    gc.collect()
+    give_back_freed()

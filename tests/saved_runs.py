@@ -38,17 +38,6 @@ def make_config(method='cmd', encoder='vit', lora=tiny.NO_LORA):
   return fields
 
 
-def draw_like(shapes, seed=0):
-  """Arrays of these shapes, variances positive: compiling `init` takes long."""
-  rng = np.random.default_rng(seed)
-
-  def draw(path, like):
-    values = rng.normal(0, 0.1, like.shape).astype(np.float32)
-    return 1 + np.abs(values) if path[-1].key == 'var' else values
-
-  return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
 def make_run(path, method='cmd', encoder='vit', lora=tiny.NO_LORA):
   """A run with one checkpoint.
 
@@ -58,9 +47,11 @@ def make_run(path, method='cmd', encoder='vit', lora=tiny.NO_LORA):
   workdir = Workdir(str(path))
   workdir.open(make_config(method, encoder, lora))
   made = tiny.make_tiny_method(method, encoder=encoder, lora=lora)
-  params, method_state = draw_like(jax.eval_shape(made.init, jax.random.key(0)))
-  teacher = draw_like(params, seed=1)
-  stats = draw_like(method_state.get('teacher_stats', {}), seed=1)
+  params, method_state = tiny.draw_like(
+    jax.eval_shape(made.init, jax.random.key(0))
+  )
+  teacher = tiny.draw_like(params, seed=1)
+  stats = tiny.draw_like(method_state.get('teacher_stats', {}), seed=1)
   if stats:
     method_state = {**method_state, 'teacher_stats': stats}
   state = TrainState(np.int32(STEP), params, teacher, (), method_state)

@@ -118,7 +118,7 @@ def test_statistics_and_adapters_are_taken_along(tmp_path, name, lora):
 def test_a_weight_file_tells_its_encoder(tmp_path, name):
   module = tiny.make_tiny_encoder(name)
   images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
-  variables = saved_runs.draw_like(
+  variables = tiny.draw_like(
     jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 16, 16, 3)))
   )
   path = tmp_path / 'encoder.safetensors'

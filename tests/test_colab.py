@@ -16,7 +16,7 @@ from PIL import Image
 
 from cmd_jax.convert.save import save_encoder
 from cmd_jax.data.tfds_source import tfds_source
-from tests import saved_runs, tiny
+from tests import tiny
 
 _REPO = pathlib.Path(__file__).resolve().parents[1]
 _CELL_PX, _SHOWN = 128 + 2 * 3, 4
@@ -109,7 +109,7 @@ def test_a_weight_file_is_shown(run, tmp_path):
   images = jax.ShapeDtypeStruct((1, 16, 16, 3), np.float32)
   shapes = jax.eval_shape(module.init, jax.random.key(0), images)
   weights = tmp_path / 'resnet.safetensors'
-  save_encoder(weights, module, saved_runs.draw_like(shapes))
+  save_encoder(weights, module, tiny.draw_like(shapes))
   printed, (found,) = _execute('', weights, run[1])
   assert 'this encoder has no attention' in printed
   assert 'knn' not in printed

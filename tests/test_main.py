@@ -528,7 +528,8 @@ def test_impossible_configs_are_refused_before_training(
   workdir = tmp_path / 'run'
   result = program.run(
     program.folder(workdir, tmp_path / 'photos', argument),
-    XLA_FLAGS='--xla_force_host_platform_device_count=8',
+    XLA_FLAGS=os.environ.get('XLA_FLAGS', '')
+    + ' --xla_force_host_platform_device_count=8',
   )
   _assert_refused(result, *words)
   assert not workdir.exists()

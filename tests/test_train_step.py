@@ -292,7 +292,7 @@ def test_metrics_name_every_term_and_add_up(name):
 
 
 def test_compiles_once():
-  step, state = tiny.make_step('cmd')
+  step, state = tiny.make_new_step('cmd')
   tiny.run_steps(step, state, 4)
   assert step._cache_size() == 1
 

@@ -9,7 +9,7 @@ from cmd_jax.data import augment
 from cmd_jax.losses import streaming
 from cmd_jax.methods import make_method
 from cmd_jax.models import make_encoder
-from cmd_jax.train_state import init_train_state, state_shardings
+from cmd_jax.train_state import TrainState, state_shardings
 from cmd_jax.train_step import (
   Batch,
   Batches,
@@ -21,6 +21,7 @@ from configs import common
 # Those that see whole images; tests/methods/test_particle.py has the others.
 METHODS = ('cmd', 'cmd_released', 'esvit', 'dino')
 NO_LORA = dict(rank=0, alpha=1.0)
+_NEAR_ONE = ('scale', 'var', 'weight_g', 'gamma')
 BATCH = 8
 CANVAS_PX = 16
 
@@ -120,6 +121,33 @@ def make_batch(seed=0, batch=BATCH):
   )
 
 
+def draw_like(shapes, scale=0.1, seed=0):
+  """Arrays of these shapes; compiling what draws the real start takes long.
+
+  Scales and variances are near 1, so that the networks work.
+  """
+  rng = np.random.default_rng(seed)
+
+  def draw(path, like):
+    values = rng.normal(0, scale, like.shape).astype(like.dtype)
+    return 1 + np.abs(values) if path[-1].key in _NEAR_ONE else values
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def draw_train_state(method, optimizer):
+  """A state before the first step, of a drawn student; the teacher is alike."""
+  shapes, method_shapes = jax.eval_shape(method.init, jax.random.key(0))
+  params = draw_like(shapes)
+  method_state = jax.tree_util.tree_map_with_path(
+    lambda path, x: np.full(x.shape, path[-1].key == 'var', x.dtype),
+    method_shapes,
+  )
+  return TrainState(
+    np.int32(0), params, params, optimizer.init(params), method_state
+  )
+
+
 def make_optimizer(learning_rate=1e-3, **options):
   return optim.make_adamw(
     learning_rate=schedules.cosine_schedule(learning_rate, 1e-6, 20),
@@ -129,7 +157,26 @@ def make_optimizer(learning_rate=1e-3, **options):
   )
 
 
-def make_step(
+_STEPS = {}
+
+
+def make_step(name='cmd', **options):
+  """A step as `make_new_step` makes it, once for all tests that ask alike.
+
+  Returns:
+    The jitted step, and a state that it may consume.
+  """
+  key = name, repr(sorted(options.items()))
+  if key not in _STEPS:
+    step, state = make_new_step(name, **options)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    # The options are kept so that no other object gets their addresses.
+    _STEPS[key] = options, step, jax.tree.map(np.array, state), shardings
+  _, step, state, shardings = _STEPS[key]
+  return step, jax.device_put(state, shardings)
+
+
+def make_new_step(
   name='cmd',
   *,
   mode='jit',
@@ -145,9 +192,7 @@ def make_step(
   mesh = parallel.make_mesh(num_devices)
   is_frozen = changes.get('is_frozen', lambda path: False)
   optimizer = optimizer or make_optimizer(is_frozen=is_frozen)
-  state = init_train_state(
-    make_tiny_method(name, **changes), optimizer, jax.random.key(0)
-  )
+  state = draw_train_state(make_tiny_method(name, **changes), optimizer)
   shardings = state_shardings(state, mesh, fsdp=fsdp, min_size=64)
 
   def make(axis_name, mesh):

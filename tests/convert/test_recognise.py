@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from cmd_jax.convert.recognise import recognise_encoder
 from cmd_jax.convert.save import save_encoder
 from cmd_jax.errors import UserError
-from tests import saved_runs
+from tests import tiny
 from tests.convert import family_fixtures as fixtures
 
 
@@ -36,7 +36,7 @@ def test_the_tensors_of_every_family_tell_the_encoder(tmp_path, name):
 def test_our_own_files_tell_everything(tmp_path, name):
   encoder = fixtures.encoder_of(name, drop_path_rate=0.3)
   images = np.zeros((1, encoder.image_px, encoder.image_px, 3))
-  variables = saved_runs.draw_like(
+  variables = tiny.draw_like(
     jax.eval_shape(encoder.init, jax.random.key(0), images)
   )
   path = tmp_path / 'x.safetensors'

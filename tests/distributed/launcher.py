@@ -51,7 +51,8 @@ class Launcher:
       os.environ,
       JAX_PLATFORMS='cpu',
       JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
-      XLA_FLAGS=f'--xla_force_host_platform_device_count={num_devices}',
+      XLA_FLAGS=os.environ.get('XLA_FLAGS', '')
+      + f' --xla_force_host_platform_device_count={num_devices}',
     )
     given = [x for x in arguments if x.startswith('--config=')]
     command = [

@@ -8,7 +8,7 @@ import pytest
 from cmd_jax.api import Encoder, Preprocessing
 from cmd_jax.export.network import Network
 from cmd_jax.models import heads, make_encoder
-from tests import saved_runs, tiny
+from tests import tiny
 
 _MODERN = dict(
   variant='Mu',
@@ -39,9 +39,7 @@ _NETWORKS = {
 
 
 def _draw(module, *args):
-  return saved_runs.draw_like(
-    jax.eval_shape(module.init, jax.random.key(0), *args)
-  )
+  return tiny.draw_like(jax.eval_shape(module.init, jax.random.key(0), *args))
 
 
 @pytest.fixture

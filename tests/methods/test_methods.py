@@ -24,15 +24,12 @@ def _keys(batch=3):
 
 
 def _init(method):
-  params, state = method.init(jax.random.key(0))
-  # Away from the official start, where attention is uniform and so hides the
-  # difference between poolings.
-  params = jax.tree.map(
-    lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape),
-    params,
-  )
-  teacher = jax.tree.map(lambda x: x * 1.1, params)
-  return params, teacher, state
+  shapes, state = jax.eval_shape(method.init, jax.random.key(0))
+  # Not the official start, where attention is uniform and so hides the
+  # difference between poolings, and which takes long to compile.
+  params = tiny.draw_like(shapes, scale=0.3)
+  teacher = jax.tree.map(lambda x: x * np.float32(1.1), params)
+  return params, teacher, jax.tree.map(jnp.zeros_like, state)
 
 
 def _terms(method, params, teacher, state, views=None, keys=None):

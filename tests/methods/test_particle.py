@@ -56,13 +56,14 @@ def _keys():
 
 
 def _init(method):
-  params, state = jax.jit(method.init)(jax.random.key(0))
-  # Away from the start, where hidden layers are all but constant.
-  params = jax.tree.map(
-    lambda x: x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape),
-    params,
+  shapes, state_shapes = jax.eval_shape(method.init, jax.random.key(0))
+  # Not the official start, where hidden layers are all but constant.
+  params = tiny.draw_like(shapes, scale=0.2)
+  state = jax.tree_util.tree_map_with_path(
+    lambda path, x: np.full(x.shape, path[-1].key == 'var', x.dtype),
+    state_shapes,
   )
-  return params, jax.tree.map(lambda x: x * 1.1, params), state
+  return params, jax.tree.map(lambda x: x * np.float32(1.1), params), state
 
 
 def _forward(method, start, views, keys):

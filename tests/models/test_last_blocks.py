@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from cmd_jax.models.last_blocks import last_blocks
-from tests import saved_runs, tiny
+from tests import tiny
 
 
 def _apply(encoder):
   images = np.random.default_rng(0).normal(size=(2, 16, 16, 3))
-  variables = saved_runs.draw_like(
+  variables = tiny.draw_like(
     jax.eval_shape(encoder.init, jax.random.key(0), images)
   )
   features = jax.jit(

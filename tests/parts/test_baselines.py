@@ -35,5 +35,5 @@ def test_felzenszwalb_separates_what_looks_different():
 
 def test_without_scikit_image_it_says_what_to_install(monkeypatch):
   monkeypatch.setitem(__import__('sys').modules, 'skimage.segmentation', None)
-  with pytest.raises(UserError, match=r'\.\[parts\]'):
+  with pytest.raises(UserError, match=r'cmd_jax\[parts\]'):
     baselines.felzenszwalb_masks(np.zeros((1, 4, 4, 3), np.uint8))

@@ -36,7 +36,7 @@ def test_principal_components_stand_in_where_opentsne_is_missing(monkeypatch):
   monkeypatch.setitem(sys.modules, 'openTSNE', None)
   found = embedding_map.make_map(_clusters(60)[1])
   assert found.method == 'PCA'
-  assert "'.[report]'" in found.note
+  assert "'cmd_jax[report]'" in found.note
   _assert_fills_the_square(found.points, 60)
 
 
