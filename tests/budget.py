@@ -68,7 +68,11 @@ class Budget:
   def pytest_runtest_makereport(self, item, call):
     report = yield
     cpu, compiling = self._began
-    cost = _cpu_seconds() - cpu, self._compile_seconds - compiling
+    cost = (
+      _cpu_seconds() - cpu,
+      self._compile_seconds - compiling,
+      _peak_mib(resource.RUSAGE_SELF),
+    )
     self._began = _cpu_seconds(), self._compile_seconds
     report.user_properties = [
       *(pair for pair in report.user_properties if pair[0] != 'cost'),
@@ -114,13 +118,19 @@ class Budget:
       )
 
   def _write(self, path):
-    sums = collections.defaultdict(lambda: [0.0, 0.0])
-    for name, _, cpu, compiling in self._costs:
-      sums[name][0] += cpu
-      sums[name][1] += compiling
+    costs = collections.defaultdict(list)
+    for name, _, *cost in self._costs:
+      costs[name].append(cost)
     with open(path, 'w') as file:
-      for name, (cpu, compiling) in sums.items():
-        line = dict(test=name, cpu_seconds=cpu, compile_seconds=compiling)
+      for name, of_phases in costs.items():
+        cpu, compiling, peak = zip(*of_phases)
+        line = dict(
+          test=name,
+          cpu_seconds=sum(cpu),
+          compile_seconds=sum(compiling),
+          # Of the worker until then.
+          peak_mib=max(peak),
+        )
         file.write(json.dumps(line) + os.linesep)
 
 
