@@ -30,13 +30,14 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from cmd_jax import disk, distributed, host_memory
+from cmd_jax.devices import host_memory, processes
 from cmd_jax.errors import UserError
-from cmd_jax.lock import Lock
-from cmd_jax.workdir import Workdir
+from cmd_jax.files import disk_errors
+from cmd_jax.rundir.lock import Lock
+from cmd_jax.rundir.workdir import Workdir
 
 if TYPE_CHECKING:
-  from cmd_jax.experiment import Experiment
+  from cmd_jax.training.experiment import Experiment
 
 FOLDER_MODES = ('embed', 'search', 'cluster')
 MODES = (
@@ -212,14 +213,14 @@ def parse_flags(argv: list[str]) -> None:
     raise UserError('--workdir is missing: name a directory for the run')
 
 
-def _address() -> distributed.Address | None:
-  return distributed.check_address(
+def _address() -> processes.Address | None:
+  return processes.check_address(
     _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
   )
 
 
 def _check_processes() -> None:
-  several = _address() or distributed.launcher_of(os.environ) in (
+  several = _address() or processes.launcher_of(os.environ) in (
     'SLURM',
     'Open MPI',
   )
@@ -279,8 +280,8 @@ def _export() -> None:
 
 
 def _inspect() -> None:
-  from cmd_jax.data.report_text import report_text
-  from cmd_jax.inspection import inspect_config, write_data_report
+  from cmd_jax.data.inspect.report_text import report_text
+  from cmd_jax.training.inspection import inspect_config, write_data_report
 
   workdir = Workdir(_WORKDIR.value) if _WORKDIR.value else None
   if workdir:
@@ -293,7 +294,7 @@ def _inspect() -> None:
 
 def _with_route_of(workdir: Workdir, config: ConfigDict) -> ConfigDict:
   """The config, its images where the run has had them if that is open."""
-  route = distributed.from_first(lambda: workdir.results().get('route'))
+  route = processes.from_first(lambda: workdir.results().get('route'))
   if config.placement != 'auto' or not route:
     return config
   config = ConfigDict(config)
@@ -303,8 +304,8 @@ def _with_route_of(workdir: Workdir, config: ConfigDict) -> ConfigDict:
 
 def _build(workdir: Workdir, lock: Lock) -> tuple[ConfigDict, Experiment]:
   # Imported late: a mistake in the flags is told without waiting for JAX.
-  from cmd_jax import experiment
-  from cmd_jax.saved_run import read_config
+  from cmd_jax.rundir.saved_run import read_config
+  from cmd_jax.training import experiment
 
   _use_compilation_cache()
   config = _CONFIG.value or read_config(workdir)
@@ -315,7 +316,7 @@ def _build(workdir: Workdir, lock: Lock) -> tuple[ConfigDict, Experiment]:
   # Each host may keep the images elsewhere; that they are the same ones is
   # looked at later.
   fields = {k: v for k, v in config.to_dict().items() if k != 'dataset'}
-  distributed.check_same('the flags', repr(fields))
+  processes.check_same('the flags', repr(fields))
   try:
     return config, experiment.build(_with_route_of(workdir, config))
   except AttributeError as error:
@@ -329,7 +330,7 @@ def _build(workdir: Workdir, lock: Lock) -> tuple[ConfigDict, Experiment]:
 
 def _take(lock: Lock) -> None:
   # A report only reads, and one process writes for all.
-  if _MODE.value != 'report' and distributed.is_first():
+  if _MODE.value != 'report' and processes.is_first():
     lock.take()
 
 
@@ -342,23 +343,23 @@ def _run_experiment() -> None:
 def _run_in(workdir: Workdir, lock: Lock) -> None:
   config, built = _build(workdir, lock)
   if _MODE.value == 'evaluate':
-    from cmd_jax import evaluate
+    from cmd_jax.training import scoring
 
     if built.imported:
       # Weights of others are scored without training.
       _take(lock)
       workdir.open(config.to_dict())
-    results = evaluate.evaluate_run(built, workdir)
-    print(evaluate.results_table(results['init'], results.get('final', {})))
+    results = scoring.evaluate_run(built, workdir)
+    print(scoring.results_table(results['init'], results.get('final', {})))
   elif _MODE.value == 'report':
     from cmd_jax.report.write import write_report
 
     path = _OUTPUT.value and pathlib.Path(_OUTPUT.value)
     print(write_report(built, workdir, path, max_images=_REPORT_IMAGES.value))
   else:
-    distributed.from_first(lambda: _open(built, workdir, config, lock))
+    processes.from_first(lambda: _open(built, workdir, config, lock))
     if _MODE.value == 'discover':
-      from cmd_jax.part_masks import discover_parts
+      from cmd_jax.training.part_rounds import discover_parts
 
       print(f'part masks in {discover_parts(built, workdir)}')
     else:
@@ -368,28 +369,28 @@ def _run_in(workdir: Workdir, lock: Lock) -> None:
 def _open(
   built: Experiment, workdir: Workdir, config: ConfigDict, lock: Lock
 ) -> None:
-  from cmd_jax import evaluate
+  from cmd_jax.training import scoring
 
   if workdir.has_checkpoint():
     # Before anything is written: a run that is refused is left as it is.
-    evaluate.check_same_start(built, workdir)
+    scoring.check_same_start(built, workdir)
   _take(lock)
   workdir.open(config.to_dict())
 
 
 def _train(built: Experiment, workdir: Workdir) -> None:
-  from cmd_jax import announce, train
+  from cmd_jax.training import loop, summary
 
   try:
-    with disk.explaining(workdir.path):
-      results = train.train(built, workdir)
-  except train.Interrupted as stop:
-    if distributed.is_first():
+    with disk_errors.explaining(workdir.path):
+      results = loop.train(built, workdir)
+  except loop.Interrupted as stop:
+    if processes.is_first():
       print(stop, file=sys.stderr)
     # As a shell reports a process that died of the signal.
     sys.exit(128 + stop.signal)
-  if distributed.is_first():
-    print(announce.summary(built, workdir, results))
+  if processes.is_first():
+    print(summary.summary(built, workdir, results))
 
 
 def _run_mode() -> None:
@@ -400,7 +401,7 @@ def _run_mode() -> None:
     _export()
     return
   if _MODE.value == 'prepare':
-    from cmd_jax.data.prepare import prepare_config
+    from cmd_jax.data.sources.prepare import prepare_config
 
     dataset = _CONFIG.value.dataset.to_dict()
     print(prepare_config(dataset, manual_dir=_MANUAL_DIR.value))
@@ -414,8 +415,8 @@ def _run_mode() -> None:
 def main() -> None:
   """Runs the mode that the flags name."""
   if _MODE.value == 'train':
-    distributed.start(_address(), timeout_s=_MEETING_TIMEOUT_S.value)
-  with distributed.failing_together(), disk.explaining(None):
+    processes.start(_address(), timeout_s=_MEETING_TIMEOUT_S.value)
+  with processes.failing_together(), disk_errors.explaining(None):
     _run_mode()
 
 

@@ -25,7 +25,7 @@ from benchmarks.input import (
   rates,
   to_canvases,
 )
-from cmd_jax.data.augment import make_augment
+from cmd_jax.data.augment.multi_crop import make_augment
 from configs import common
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

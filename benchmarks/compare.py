@@ -36,8 +36,8 @@ from benchmarks import (
 )
 from benchmarks.compare_rows import Row, Set
 from benchmarks.compare_runs import Run
-from cmd_jax.atomic import write_atomically
 from cmd_jax.errors import UserError
+from cmd_jax.files.atomic import write_atomically
 
 _HELD_OUT = 0.2
 

@@ -23,8 +23,8 @@ from benchmarks.compare_rows import (
   Row,
   Set,
 )
-from cmd_jax.drift import FREE_FIELDS, flatten
 from cmd_jax.errors import UserError
+from cmd_jax.rundir.config_diff import FREE_FIELDS, flatten
 from configs import common
 
 # No protocol of any set looks at it.

@@ -19,7 +19,7 @@ from benchmarks.compare_measured import (
 )
 from benchmarks.compare_rows import SETS
 from benchmarks.compare_table import NOT_MEASURED, markdown, spread
-from cmd_jax.atomic import write_atomically
+from cmd_jax.files.atomic import write_atomically
 
 README = record.REPOSITORY / 'README.md'
 BEGIN, END = '<!-- compare:begin -->', '<!-- compare:end -->'

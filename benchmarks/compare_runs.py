@@ -20,11 +20,11 @@ from benchmarks import (
 )
 from benchmarks.compare_configs import Resolved
 from benchmarks.compare_rows import ROW_BY_NAME, Row, Set
-from cmd_jax.atomic import write_atomically
-from cmd_jax.data.report_text import JSON_FILE
-from cmd_jax.drift import EPOCHS, differences, short
+from cmd_jax.data.inspect.report_text import JSON_FILE
 from cmd_jax.errors import UserError
-from cmd_jax.workdir import Workdir, read_json
+from cmd_jax.files.atomic import write_atomically
+from cmd_jax.rundir.config_diff import EPOCHS, differences, short
+from cmd_jax.rundir.workdir import Workdir, read_json
 
 # What makes a record's place: a new one for the same replaces the old.
 KEY = ('tier', 'set', 'split', 'row', 'seed')

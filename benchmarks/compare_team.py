@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, Self
 
 from benchmarks import record
 from benchmarks.compare_runs import Run, has_scores
-from cmd_jax.atomic import write_atomically
 from cmd_jax.errors import UserError
-from cmd_jax.untrusted import one_line
+from cmd_jax.files.atomic import write_atomically
+from cmd_jax.files.safe_read import one_line
 
 MAIN = record.REPOSITORY / 'main.py'
 _LAST_LINES = 6

@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from benchmarks import record
-from cmd_jax.data import duplicates
 from cmd_jax.data.canvas import make_canvas, open_rgb
+from cmd_jax.data.inspect import near_duplicates
 
 CANVAS_PX = 96
-DISTANCES = (6, 8, duplicates.MAX_DISTANCE, 12)
+DISTANCES = (6, 8, near_duplicates.MAX_DISTANCE, 12)
 
 
 def reencode(image: Image.Image, quality: int) -> Image.Image:
@@ -77,14 +77,14 @@ CHANGES = {
 def prints_of(
   files: list[pathlib.Path],
   change: Callable[[Image.Image, int], Image.Image] | None = None,
-) -> duplicates.Prints:
+) -> near_duplicates.Prints:
   """Fingerprints of photographs, changed or not."""
   canvases = []
   for seed, file in enumerate(files):
     image = open_rgb(file)
     changed = change(image, seed) if change else image
     canvases.append(make_canvas(changed, CANVAS_PX))
-  return duplicates.make_prints(np.stack(canvases))
+  return near_duplicates.make_prints(np.stack(canvases))
 
 
 def count_near_hashes(hashes: np.ndarray) -> dict[int, int]:
@@ -111,16 +111,16 @@ def main() -> None:
   ]
   prints = prints_of(files)
   chosen = np.linspace(0, len(files) - 1, arguments.num_changed).astype(int)
-  before = duplicates.Prints(*(field[chosen] for field in prints))
+  before = near_duplicates.Prints(*(field[chosen] for field in prints))
   rows = []
   for name, change in CHANGES.items():
     after = prints_of([files[row] for row in chosen], change)
     distance = np.bitwise_count(before.hashes ^ after.hashes)
-    both = duplicates.join_prints([before, after])
+    both = near_duplicates.join_prints([before, after])
     first = np.arange(len(chosen))
-    alike = duplicates.correlation(both.thumbs, first, first + len(first))
-    near = distance <= duplicates.MAX_DISTANCE
-    is_found = near & (alike > duplicates.MIN_CORRELATION)
+    alike = near_duplicates.correlation(both.thumbs, first, first + len(first))
+    near = distance <= near_duplicates.MAX_DISTANCE
+    is_found = near & (alike > near_duplicates.MIN_CORRELATION)
     rows.append(
       {
         'change': name,
@@ -131,7 +131,7 @@ def main() -> None:
   pairs = sorted(
     {
       (int(i), int(j))
-      for block in duplicates.near_pairs(prints)
+      for block in near_duplicates.near_pairs(prints)
       for i, j in zip(*block)
     }
   )

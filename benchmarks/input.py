@@ -26,8 +26,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import record
-from cmd_jax import experiment
 from cmd_jax.data.canvas import make_canvas, open_rgb
+from cmd_jax.training import experiment
 from configs import folder
 
 CANVAS_PX, PHOTO_SIZE, QUALITY = 256, (500, 375), 90

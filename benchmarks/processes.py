@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from benchmarks import record
-from cmd_jax import distributed
+from cmd_jax.devices import processes
 from cmd_jax.errors import UserError
 
 _ONE, _DONE = '1 process', 'done'
@@ -90,17 +90,17 @@ def work(options: argparse.Namespace) -> None:
   index, count, coordinator = options.worker.split('/')
   # Before JAX starts its threads.
   os.sched_setaffinity(0, map(int, options.cores.split(',')))
-  address = distributed.Address(coordinator, int(count), int(index))
-  distributed.start(address, timeout_s=120)
+  address = processes.Address(coordinator, int(count), int(index))
+  processes.start(address, timeout_s=120)
   import jax
 
-  from cmd_jax import experiment
+  from cmd_jax.training import experiment
   from configs import toybirds
 
   config = toybirds.get_config()
   config.dataset.builder_config = 'quicktest'
   config.batch_size = options.batch_size
-  with distributed.failing_together():
+  with processes.failing_together():
     built = experiment.build(config)
     state, train_step = built.init_state(), built.compile_step()
     step = 0
@@ -110,7 +110,7 @@ def work(options: argparse.Namespace) -> None:
           state, metrics = train_step(state, batches(step), built.rng)
           step += 1
         jax.block_until_ready((state, metrics))
-        distributed.yield_to_compute()
+        processes.yield_to_compute()
         print(_DONE, flush=True)
 
 

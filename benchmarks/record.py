@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from cmd_jax import host_memory
-from cmd_jax.atomic import write_atomically
+from cmd_jax.devices import host_memory
 from cmd_jax.errors import UserError
+from cmd_jax.files.atomic import write_atomically
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / 'benchmarks' / 'results'

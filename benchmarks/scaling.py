@@ -38,7 +38,7 @@ from benchmarks.interconnects import (
   levels,
 )
 from benchmarks.step import count_flops, make_config, make_step
-from cmd_jax import parallel
+from cmd_jax.devices import sharding
 from cmd_jax.models import make_encoder
 
 NUM_DEVICES = 8
@@ -130,7 +130,7 @@ def compile_traffic(
 ) -> tuple[Traffic, dict[str, Any]]:
   """Compiles a step and reads its traffic; also what to record of it."""
   start = time.perf_counter()
-  mesh = parallel.make_mesh(NUM_DEVICES)
+  mesh = sharding.make_mesh(NUM_DEVICES)
   step = make_step(config, mesh, mode=mode)
   compiled = step.lower().compile()
   program = hlo.read_program(compiled.as_text())
@@ -324,7 +324,7 @@ def main() -> None:
   parser.add_argument('--dtype', default='bfloat16')
   parser.add_argument('--num_prototypes', type=int, default=65536)
   parser.add_argument('--per_device', type=int, default=2)
-  parser.add_argument('--mode', default='jit', choices=parallel.MODES)
+  parser.add_argument('--mode', default='jit', choices=sharding.MODES)
   run = record.begin('scaling', parser)
   options = run.options
   jax.config.update('jax_platforms', 'cpu')

@@ -13,14 +13,18 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from cmd_jax import parallel
-from cmd_jax.data import augment
+from cmd_jax.data.augment import multi_crop
+from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 from cmd_jax.methods.base import Method
 from cmd_jax.models import make_encoder
-from cmd_jax.recipe import make_method_maker, make_optimizer, make_schedules
-from cmd_jax.train_state import TrainState, init_train_state
-from cmd_jax.train_step import Batch, make_train_step
+from cmd_jax.training.recipe import (
+  make_method_maker,
+  make_optimizer,
+  make_schedules,
+)
+from cmd_jax.training.state import TrainState, init_train_state
+from cmd_jax.training.step import Batch, make_train_step
 from configs import common
 
 METHODS = ('cmd', 'cmd_released', 'esvit', 'dino')
@@ -43,7 +47,7 @@ class Step(NamedTuple):
   state_like: TrainState
   batch_like: Batch
   init: Callable[[], TrainState]
-  augment: Callable[[Batch], augment.Views]
+  augment: Callable[[Batch], multi_crop.Views]
   mesh: Mesh
 
   def lower(self) -> jax.stages.Lowered:
@@ -61,7 +65,7 @@ class Step(NamedTuple):
       np.full(sizes.shape, images.shape[1], np.int32),
       np.arange(index.shape[0], dtype=np.int32),
     )
-    return jax.device_put(batch, parallel.split_over_data(self.mesh))
+    return jax.device_put(batch, sharding.split_over_data(self.mesh))
 
 
 def _override(config: ConfigDict, override: str) -> None:
@@ -110,11 +114,11 @@ def make_config(
 
 def _compile_step(make: Callable, mode: str, mesh: Mesh) -> Callable:
   if mode == 'jit':
-    return parallel.compile_step(make, mode=mode, mesh=mesh)
+    return sharding.compile_step(make, mode=mode, mesh=mesh)
   step = jax.shard_map(
-    make(axis_name=parallel.DATA_AXIS, mesh=None),
+    make(axis_name=sharding.DATA_AXIS, mesh=None),
     mesh=mesh,
-    in_specs=(P(), P(parallel.DATA_AXIS), P()),
+    in_specs=(P(), P(sharding.DATA_AXIS), P()),
     out_specs=(P(), P()),
     check_vma=False,
   )
@@ -125,7 +129,7 @@ def _batch_like(config: ConfigDict, mesh: Mesh) -> Batch:
   size, px = config.batch_size, config.canvas_px
 
   def like(shape, dtype):
-    split = parallel.split_over_data(mesh)
+    split = sharding.split_over_data(mesh)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=split)
 
   return Batch(
@@ -162,7 +166,7 @@ def make_step(
   def make(axis_name, mesh):
     return make_train_step(
       method=change(method_for(axis_name, mesh)),
-      augment=augment.make_augment(mesh=mesh, **config.augment),
+      augment=multi_crop.make_augment(mesh=mesh, **config.augment),
       optimizer=optimizer,
       teacher_momentum=named['teacher_momentum'],
       schedules=named,
@@ -170,8 +174,8 @@ def make_step(
       mesh=mesh,
     )
 
-  views = augment.make_augment(mesh=mesh, **config.augment)
-  whole, key = parallel.replicated(mesh), jax.random.key(0)
+  views = multi_crop.make_augment(mesh=mesh, **config.augment)
+  whole, key = sharding.replicated(mesh), jax.random.key(0)
   init = jax.jit(
     lambda key: init_train_state(method_for(None, None), optimizer, key),
     out_shardings=whole,

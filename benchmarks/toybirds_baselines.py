@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks import record
 from cmd_jax.data.canvas import make_canvases
-from cmd_jax.data.tfds_source import tfds_source
+from cmd_jax.data.sources.tfds_source import tfds_source
 
 
 def histogram(images: np.ndarray, bins: int) -> np.ndarray:

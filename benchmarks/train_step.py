@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import ceilings, hlo, record
 from benchmarks.step import METHODS, Step, count_flops, make_config, make_step
-from cmd_jax import host_memory, parallel
+from cmd_jax.devices import host_memory, sharding
 from cmd_jax.models import make_encoder
 
 # Measured elsewhere, on another machine of two cores, float32, ViT-Ti/16, CMD:
@@ -289,7 +289,7 @@ def parse(arguments: list[str] | None = None) -> record.Run:
   parser.add_argument('--num_prototypes', type=int, default=4096)
   parser.add_argument('--batch_size', type=int, default=4)
   parser.add_argument('--num_devices', type=int, default=1)
-  parser.add_argument('--mode', default='jit', choices=parallel.MODES)
+  parser.add_argument('--mode', default='jit', choices=sharding.MODES)
   parser.add_argument('--steps', type=int, default=5)
   parser.add_argument('--plain', action='store_true')
   parser.add_argument('--parts', action='store_true')
@@ -322,8 +322,8 @@ def main() -> None:
   """Measures, prints and writes."""
   run = parse()
   options, config = run.options, config_of(run.options)
-  mesh = parallel.make_mesh(options.num_devices)
-  parallel.check_batch_size(config.batch_size, mesh)
+  mesh = sharding.make_mesh(options.num_devices)
+  sharding.check_batch_size(config.batch_size, mesh)
   variants = {
     'streamed': compile_variant(make_step(config, mesh, mode=options.mode))
   }

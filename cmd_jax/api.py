@@ -15,13 +15,14 @@ import numpy as np
 from flax import linen as nn
 from PIL import Image
 
-from cmd_jax import parallel
 from cmd_jax.convert.recognise import Recognised, recognise_encoder
-from cmd_jax.data import augment, canvas
+from cmd_jax.data import canvas
+from cmd_jax.data.augment import multi_crop
+from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 from cmd_jax.parts.store import hash_variables
-from cmd_jax.saved_run import read_config, read_network
-from cmd_jax.workdir import Workdir
+from cmd_jax.rundir.saved_run import read_config, read_network
+from cmd_jax.rundir.workdir import Workdir
 
 # An image in one of the forms that an encoder takes.
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -101,14 +102,14 @@ class Encoder:
     """
     if batch_size < 1:
       raise UserError(f'batch_size is {batch_size}: make it at least 1')
-    mesh = parallel.make_mesh()
+    mesh = sharding.make_mesh()
     self.module, self.source = module, source
-    self.variables = jax.device_put(variables, parallel.replicated(mesh))
-    self._mil_params = jax.device_put(mil_params, parallel.replicated(mesh))
+    self.variables = jax.device_put(variables, sharding.replicated(mesh))
+    self._mil_params = jax.device_put(mil_params, sharding.replicated(mesh))
     self._preprocessing = preprocessing
     self._num_devices = mesh.size
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
-    view = augment.make_eval_view(
+    view = multi_crop.make_eval_view(
       view_px=preprocessing.view_px,
       crop_fraction=preprocessing.crop_fraction,
     )
@@ -122,7 +123,7 @@ class Encoder:
         attention = attention.mean(1)
       return output.image, output.tokens, attention
 
-    whole, split = parallel.replicated(mesh), parallel.split_over_data(mesh)
+    whole, split = sharding.replicated(mesh), sharding.split_over_data(mesh)
     self._encode = jax.jit(
       encode,
       in_shardings=(whole, whole, split, split),
@@ -144,8 +145,8 @@ class Encoder:
   def preprocessing(self) -> dict[str, Any]:
     """The fields of `Preprocessing`, and the channels' mean and deviation."""
     return self._preprocessing._asdict() | {
-      'mean': list(augment.IMAGENET_MEAN),
-      'std': list(augment.IMAGENET_STD),
+      'mean': list(multi_crop.IMAGENET_MEAN),
+      'std': list(multi_crop.IMAGENET_STD),
     }
 
   def __call__(self, images: ImageLike | Iterable[ImageLike]) -> Outputs:

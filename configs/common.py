@@ -1,8 +1,8 @@
 """What all configs share: the fields, the methods and their settings.
 
 A sub-dict with a name above it holds the keyword arguments of that function;
-cmd_jax/experiment.py and recipe.py read the others. Durations end in `_steps`
-or `_epochs`, sizes in `_px`.
+cmd_jax/training/experiment.py and recipe.py read the others. Durations end in
+`_steps` or `_epochs`, sizes in `_px`.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def published(argument: Argument) -> ConfigDict:
     pretrain_split='train',
     test_split='test',
   )
-  # cmd_jax.data.augment.make_augment
+  # cmd_jax.data.augment.multi_crop.make_augment
   config.augment = dict(
     global_px=224,
     local_px=96,
@@ -330,13 +330,13 @@ def published(argument: Argument) -> ConfigDict:
     # needs less memory; the step is that of the whole batch.
     grad_accum_steps=1,
     # Steps taken without the host in between, for small models whose images
-    # are on the devices: cmd_jax.train_step.take_several.
+    # are on the devices: cmd_jax.training.step.take_several.
     steps_per_dispatch=1,
   )
   # Where the images are: 'device' holds all of them in the devices' memory,
   # 'stream' decodes them ahead of the step, 'auto' chooses by their size.
   config.placement = 'auto'
-  # cmd_jax.data.stream.streamed_batches; 0 workers decode in threads.
+  # cmd_jax.data.pipeline.stream.streamed_batches; 0 workers decode in threads.
   config.stream = dict(num_workers=0, ahead=2)
   config.log = dict(every_steps=50)
   config.checkpoint = dict(every_steps=500, keep=3)

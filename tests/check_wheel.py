@@ -12,7 +12,7 @@ from PIL import Image
 
 import cmd_jax
 import tfds_builders
-from cmd_jax.data import shards, tfds_source
+from cmd_jax.data.sources import shards, tfds_source
 from cmd_jax.errors import UserError
 from cmd_jax.export import folders
 from cmd_jax.export import model as export_model

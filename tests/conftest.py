@@ -31,7 +31,7 @@ import jax  # noqa: E402
 import psutil  # noqa: E402
 import pytest  # noqa: E402
 
-from cmd_jax.host_memory import give_back_freed  # noqa: E402
+from cmd_jax.devices.host_memory import give_back_freed  # noqa: E402
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)

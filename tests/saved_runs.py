@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from PIL import Image
 
-from cmd_jax.checkpoint import Checkpoints
-from cmd_jax.train_state import TrainState
-from cmd_jax.workdir import Workdir
+from cmd_jax.rundir.checkpoint import Checkpoints
+from cmd_jax.rundir.workdir import Workdir
+from cmd_jax.training.state import TrainState
 from configs import folder
 from tests import tiny
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import cmd_jax
 from cmd_jax.convert.save import save_encoder
-from cmd_jax.data.augment import make_eval_view
+from cmd_jax.data.augment.multi_crop import make_eval_view
 from cmd_jax.data.canvas import make_canvas
 from cmd_jax.errors import UserError
 from cmd_jax.parts.store import hash_variables

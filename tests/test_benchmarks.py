@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from benchmarks import __main__ as listing
 from benchmarks import ceilings, gpu, hlo, interconnects, record, scaling, step
-from cmd_jax import parallel
+from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 
 # As large where it is counted, and as small elsewhere, as compiles quickly.
@@ -84,7 +84,7 @@ def test_what_is_no_program_is_refused():
 
 
 def test_a_compiled_programs_collectives_and_loops():
-  mesh = parallel.make_mesh(8)
+  mesh = sharding.make_mesh(8)
 
   def loss(weights, x):
     def body(x, weight):
@@ -121,7 +121,7 @@ def test_flops_and_gradients_of_the_step_are_those_of_its_program():
   config = step.make_config(
     method='cmd', batch_size=8, num_prototypes=1024, overrides=_SMALL
   )
-  built = step.make_step(config, parallel.make_mesh(8), mode='pmap')
+  built = step.make_step(config, sharding.make_mesh(8), mode='pmap')
   program = hlo.read_program(built.lower().compile().as_text())
   counted = sum(step.count_flops(config).values())
   # Crops, the attention over patches and the losses' own come on top.

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from cmd_jax.convert.save import save_encoder
-from cmd_jax.data.tfds_source import tfds_source
+from cmd_jax.data.sources.tfds_source import tfds_source
 from tests import tiny
 
 _REPO = pathlib.Path(__file__).resolve().parents[1]

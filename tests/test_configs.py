@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from cmd_jax import experiment
-from cmd_jax.data import canvas, load
+from cmd_jax.data import canvas
+from cmd_jax.data.pipeline import load
+from cmd_jax.training import experiment
 from configs import common
 
 _REPO = pathlib.Path(__file__).resolve().parents[1]

@@ -4,18 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmd_jax import optim, parallel, schedules
-from cmd_jax.data import augment
-from cmd_jax.losses import streaming
+from cmd_jax.data.augment import multi_crop
+from cmd_jax.devices import sharding
+from cmd_jax.losses import blockwise
 from cmd_jax.methods import make_method
 from cmd_jax.models import make_encoder
-from cmd_jax.train_state import TrainState, state_shardings
-from cmd_jax.train_step import (
-  Batch,
-  Batches,
-  make_train_step,
-  take_several,
-)
+from cmd_jax.optim import optimizers, schedules
+from cmd_jax.training.state import TrainState, state_shardings
+from cmd_jax.training.step import Batch, Batches, make_train_step, take_several
 from configs import common
 
 # Those that see whole images; tests/methods/test_particle.py has the others.
@@ -105,7 +101,7 @@ def outputs_of(method, seen):
   scores = method.scores(
     seen.prototypes, seen.constants, seen.examples, seen.targets
   )
-  normalisers = streaming.normalisers_of(scores)
+  normalisers = blockwise.normalisers_of(scores)
   return method.outputs(scores, normalisers, seen.examples, seen.targets)
 
 
@@ -149,7 +145,7 @@ def draw_train_state(method, optimizer):
 
 
 def make_optimizer(learning_rate=1e-3, **options):
-  return optim.make_adamw(
+  return optimizers.make_adamw(
     learning_rate=schedules.cosine_schedule(learning_rate, 1e-6, 20),
     weight_decay=schedules.cosine_schedule(0.04, 0.4, 20),
     freeze_last_layer_steps=1,
@@ -189,7 +185,7 @@ def make_new_step(
   **changes,
 ):
   """The jitted step and the state it starts from."""
-  mesh = parallel.make_mesh(num_devices)
+  mesh = sharding.make_mesh(num_devices)
   is_frozen = changes.get('is_frozen', lambda path: False)
   optimizer = optimizer or make_optimizer(is_frozen=is_frozen)
   state = draw_train_state(make_tiny_method(name, **changes), optimizer)
@@ -198,7 +194,7 @@ def make_new_step(
   def make(axis_name, mesh):
     step = make_train_step(
       method=make_tiny_method(name, axis_name=axis_name, mesh=mesh, **changes),
-      augment=augment.make_augment(
+      augment=multi_crop.make_augment(
         global_px=16, local_px=8, num_local=2, mesh=mesh
       ),
       optimizer=optimizer,
@@ -212,8 +208,8 @@ def make_new_step(
     )
     return take_several(step) if several else step
 
-  each, whole = parallel.split_each_over_data(mesh), parallel.replicated(mesh)
-  step = parallel.compile_step(
+  each, whole = sharding.split_each_over_data(mesh), sharding.replicated(mesh)
+  step = sharding.compile_step(
     make,
     mode=mode,
     mesh=mesh,

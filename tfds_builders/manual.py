@@ -27,8 +27,8 @@ from typing import IO, NamedTuple, Protocol
 
 import tensorflow_datasets as tfds
 
-from cmd_jax import untrusted
 from cmd_jax.errors import UserError
+from cmd_jax.files import safe_read
 
 # Bytes read from an archive at once.
 _BLOCK = 1 << 20
@@ -378,4 +378,4 @@ def default_manual_dir(
 
 def one_line(error: Exception) -> str:
   """What an error says, on one line."""
-  return untrusted.one_line(error) or type(error).__name__
+  return safe_read.one_line(error) or type(error).__name__

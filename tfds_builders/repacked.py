@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cmd_jax import untrusted
 from cmd_jax.errors import UserError, missing_extra
+from cmd_jax.files import safe_read
 from tfds_builders import manual
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def _label_columns(schema: pyarrow.Schema) -> dict[str, Sequence[str]]:
   """Names of the classes of every column that has them in the metadata."""
   text = (schema.metadata or {}).get(b'huggingface', b'{}')
   try:
-    features = untrusted.parse_json(text)['info']['features'].items()
+    features = safe_read.parse_json(text)['info']['features'].items()
   except (AttributeError, LookupError, TypeError, ValueError):
     return {}
   return {

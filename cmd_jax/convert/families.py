@@ -15,7 +15,7 @@ import numpy as np
 
 from cmd_jax.convert import swin
 from cmd_jax.errors import UserError
-from cmd_jax.untrusted import one_line
+from cmd_jax.files.safe_read import one_line
 
 Tensors = dict[str, np.ndarray]
 

@@ -16,7 +16,6 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from cmd_jax import untrusted
 from cmd_jax.convert import torch_file
 from cmd_jax.convert.torch_globals import (
   AGAIN,
@@ -24,7 +23,8 @@ from cmd_jax.convert.torch_globals import (
   UnreadableError,
 )
 from cmd_jax.errors import UserError
-from cmd_jax.untrusted import one_line
+from cmd_jax.files import safe_read
+from cmd_jax.files.safe_read import one_line
 
 NETWORKS = ('student', 'teacher')
 # The trained network and the average of its weights, as programs name them.
@@ -344,7 +344,7 @@ def _npz_contents(archive: zipfile.ZipFile, size: int) -> _Contents:
       f'if there is a {_FORMATS} file in it'
     )
   try:
-    untrusted.check_expansion(archive, size)
+    safe_read.check_expansion(archive, size)
   except ValueError as error:
     raise UnreadableError(
       f'{error}: save it with np.savez, which does not compress'
@@ -365,8 +365,8 @@ def _load_npy(
 ) -> np.ndarray:
   """Reads a member as an array of numbers."""
   try:
-    array = untrusted.read_member(archive, member)
-  except untrusted.NotNumericError as error:
+    array = safe_read.read_member(archive, member)
+  except safe_read.NotNumericError as error:
     raise UnreadableError(
       f'has an array {name[:200]!r} that is not numeric ({error}): save the '
       'weights alone, by np.savez(file, **arrays)'

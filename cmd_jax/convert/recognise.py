@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import safetensors
 from flax import linen as nn
 
-from cmd_jax import untrusted
 from cmd_jax.convert import architecture, families, files, load
 from cmd_jax.errors import UserError
+from cmd_jax.files import safe_read
 from cmd_jax.models import make_encoder
 from cmd_jax.models.layers import DTYPES
 
@@ -46,7 +46,7 @@ def _metadata(path: pathlib.Path) -> dict[str, str]:
 def _from_description(text: str) -> nn.Module | None:
   """The module that `save.save_encoder` described; None if it can't be told."""
   try:
-    fields = untrusted.parse_json(text)
+    fields = safe_read.parse_json(text)
     fields = {
       name: tuple(value) if isinstance(value, list) else value
       for name, value in fields.items()
@@ -111,6 +111,6 @@ def recognise_encoder(
   except (ArithmeticError, LookupError, TypeError, ValueError) as error:
     raise UserError(
       f'{path} is of an encoder that cannot be made '
-      f'({untrusted.one_line(error)}): give another file'
+      f'({safe_read.one_line(error)}): give another file'
     ) from error
   return Recognised(encoder, imported, metadata)

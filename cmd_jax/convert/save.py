@@ -13,9 +13,9 @@ from flax import linen as nn
 from safetensors.numpy import save as to_safetensors
 
 from cmd_jax import __version__
-from cmd_jax.atomic import write_atomically
 from cmd_jax.convert import architecture, entries
 from cmd_jax.errors import UserError
+from cmd_jax.files.atomic import write_atomically
 from cmd_jax.models.layers import DTYPES
 from cmd_jax.models.resnet import ResNet
 from cmd_jax.models.swin import SwinTransformer

@@ -13,10 +13,11 @@ import numpy as np
 import tqdm
 from PIL import Image, UnidentifiedImageError
 
-from cmd_jax import errors, untrusted
+from cmd_jax import errors
 from cmd_jax.data import decode
-from cmd_jax.data import kinds as kinds_lib
-from cmd_jax.data import source as source_lib
+from cmd_jax.data.inspect import kinds as kinds_lib
+from cmd_jax.data.sources import base as source_lib
+from cmd_jax.files import safe_read
 
 # From here on Pillow's two-stage resize can't be told from the one-stage one.
 _REDUCING_GAP = 3.0
@@ -108,7 +109,7 @@ def open_rgb(
       with no meaning as an image.
   """
   if isinstance(path_or_file, str | os.PathLike):
-    untrusted.check_regular(path_or_file)
+    safe_read.check_regular(path_or_file)
   with decode.quiet_pillow:
     try:
       with Image.open(path_or_file, formats=decode.formats()) as image:
@@ -121,7 +122,7 @@ def open_rgb(
       raise
     except Exception as error:
       # Pillow's readers raise nearly anything when bytes are damaged.
-      reason = untrusted.one_line(error) or type(error).__name__
+      reason = safe_read.one_line(error) or type(error).__name__
       raise OSError(f'damaged file: {reason}') from error
 
 
@@ -197,7 +198,7 @@ def decode_example(
     return Decoded(canvas, size, part_ids, example.box, kinds)
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or str(error)
-    reason = untrusted.one_line(reason) or type(error).__name__
+    reason = safe_read.one_line(reason) or type(error).__name__
     return Skipped(source.file_names[index], reason)
 
 

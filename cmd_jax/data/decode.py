@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image
 
-from cmd_jax.data import kinds as kinds_lib
+from cmd_jax.data.inspect import kinds as kinds_lib
 
 FULL_SIZE = 'cmd_jax.full_size'
 # Those of photographs. Pillow opens others too, for some of which it starts

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 import cmd_jax
-from cmd_jax import untrusted
 from cmd_jax.api import Encoder
-from cmd_jax.atomic import write_atomically
 from cmd_jax.data.canvas import Skipped
 from cmd_jax.errors import UserError, missing_extra
 from cmd_jax.export.images import Embeddings
-from cmd_jax.formats import VERSION_FIELD, check_format
-from cmd_jax.untrusted import one_line
+from cmd_jax.files import safe_read
+from cmd_jax.files.atomic import write_atomically
+from cmd_jax.files.formats import VERSION_FIELD, check_format
+from cmd_jax.files.safe_read import one_line
 
 FORMATS = ('.parquet', '.npz')
 _FORMAT_VERSION = 1
@@ -95,7 +95,7 @@ def load_embeddings(path: pathlib.Path, encoder: Encoder) -> Embeddings:
     )
   read = _read_npz if path.suffix == '.npz' else _read_parquet
   try:
-    untrusted.check_regular(path)
+    safe_read.check_regular(path)
     names, vectors, description = read(path)
     version = int(description.get(VERSION_FIELD, 0))
     check_format({VERSION_FIELD: version}, _FORMAT_VERSION, path)
@@ -103,7 +103,7 @@ def load_embeddings(path: pathlib.Path, encoder: Encoder) -> Embeddings:
     there = {name: description[name] for name in _MUST_AGREE}
     skipped = [
       Skipped(str(name), str(reason))
-      for name, reason in untrusted.parse_json(description['skipped'])
+      for name, reason in safe_read.parse_json(description['skipped'])
     ]
     folder = pathlib.Path(description['folder'])
   except (
@@ -146,7 +146,7 @@ def _check_table(names: list, vectors: np.ndarray) -> None:
 
 def _read_npz(path: pathlib.Path) -> tuple:
   with path.open('rb') as file:
-    arrays = untrusted.read_npz(file)
+    arrays = safe_read.read_npz(file)
   names, vectors = arrays.pop('file_names'), arrays.pop('vectors')
   return names.tolist(), vectors, {k: str(v) for k, v in arrays.items()}
 

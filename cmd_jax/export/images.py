@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import tqdm
 
-from cmd_jax import untrusted
 from cmd_jax.api import Encoder
 from cmd_jax.data.canvas import Skipped
-from cmd_jax.data.folder import IMAGE_EXTENSIONS
+from cmd_jax.data.sources.folder import IMAGE_EXTENSIONS
 from cmd_jax.errors import UserError
+from cmd_jax.files import safe_read
 
 # Images decoded at a time; the next ones are, while these are encoded.
 _BLOCK = 256
@@ -79,7 +79,7 @@ def _decode(encoder: Encoder, path: pathlib.Path, name: str) -> tuple | Skipped:
     return encoder.make_canvas(path)
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or str(error)
-    return Skipped(name, untrusted.one_line(reason) or type(error).__name__)
+    return Skipped(name, safe_read.one_line(reason) or type(error).__name__)
 
 
 def _decoded_blocks(

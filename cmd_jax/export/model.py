@@ -7,13 +7,13 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-from cmd_jax.atomic import write_atomically
 from cmd_jax.errors import UserError, missing_extra
 from cmd_jax.export.network import Network, load_network
 from cmd_jax.export.preprocessing import describe
 from cmd_jax.export.stablehlo import describe_stablehlo, to_stablehlo
 from cmd_jax.export.weights import export_weights
-from cmd_jax.formats import VERSION_FIELD
+from cmd_jax.files.atomic import write_atomically
+from cmd_jax.files.formats import VERSION_FIELD
 
 # Of the sidecar.
 _FORMAT_VERSION = 1

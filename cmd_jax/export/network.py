@@ -12,8 +12,8 @@ from flax import linen as nn
 import cmd_jax
 from cmd_jax.api import Encoder
 from cmd_jax.errors import UserError
-from cmd_jax.saved_run import read_config, read_network
-from cmd_jax.workdir import Workdir
+from cmd_jax.rundir.saved_run import read_config, read_network
+from cmd_jax.rundir.workdir import Workdir
 
 Function = Callable[[Mapping[str, Any], jax.Array], dict[str, jax.Array]]
 EMBEDDING, ATTENTION = 'embedding', 'attention'

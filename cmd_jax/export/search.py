@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cmd_jax.atomic import write_atomically
 from cmd_jax.data import canvas
 from cmd_jax.errors import UserError, missing_extra
 from cmd_jax.evaluators.features import unit_rows
 from cmd_jax.export.images import Embeddings
+from cmd_jax.files.atomic import write_atomically
 
 INDEXES = ('exact', 'faiss')
 # Entries of the matrix of similarities held at once: 64 MB.

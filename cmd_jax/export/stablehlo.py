@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmd_jax.data.augment import make_eval_view
+from cmd_jax.data.augment.multi_crop import make_eval_view
 from cmd_jax.export.network import Network, make_function
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from cmd_jax import parallel
+from cmd_jax.devices import sharding
 
 # Takes a logit out of a softmax and leaves it finite even if all are out.
 _EXCLUDED = -1e9
@@ -62,9 +62,9 @@ def part_contrast(
   """
   predictions = _unit(predictions)
   targets = jax.lax.stop_gradient(_unit(targets))
-  everything = parallel.all_gather(targets, axis_name)  # [G, 2, S, D]
+  everything = sharding.all_gather(targets, axis_name)  # [G, 2, S, D]
   batch, _, num_samples, _ = predictions.shape
-  position = parallel.axis_index(axis_name) * batch + jnp.arange(batch)
+  position = sharding.axis_index(axis_name) * batch + jnp.arange(batch)
   # [B, G]: which image of the global batch is one's own.
   own = position[:, None] == jnp.arange(len(everything))
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cmd_jax import blocks, parallel
+from cmd_jax.devices import chunking, sharding
 
 # What the logits of some examples may take in `sinkhorn_centre`.
 LOGIT_BYTES = 64 * 2**20
@@ -70,7 +70,7 @@ def update_centre(
     [K].
   """
   mean = logits.reshape(-1, logits.shape[-1]).mean(0)
-  mean = parallel.pmean(mean, axis_name)
+  mean = sharding.pmean(mean, axis_name)
   return momentum * centre + (1 - momentum) * mean
 
 
@@ -110,7 +110,7 @@ def sinkhorn_centre(
     prototypes, temperature = shared
     rows = math.prod(features.shape[1:-1])
     num_bytes = 4 * rows * prototypes.shape[1]
-    size = blocks.examples_in_a_block(len(features), num_bytes, LOGIT_BYTES)
+    size = chunking.examples_in_a_block(len(features), num_bytes, LOGIT_BYTES)
     features = features.reshape(-1, size * rows, features.shape[-1])
 
     def scaled(block, log_scale):
@@ -128,7 +128,7 @@ def sinkhorn_centre(
         return jnp.logaddexp(log_total, log_sum), None
 
       log_total, _ = jax.lax.scan(add, log_total, features)
-      return log_scale - parallel.logsumexp(log_total, axis_name)
+      return log_scale - sharding.logsumexp(log_total, axis_name)
 
     num_prototypes = prototypes.shape[1]
     nothing = jnp.full(num_prototypes, -jnp.inf)
@@ -141,7 +141,7 @@ def sinkhorn_centre(
       log_scale = scale_columns(nothing, log_scale, jax.nn.log_softmax)
     return -temperature * log_scale, ()
 
-  spread = parallel.on_each_device(of_device, mesh, axis_name)
+  spread = sharding.on_each_device(of_device, mesh, axis_name)
   centre, _ = spread((prototypes, temperature), features)
   return jax.lax.stop_gradient(centre)
 

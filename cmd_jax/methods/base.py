@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from cmd_jax.errors import UserError
-from cmd_jax.schedules import Schedule
+from cmd_jax.optim.schedules import Schedule
 
 Params = Any
 MethodState = Mapping[str, Any]

@@ -8,8 +8,8 @@ import jax
 from jax.sharding import Mesh
 
 from cmd_jax.errors import UserError
+from cmd_jax.losses import blockwise
 from cmd_jax.losses import dino as losses
-from cmd_jax.losses import streaming
 from cmd_jax.methods.base import MethodState, Seen
 from cmd_jax.methods.comparison import Targets
 from cmd_jax.methods.networks import Prototypes
@@ -80,7 +80,7 @@ class Centring(NamedTuple):
       # prototypes.
       axes = tuple(range(features.ndim - 1))
       mean = features.astype(wide(features.dtype)).mean(axes)
-      logits = streaming.over_prototypes(
+      logits = blockwise.over_prototypes(
         lambda weights, mean=mean: prototype_logits(mean, weights.kernel()),
         getattr(seen.constants.prototypes, name),
       )

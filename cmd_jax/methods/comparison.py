@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cmd_jax.losses.blockwise import Scores
 from cmd_jax.losses.esvit import match_tokens
-from cmd_jax.losses.streaming import Scores
 from cmd_jax.methods.networks import Prototypes, ViewFeatures
 from cmd_jax.models.heads import prototype_logits
 

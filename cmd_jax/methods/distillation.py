@@ -29,7 +29,7 @@ from cmd_jax.methods.networks import (
 )
 from cmd_jax.models import partial
 from cmd_jax.models.layers import EncoderOutput
-from cmd_jax.schedules import Schedule
+from cmd_jax.optim.schedules import Schedule
 
 
 def make_distillation(

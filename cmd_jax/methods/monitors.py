@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from cmd_jax import parallel
+from cmd_jax.devices import sharding
 from cmd_jax.losses import dino as losses
 from cmd_jax.methods.comparison import Outputs
 from cmd_jax.models.heads import l2_normalise
@@ -36,7 +36,7 @@ def attention_entropy(
   if attention.shape[-1] == 1:
     return {}  # Of a single patch it says nothing.
   relative = losses.entropy(attention).mean() / jnp.log(attention.shape[-1])
-  return {'attention_entropy': parallel.pmean(relative, axis_name)}
+  return {'attention_entropy': sharding.pmean(relative, axis_name)}
 
 
 def feature_spread(
@@ -49,7 +49,7 @@ def feature_spread(
     axis_name: axis over which the batch is spread, None if it is global.
   """
   unit = l2_normalise(embedding)
-  mean = parallel.pmean(unit.mean((0, 1)), axis_name)
+  mean = sharding.pmean(unit.mean((0, 1)), axis_name)
   return {'feature_spread': jnp.sqrt(jnp.maximum(1 - jnp.sum(mean**2), 0))}
 
 
@@ -64,7 +64,7 @@ def centre_norm(
     bottleneck: [B, T, d] of the teacher, of length 1.
     axis_name: axis over which the batch is spread, None if it is global.
   """
-  mean = parallel.pmean(
+  mean = sharding.pmean(
     bottleneck.astype(wide(bottleneck.dtype)).mean((0, 1)), axis_name
   )
   return {'centre_norm': jnp.linalg.norm(mean)}

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from cmd_jax import parallel
+from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 from cmd_jax.losses import detcon
-from cmd_jax.losses.streaming import Scores
+from cmd_jax.losses.blockwise import Scores
 from cmd_jax.methods import base, comparison, dino, distillation
 from cmd_jax.methods.base import MethodState, Params, Seen, Term
 from cmd_jax.methods.centring import Centring
@@ -35,7 +35,7 @@ from cmd_jax.methods.part_networks import (
 )
 from cmd_jax.models import partial
 from cmd_jax.models.heads import l2_normalise
-from cmd_jax.schedules import Schedule
+from cmd_jax.optim.schedules import Schedule
 
 
 class Examples(NamedTuple):
@@ -64,7 +64,7 @@ class Outputs(NamedTuple):
 
 def _part_monitors(parts: Parts, axis_name: str | None) -> dict[str, jax.Array]:
   """Scalars that show a collapse, or views that share no parts."""
-  monitors = parallel.pmean(
+  monitors = sharding.pmean(
     {
       'direction': l2_normalise(parts.targets).mean((0, 1, 2)),
       'positives': detcon.share_with_positives(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cmd_jax import parallel
+from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 
 # DINO's trunc_normal_(std=.02) cuts at +-2, a hundred deviations away.
@@ -169,10 +169,10 @@ class BatchNorm(nn.Module):
     if train:
       axes = tuple(range(x.ndim - 1))
       # Two passes: E[x^2] - E[x]^2 loses digits where the mean is large.
-      mean = parallel.pmean(x.mean(axes), self.axis_name)
-      var = parallel.pmean(jnp.square(x - mean).mean(axes), self.axis_name)
+      mean = sharding.pmean(x.mean(axes), self.axis_name)
+      var = sharding.pmean(jnp.square(x - mean).mean(axes), self.axis_name)
       if not self.is_initializing():
-        count = parallel.psum(x.size // x.shape[-1], self.axis_name)
+        count = sharding.psum(x.size // x.shape[-1], self.axis_name)
         unbiased = var * (count / jnp.maximum(count - 1, 1))
         for running, new in ((running_mean, mean), (running_var, unbiased)):
           running.value = self.momentum * running.value + (

@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from cmd_jax.atomic import write_atomically
+from cmd_jax.files.atomic import write_atomically
 
 _GAP_PX = 4
 

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cmd_jax import untrusted
-from cmd_jax.atomic import write_atomically
 from cmd_jax.errors import UserError
-from cmd_jax.formats import check_format
-from cmd_jax.untrusted import one_line
+from cmd_jax.files import safe_read
+from cmd_jax.files.atomic import write_atomically
+from cmd_jax.files.formats import check_format
+from cmd_jax.files.safe_read import one_line
 
 _MANIFEST = 'manifest.json'
 _FORMAT = 1
@@ -126,8 +126,8 @@ def _npz(**arrays: np.ndarray) -> bytes:
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
-    untrusted.check_regular(path)
-    value = untrusted.parse_json(path.read_bytes())
+    safe_read.check_regular(path)
+    value = safe_read.parse_json(path.read_bytes())
     if not isinstance(value, dict):
       raise ValueError('not a JSON object')
     return value
@@ -229,11 +229,11 @@ def load_masks(folder: pathlib.Path, expected: Manifest) -> np.ndarray:
 def _read_masks(
   path: pathlib.Path, sha256: Any, expected: Manifest
 ) -> np.ndarray:
-  untrusted.check_regular(path)
+  safe_read.check_regular(path)
   with path.open('rb') as file:
     if hashlib.file_digest(file, 'sha256').hexdigest() != sha256:
       raise ValueError('another content than its manifest says')
-    masks = untrusted.read_npz(file)['masks']
+    masks = safe_read.read_npz(file)['masks']
   shape = (expected.num_images, expected.mask_px, expected.mask_px)
   if masks.shape != shape or masks.dtype != np.uint8:
     raise ValueError(f'masks {masks.shape} {masks.dtype}, not {shape} uint8')
@@ -282,9 +282,9 @@ class Chunks:
       return self._memory[name]
     path = self._folder / f'{name}.npz'
     try:
-      untrusted.check_regular(path)
+      safe_read.check_regular(path)
       with path.open('rb') as file:
-        return untrusted.read_npz(file)
+        return safe_read.read_npz(file)
     except (OSError, ValueError):
       # Missing, or damaged from outside: either way it is made anew.
       arrays = compute()

@@ -9,16 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from cmd_jax import evaluate, part_masks
-from cmd_jax.data.source import UNLABELLED
-from cmd_jax.drift import flatten
+from cmd_jax.data.sources.base import UNLABELLED
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators import Features
-from cmd_jax.experiment import Experiment
-from cmd_jax.frozen import FrozenNetwork, network_variables
 from cmd_jax.report import embedding_map, history, photos, similar
-from cmd_jax.train_state import TrainState
-from cmd_jax.workdir import Workdir, read_json
+from cmd_jax.rundir.config_diff import flatten
+from cmd_jax.rundir.workdir import Workdir, read_json
+from cmd_jax.training import part_rounds, scoring
+from cmd_jax.training.experiment import Experiment
+from cmd_jax.training.frozen_network import FrozenNetwork, network_variables
+from cmd_jax.training.state import TrainState
 
 _MAX_PAIRS = 12
 # Classes side by side in the matrix of confusions.
@@ -118,7 +118,7 @@ def _describe_parts(
   name = found[-1].parent.name
   try:
     sha256 = read_json(found[-1]).get('encoder_sha256', '')
-    masks = part_masks.load_part_masks(experiment, workdir, name, sha256)
+    masks = part_rounds.load_part_masks(experiment, workdir, name, sha256)
   except UserError as error:
     notes.append(f'The parts are not shown: {error}.')
     return None
@@ -210,7 +210,7 @@ def _notes(
 ) -> list[str]:
   """What a reader of the page must know."""
   notes = []
-  reason = evaluate.why_not_scored(experiment)
+  reason = scoring.why_not_scored(experiment)
   if reason:
     notes.append(
       f'{reason[0].upper()}{reason[1:]}. Scores and confusions need labels: '
@@ -247,8 +247,8 @@ def collect(
   Raises:
     UserError: no checkpoint, or one that does not fit.
   """
-  state = evaluate.restore(experiment, workdir)
-  evaluate.check_same_start(experiment, workdir)
+  state = scoring.restore(experiment, workdir)
+  scoring.check_same_start(experiment, workdir)
   network = FrozenNetwork(experiment, state, workdir.features)
   pretrain = network.embed(experiment.pretrain, 'pretrain')
   test = network.embed(experiment.test, 'test')
@@ -260,13 +260,13 @@ def collect(
   variables = network_variables(experiment, state)
   drawn = photos.draw(
     splits,
-    evaluate.make_attend(experiment, variables),
+    scoring.make_attend(experiment, variables),
     batch_size=experiment.evaluation.batch_size,
   )
   notes = _notes(experiment, workdir, state, splits)
   if layout.note:
     notes.append(f'The map shows principal components: {layout.note}.')
-  is_scored = evaluate.why_not_scored(experiment) is None
+  is_scored = scoring.why_not_scored(experiment) is None
   test_rows = splits[-1].rows if splits[-1].name == 'test' else np.zeros(0, int)
   return {
     'run': _describe_run(experiment, workdir, state),

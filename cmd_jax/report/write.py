@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pathlib
 
-from cmd_jax.atomic import write_atomically
 from cmd_jax.errors import UserError
-from cmd_jax.experiment import Experiment
+from cmd_jax.files.atomic import write_atomically
 from cmd_jax.report import content, page
-from cmd_jax.workdir import Workdir
+from cmd_jax.rundir.workdir import Workdir
+from cmd_jax.training.experiment import Experiment
 
 
 def write_report(

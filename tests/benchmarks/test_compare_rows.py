@@ -14,11 +14,12 @@ from benchmarks.compare_rows import (
   SHARED,
   SMOKE,
 )
-from cmd_jax import experiment
-from cmd_jax.config_check import check_config
-from cmd_jax.data import canvas, load
-from cmd_jax.drift import flatten
+from cmd_jax.config.check import check_config
+from cmd_jax.data import canvas
+from cmd_jax.data.pipeline import load
 from cmd_jax.errors import UserError
+from cmd_jax.rundir.config_diff import flatten
+from cmd_jax.training import experiment
 
 _ALL = (*SETS, SMOKE)
 _PARTS = ('particle', 'detcon')

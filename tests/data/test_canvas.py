@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from cmd_jax import errors
-from cmd_jax.data import canvas, kinds
-from cmd_jax.data import source as source_lib
+from cmd_jax.data import canvas
+from cmd_jax.data.inspect import kinds
+from cmd_jax.data.sources import base as source_lib
 
 # No symmetry of the square maps it to itself.
 CORNERS = np.array(

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from cmd_jax import errors
-from cmd_jax.data import canvas, folder, source
+from cmd_jax.data import canvas
+from cmd_jax.data.sources import base, folder
 
 HEADER = 'file,class_name,label,split\n'
 
@@ -43,7 +44,7 @@ def splits_of(root, **options):
     assert listed.labels.shape == (len(listed.file_names),)
     assert list(listed.file_names) == sorted(set(listed.file_names))
     made[split] = {
-      name: '' if label == source.UNLABELLED else listed.class_names[label]
+      name: '' if label == base.UNLABELLED else listed.class_names[label]
       for name, label in zip(listed.file_names, listed.labels)
     }
   return made

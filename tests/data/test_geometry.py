@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from cmd_jax.data import geometry
+from cmd_jax.data.augment import geometry
 
 RATIO = (3 / 4, 4 / 3)
 

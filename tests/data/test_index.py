@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from cmd_jax.data import folder, index
+from cmd_jax.data.sources import folder, index
 
 NAMES = ('a/1.jpg', 'a/ü\n2.jpg', '', 'b/\udcff.png', '鳥.jpg')
 KEY = {'folder': '/birds', 'seed': 0}

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmd_jax.data import canvas, lazy, source, worker
+from cmd_jax.data import canvas
+from cmd_jax.data.pipeline import lazy, worker
+from cmd_jax.data.sources import base
 from cmd_jax.errors import UserError
 
 PX = 6
@@ -22,9 +24,9 @@ def _source(broken=(), count=10, masked=999, loaded=None):
     image = Image.fromarray(rng.integers(0, 256, (*shape, 3), np.uint8))
     part_ids = rng.integers(0, 5, shape, np.uint8)
     box = np.float32((0.1, 0.2, 0.3, 0.01 * index))
-    return source.Example(image, part_ids if index < masked else None, box)
+    return base.Example(image, part_ids if index < masked else None, box)
 
-  return source.Source(
+  return base.Source(
     name='birds/train',
     class_names=('wren',),
     file_names=tuple(f'{i}.png' for i in range(count)),
@@ -72,7 +74,7 @@ def test_what_cannot_be_read_is_shown_as_the_next_and_loses_its_label():
   assert tuple(made.skipped) == tuple(
     canvas.Skipped(f'{row}.png', f'damaged {row}') for row in BROKEN
   )
-  assert np.flatnonzero(made.labels == source.UNLABELLED).tolist() == [3, 4, 9]
+  assert np.flatnonzero(made.labels == base.UNLABELLED).tolist() == [3, 4, 9]
   assert ': 10 images, 7 used, 3 skipped\n' in canvas.skip_report(made)
 
 

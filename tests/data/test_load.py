@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmd_jax import parallel
-from cmd_jax.data import lazy, load
+from cmd_jax.data.pipeline import lazy, load
+from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 from configs import folder, shards
 
@@ -30,7 +30,7 @@ def _config(path: pathlib.Path, **fields):
 
 
 def test_both_routes_load_one_set(photographs):
-  mesh = parallel.make_mesh(8)
+  mesh = sharding.make_mesh(8)
   held, streamed = (
     load.load_data(_config(photographs, placement=route), mesh)
     for route in ('device', 'stream')
@@ -50,7 +50,7 @@ def test_both_routes_load_one_set(photographs):
 def test_fewer_images_than_a_batch_are_refused(photographs, route):
   config = _config(photographs, placement=route, batch_size=16)
   with pytest.raises(UserError, match='usable images, fewer than .* 16'):
-    load.load_data(config, parallel.make_mesh(8))
+    load.load_data(config, sharding.make_mesh(8))
 
 
 def test_fields_that_do_not_fit_the_source_are_refused():

@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 
-from cmd_jax.data import order
+from cmd_jax.data.pipeline import order
 
 NUM_EXAMPLES, BATCH = 27, 8
 STEPS_PER_EPOCH = 3
@@ -70,5 +70,7 @@ def test_every_place_sees_every_example_alike():
 
 
 def test_nothing_that_decodes_imports_jax():
-  code = 'import sys, cmd_jax.data.worker; sys.exit("jax" in sys.modules)'
+  code = (
+    'import sys, cmd_jax.data.pipeline.worker; sys.exit("jax" in sys.modules)'
+  )
   assert subprocess.run([sys.executable, '-c', code]).returncode == 0

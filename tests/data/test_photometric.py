@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage
 
-from cmd_jax.data import photometric
+from cmd_jax.data.augment import photometric
 
 FACTORS = (0.0, 0.6, 0.8, 1.0, 1.17, 1.4)
 

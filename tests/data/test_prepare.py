@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from cmd_jax.data import prepare as prepare_lib
 from cmd_jax.data.canvas import make_canvases
-from cmd_jax.data.prepare import prepare, prepare_config
-from cmd_jax.data.tfds_source import tfds_source
+from cmd_jax.data.sources import prepare as prepare_lib
+from cmd_jax.data.sources.prepare import prepare, prepare_config
+from cmd_jax.data.sources.tfds_source import tfds_source
 from cmd_jax.errors import UserError
 from configs import aircraft, cars, cub
 from tests.tfds_builders import layouts

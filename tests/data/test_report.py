@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmd_jax.data import canvas, report
-from cmd_jax.data import source as source_lib
-from cmd_jax.data.folder import folder_source
-from cmd_jax.data.report_text import notable, report_text
+from cmd_jax.data import canvas
+from cmd_jax.data.inspect import report
+from cmd_jax.data.inspect.report_text import notable, report_text
+from cmd_jax.data.sources import base as source_lib
+from cmd_jax.data.sources.folder import folder_source
 
 _PX = 32
 

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax import parallel
-from cmd_jax.data import canvas, order, resident
+from cmd_jax.data import canvas
+from cmd_jax.data.pipeline import order, resident
+from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 
 NUM_EXAMPLES, BATCH = 27, 8
@@ -29,7 +30,7 @@ def _canvases(num_examples=NUM_EXAMPLES):
 def test_batches_are_the_canvases_that_the_order_names(num_devices):
   canvases = _canvases()
   part_ids = np.arange(NUM_EXAMPLES * 16, dtype=np.uint8).reshape(-1, 4, 4)
-  mesh = parallel.make_mesh(num_devices)
+  mesh = sharding.make_mesh(num_devices)
   with resident.resident_batches(
     canvases, batch_size=BATCH, seed=5, mesh=mesh, part_ids=part_ids
   ) as batches:
@@ -55,13 +56,13 @@ def test_batches_are_the_canvases_that_the_order_names(num_devices):
 def test_a_set_smaller_than_a_batch_is_refused():
   with pytest.raises(UserError, match=r'birds/train has 7 .* 8: .* most 7$'):
     with resident.resident_batches(
-      _canvases(7), batch_size=8, seed=0, mesh=parallel.make_mesh(1)
+      _canvases(7), batch_size=8, seed=0, mesh=sharding.make_mesh(1)
     ):
       pass
 
 
 def test_several_batches_are_drawn_at_once():
-  canvases, mesh = _canvases(), parallel.make_mesh(4)
+  canvases, mesh = _canvases(), sharding.make_mesh(4)
   options = dict(batch_size=BATCH, mesh=mesh, steps_per_dispatch=3)
   with resident.resident_batches(canvases, seed=5, **options) as batches:
     # Past the end of the epoch: three batches make one of 27.

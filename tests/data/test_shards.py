@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmd_jax.data import canvas, lazy, shards, source
+from cmd_jax.data import canvas
+from cmd_jax.data.pipeline import lazy
+from cmd_jax.data.sources import base, shards
 from cmd_jax.errors import UserError
 
 PX = 6
@@ -64,7 +66,7 @@ def test_images_are_read_from_anywhere_in_the_shards(birds):
   )
   test = shards.shards_source(f'file://{birds}/test-00.tar', every)
   assert test.class_names == train.class_names
-  assert test.labels.tolist() == [1, source.UNLABELLED]
+  assert test.labels.tolist() == [1, base.UNLABELLED]
   made = canvas.make_canvases(test, canvas_px=PX)
   assert made.file_names == ('test-00.tar/x.seg.jpg',)
   assert [skipped.file_name for skipped in made.skipped] == [

@@ -10,8 +10,10 @@ import pytest
 from jax._src import xla_bridge
 from PIL import Image
 
-from cmd_jax import parallel
-from cmd_jax.data import canvas, lazy, order, resident, source, stream, worker
+from cmd_jax.data import canvas
+from cmd_jax.data.pipeline import lazy, order, resident, stream, worker
+from cmd_jax.data.sources import base
+from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 
 COUNT, BATCH, SEED = 21, 8, 3
@@ -31,14 +33,14 @@ def _load(folder, index):
   is_worker = os.environ.get('DECODES_IN') != str(os.getpid())
   if is_worker and xla_bridge.backends_are_initialized():
     raise UserError('a worker holds a device')
-  return source.Example(Image.fromarray(pixels))
+  return base.Example(Image.fromarray(pixels))
 
 
 @pytest.fixture
 def birds(tmp_path, monkeypatch):
   """A source that worker processes can read as well."""
   monkeypatch.setenv('DECODES_IN', str(os.getpid()))
-  return source.Source(
+  return base.Source(
     name='birds/train',
     class_names=('wren',),
     file_names=tuple(f'{i}.png' for i in range(COUNT)),
@@ -78,7 +80,7 @@ def _assert_same(tree, other):
 
 @pytest.mark.parametrize('num_devices', [1, 8])
 def test_both_routes_give_the_same_batches_in_any_order(birds, num_devices):
-  mesh = parallel.make_mesh(num_devices)
+  mesh = sharding.make_mesh(num_devices)
   part_ids = np.arange(COUNT * PX**2, dtype=np.uint8).reshape(-1, PX, PX)
   with (
     _resident(birds, mesh, part_ids=part_ids) as held,
@@ -95,20 +97,20 @@ def _make_step(axis_name, mesh):
   def step(state, batch, rng):
     del rng
     pixels = batch.images.astype(jnp.float32).mean((1, 2, 3))
-    seen = parallel.psum((pixels * (1 + batch.index)).sum(), axis_name)
+    seen = sharding.psum((pixels * (1 + batch.index)).sum(), axis_name)
     return 0.7 * state + seen, {'seen': seen}
 
   return step
 
 
-@pytest.mark.parametrize('mode', parallel.MODES)
+@pytest.mark.parametrize('mode', sharding.MODES)
 def test_steps_end_alike_by_either_route_after_a_resume(birds, mode):
-  mesh = parallel.make_mesh(8)
+  mesh = sharding.make_mesh(8)
   rng = jax.random.key(1)
-  step = parallel.compile_step(_make_step, mode=mode, mesh=mesh)
+  step = sharding.compile_step(_make_step, mode=mode, mesh=mesh)
 
   def start():
-    return jax.device_put(jnp.float32(1), parallel.replicated(mesh))
+    return jax.device_put(jnp.float32(1), sharding.replicated(mesh))
 
   state, streamed = start(), start()
   with _resident(birds, mesh) as batches:
@@ -123,7 +125,7 @@ def test_steps_end_alike_by_either_route_after_a_resume(birds, mode):
 
 
 def test_a_dead_worker_and_a_damaged_image_do_not_end_the_run(birds, tmp_path):
-  mesh = parallel.make_mesh(1)
+  mesh = sharding.make_mesh(1)
   first = order.batch_indices(SEED, 0, num_examples=COUNT, batch_size=BATCH)
   with _stream(birds, mesh) as batches:
     whole = batches(0)
@@ -144,7 +146,7 @@ def test_a_dead_worker_and_a_damaged_image_do_not_end_the_run(birds, tmp_path):
   images, others = np.asarray(batch.images), np.asarray(whole.images)
   np.testing.assert_array_equal(images[same], others[same])
   assert list(canvases.skipped) == [canvas.Skipped(f'{broken}.png', 'damaged')]
-  assert canvases.labels[broken] == source.UNLABELLED
+  assert canvases.labels[broken] == base.UNLABELLED
 
 
 def test_decoding_that_never_starts_is_told():

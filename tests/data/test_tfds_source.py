@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from cmd_jax.data.tfds_source import tfds_source
+from cmd_jax.data.sources.tfds_source import tfds_source
 from cmd_jax.errors import UserError
 from tfds_builders.toybirds import toybirds_dataset_builder as toybirds
 from tfds_builders.toybirds.species import SPECIES
@@ -182,7 +182,7 @@ class _Plain(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def test_a_set_with_images_only(tmp_path, monkeypatch):
   monkeypatch.setattr(
-    'cmd_jax.data.tfds_source.find_builder_class', lambda name: _Plain
+    'cmd_jax.data.sources.tfds_source.find_builder_class', lambda name: _Plain
   )
   source = tfds_source('plain', 'train', data_dir=tmp_path, progress=False)
   assert source.class_names == ()

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from cmd_jax import distributed
+from cmd_jax.devices import processes
 from cmd_jax.errors import UserError
 
 
@@ -34,15 +34,15 @@ def test_processes_that_do_not_come_are_not_waited_for(launcher, tmp_path):
 
 
 def test_a_run_in_one_process_needs_no_address():
-  assert distributed.check_address(None, None, None) is None
-  distributed.start(None, timeout_s=1)
-  assert distributed.process_count() == 1
-  assert distributed.is_first()
-  assert distributed.from_first(lambda: 3) == 3
-  assert distributed.agree_on_signal(15) == 15
-  distributed.check_same('anything', 'x')
-  with distributed.failing_together():
-    distributed.meet()
+  assert processes.check_address(None, None, None) is None
+  processes.start(None, timeout_s=1)
+  assert processes.process_count() == 1
+  assert processes.is_first()
+  assert processes.from_first(lambda: 3) == 3
+  assert processes.agree_on_signal(15) == 15
+  processes.check_same('anything', 'x')
+  with processes.failing_together():
+    processes.meet()
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_run_in_one_process_needs_no_address():
 )
 def test_flags_that_do_not_fit_are_refused(flags, words):
   with pytest.raises(UserError, match=words):
-    distributed.check_address(*flags)
+    processes.check_address(*flags)
 
 
 @pytest.mark.parametrize(
@@ -76,4 +76,4 @@ def test_flags_that_do_not_fit_are_refused(flags, words):
   ],
 )
 def test_a_launcher_of_several_processes_is_known(environ, launcher):
-  assert distributed.launcher_of(environ) == launcher
+  assert processes.launcher_of(environ) == launcher

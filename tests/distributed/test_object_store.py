@@ -6,10 +6,10 @@ import json
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cmd_jax.atomic import write_atomically
 from cmd_jax.errors import UserError
-from cmd_jax.metrics import MetricWriter
-from cmd_jax.workdir import Workdir
+from cmd_jax.files.atomic import write_atomically
+from cmd_jax.rundir.workdir import Workdir
+from cmd_jax.training.metrics import MetricWriter
 
 
 class _Store(MemoryFileSystem):

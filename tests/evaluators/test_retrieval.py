@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from cmd_jax.data import index
+from cmd_jax.data.sources import index
 from cmd_jax.evaluators import Features
 from cmd_jax.evaluators.retrieval import (
   make_cmd_ratio9,

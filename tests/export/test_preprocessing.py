@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from cmd_jax.api import Encoder, Preprocessing
-from cmd_jax.data.augment import IMAGENET_STD, make_eval_view
+from cmd_jax.data.augment.multi_crop import IMAGENET_STD, make_eval_view
 from cmd_jax.export.network import Network
 from cmd_jax.export.preprocessing import describe_preprocessing
 from tests import saved_runs, tiny

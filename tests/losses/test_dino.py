@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from cmd_jax import parallel
+from cmd_jax.devices import sharding
 from cmd_jax.losses import dino
 
 
@@ -124,10 +124,10 @@ def test_sinkhorn_over_devices_equals_the_whole_batch():
     lambda x: dino.sinkhorn_centre(x, prototypes, 0.1, axis_name='data'),
     axis_name='data',
   )(features.reshape(4, 4, 3))
-  mesh = parallel.make_mesh(4)
+  mesh = sharding.make_mesh(4)
   by_jit = jax.jit(
     lambda x: dino.sinkhorn_centre(x, prototypes, 0.1, mesh=mesh)
-  )(jax.device_put(features, parallel.split_over_data(mesh)))
+  )(jax.device_put(features, sharding.split_over_data(mesh)))
   for centre in (by_jit, *by_pmap):
     np.testing.assert_allclose(centre, whole, rtol=1e-4, atol=1e-5)
 

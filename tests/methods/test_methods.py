@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax import errors, schedules
+from cmd_jax import errors
 from cmd_jax.losses import cmd as cmd_losses
 from cmd_jax.methods import base, make_method
+from cmd_jax.optim import schedules
 from tests import tiny
 
 

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax import errors, parallel, schedules
+from cmd_jax import errors
+from cmd_jax.devices import sharding
 from cmd_jax.methods.part_networks import PartViews
 from cmd_jax.methods.particle import make_particle
+from cmd_jax.optim import schedules
 from tests import tiny
 
 _BATCH = 4
@@ -153,18 +155,18 @@ def test_four_devices_do_as_one():
   views, keys = _views(), _keys()
   _, start, run = _runner()
   terms, monitors, _, state = run(views, keys)
-  mesh = parallel.make_mesh(4)
-  spread = jax.device_put((views, keys), parallel.split_over_data(mesh))
+  mesh = sharding.make_mesh(4)
+  spread = jax.device_put((views, keys), sharding.split_over_data(mesh))
   by_jit = run(*spread)
 
   def share(views, keys):
-    method = _make(axis_name=parallel.DATA_AXIS)
+    method = _make(axis_name=sharding.DATA_AXIS)
     return _forward(method, start, views, keys)
 
   def split(x):
     return x.reshape(4, 1, *x.shape[1:])
 
-  by_pmap = jax.pmap(share, axis_name=parallel.DATA_AXIS)(
+  by_pmap = jax.pmap(share, axis_name=sharding.DATA_AXIS)(
     *jax.tree.map(split, (views, keys))
   )
   by_pmap = (

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax import parallel
+from cmd_jax.devices import sharding
 from cmd_jax.models.layers import BatchNorm
 
 # 16 examples of 3x3 positions and 5 channels.
@@ -76,8 +76,8 @@ def _step(axis_name=None):
     grads, (y, stats) = jax.grad(loss, argnums=(0, 1), has_aux=True)(
       variables['params'], x
     )
-    params = parallel.pmean(grads[0], axis_name)
-    devices = parallel.psum(1, axis_name)
+    params = sharding.pmean(grads[0], axis_name)
+    devices = sharding.psum(1, axis_name)
     return {
       'y': y,
       'mean': stats['mean'],
@@ -95,14 +95,14 @@ def _one_device(*arguments):
 
 
 def _mesh(variables, x, weights):
-  mesh = parallel.make_mesh(8)
-  whole, split = parallel.replicated(mesh), parallel.split_over_data(mesh)
+  mesh = sharding.make_mesh(8)
+  whole, split = sharding.replicated(mesh), sharding.split_over_data(mesh)
   step = jax.jit(_step(), in_shardings=(whole, split, split))
   return step(variables, x, weights)
 
 
 def _pmap(variables, x, weights):
-  axis = parallel.DATA_AXIS
+  axis = sharding.DATA_AXIS
   step = jax.pmap(_step(axis), axis, in_axes=(None, 0, 0))
   shares = (a.reshape(8, -1, *a.shape[1:]) for a in (x, weights))
   values = jax.tree.map(np.asarray, step(variables, *shares))

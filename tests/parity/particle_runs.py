@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cmd_jax import parallel
 from cmd_jax.convert import entries
+from cmd_jax.devices import sharding
 from cmd_jax.methods import part_networks
-from cmd_jax.train_state import TrainState
-from cmd_jax.train_step import Batch, make_train_step
+from cmd_jax.training.state import TrainState
+from cmd_jax.training.step import Batch, make_train_step
 from tests.parity import golden
 
 STEPS = 3
@@ -171,7 +171,7 @@ class Recipe(NamedTuple):
 def train(recipe, fixture, tensors, *, mode, num_devices):
   """Yields the state after each step, its gradients and its metrics."""
   optimizer = optax.chain(_record(), recipe.optimizer)
-  mesh = parallel.make_mesh(num_devices)
+  mesh = sharding.make_mesh(num_devices)
 
   def make_step(axis_name, mesh):
     return make_train_step(
@@ -185,8 +185,8 @@ def train(recipe, fixture, tensors, *, mode, num_devices):
     )
 
   state = recipe.initial_state(optimizer, tensors)
-  state = jax.device_put(state, parallel.replicated(mesh))
-  step = parallel.compile_step(make_step, mode=mode, mesh=mesh)
+  state = jax.device_put(state, sharding.replicated(mesh))
+  step = sharding.compile_step(make_step, mode=mode, mesh=mesh)
   for number in range(STEPS):
     state, metrics = step(state, _batch(fixture, number), jax.random.key(0))
     on_host = jax.device_get(state)

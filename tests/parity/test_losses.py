@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax import schedules
+from cmd_jax.losses import blockwise
 from cmd_jax.losses import dino as losses
 from cmd_jax.losses import esvit as esvit_losses
-from cmd_jax.losses import streaming
 from cmd_jax.methods import comparison, networks
 from cmd_jax.models.heads import PrototypeWeights
-from cmd_jax.train_step import make_objective
+from cmd_jax.optim import schedules
+from cmd_jax.training.step import make_objective
 from tests import tiny
 from tests.parity import golden
 
@@ -87,7 +87,7 @@ class _Case:
     weights = PrototypeWeights(jnp.eye(64), None)
     prototypes = networks.Prototypes(weights, weights)
     centres = {name: state[f'{name}_centre'] for name in ('image', 'region')}
-    loss, values = streaming.mean_over_examples(
+    loss, values = blockwise.mean_over_examples(
       make_objective(method),
       prototypes,
       (
@@ -96,7 +96,7 @@ class _Case:
       ),
       comparison.Examples(tuple(cls), tuple(region), (), None),
       self.targets,
-      budget=streaming.Budget(self.num_bytes() // 4, 2**30),
+      budget=blockwise.Budget(self.num_bytes() // 4, 2**30),
     )
     return loss, jax.tree.map(jnp.mean, values)
 

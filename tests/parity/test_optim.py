@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax import optim
 from cmd_jax.convert import swin
+from cmd_jax.optim import optimizers
 from tests.parity import golden, small
 
 _GROUPS = golden.read_json('param_groups.json')
@@ -15,7 +15,7 @@ _GROUPS = golden.read_json('param_groups.json')
 @golden.fixtures('clip_gradients')
 def test_every_parameter_is_clipped_by_itself(fixture):
   gradients = fixture.under('in/grad_')
-  clip = optim.clip_each_parameter(float(fixture['in/clip']))
+  clip = optimizers.clip_each_parameter(float(fixture['in/clip']))
   clipped, _ = clip.update(gradients, clip.init(gradients))
   for index, name in enumerate(sorted(gradients)):
     norm = np.linalg.norm(gradients[name])
@@ -37,7 +37,7 @@ def test_the_same_parameters_are_trained_and_decayed(case):
       {name: np.zeros(shape) for name, shape in groups['shapes'].items()}
     ),
   )
-  adamw = optim.make_adamw(
+  adamw = optimizers.make_adamw(
     learning_rate=lambda step: 1.0, weight_decay=lambda step: 1.0
   )
   # With zero gradients decay is all there is.

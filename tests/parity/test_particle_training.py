@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax import optim, schedules
 from cmd_jax.convert import resnet
 from cmd_jax.methods import particle
 from cmd_jax.models.resnet import make_resnet
+from cmd_jax.optim import optimizers, schedules
 from tests.parity import golden, particle_runs, small
 from tests.parity.particle_runs import STEPS, from_sequential, mlp_entries
 from tests.tiny import NO_LORA
@@ -57,7 +57,7 @@ def _resnet_recipe(fixture):
 
   return particle_runs.Recipe(
     make_method,
-    optim.make_sgd(
+    optimizers.make_sgd(
       learning_rate=lambda step: lr,
       weight_decay=lambda step: weight_decay,
       momentum=momentum,
@@ -90,7 +90,7 @@ def _vit_recipe(fixture):
 
   return particle_runs.Recipe(
     make_method,
-    optim.make_adamw(
+    optimizers.make_adamw(
       learning_rate=stored('lr'),
       weight_decay=stored('wd'),
       clip_norm=float(fixture['in/clip_grad']),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax import schedules
+from cmd_jax.optim import schedules
 from tests.parity import golden
 
 _STORED = golden.read_json('schedules.json')

@@ -9,11 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from cmd_jax import optim, parallel, schedules
 from cmd_jax.convert import swin
+from cmd_jax.devices import sharding
 from cmd_jax.methods import make_method
-from cmd_jax.train_state import TrainState
-from cmd_jax.train_step import Batch, make_train_step
+from cmd_jax.optim import optimizers, schedules
+from cmd_jax.training.state import TrainState
+from cmd_jax.training.step import Batch, make_train_step
 from configs import common
 from tests.parity import golden, small
 from tests.tiny import NO_LORA
@@ -68,7 +69,7 @@ def _make_optimizer(fixture):
   frozen = int(fixture['in/freeze_last_layer_epochs']) * _STEPS_PER_EPOCH
   return optax.chain(
     _record(),
-    optim.make_adamw(
+    optimizers.make_adamw(
       learning_rate=_SCHEDULES['lr'],
       weight_decay=_SCHEDULES['wd'],
       clip_norm=float(fixture['in/clip_grad']),
@@ -115,7 +116,7 @@ def _stored_views(images, sizes, keys, step_key, part_ids):
 def _train(run, mode='jit', num_devices=1):
   """Yields the state before each step, that after it, and the metrics."""
   optimizer = _make_optimizer(run.fixture)
-  mesh = parallel.make_mesh(num_devices)
+  mesh = sharding.make_mesh(num_devices)
 
   def make_step(axis_name, mesh):
     return make_train_step(
@@ -136,8 +137,8 @@ def _train(run, mode='jit', num_devices=1):
   state = _initial_state(
     _make_method(run.method, run.network), optimizer, params
   )
-  state = jax.device_put(state, parallel.replicated(mesh))
-  step = parallel.compile_step(make_step, mode=mode, mesh=mesh)
+  state = jax.device_put(state, sharding.replicated(mesh))
+  step = sharding.compile_step(make_step, mode=mode, mesh=mesh)
   for number in range(_STEPS):
     # A copy: the step takes the state's buffers over.
     before = jax.device_get(state)

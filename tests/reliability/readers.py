@@ -26,15 +26,16 @@ ENCODER = types.SimpleNamespace(hash='2' * 64, preprocessing={}, source='here')
 
 
 def image(path):
-  from cmd_jax.data import canvas, source
+  from cmd_jax.data import canvas
+  from cmd_jax.data.sources import base
 
   for min_px in (0, 16):
-    collection = source.Source(
+    collection = base.Source(
       'photographs',
       (),
       (path.name,),
-      np.full(1, source.UNLABELLED),
-      lambda i, px=min_px: source.Example(canvas.open_rgb(path, min_px=px)),
+      np.full(1, base.UNLABELLED),
+      lambda i, px=min_px: base.Example(canvas.open_rgb(path, min_px=px)),
     )
     result = canvas.decode_example(collection, 0, 24)
     if isinstance(result, canvas.Skipped):
@@ -50,7 +51,7 @@ def _use(source):
 
 
 def labels(path):
-  from cmd_jax.data.folder import folder_source
+  from cmd_jax.data.sources.folder import folder_source
 
   for split in ('train', 'pretrain', 'test'):
     source = folder_source(str(path.parent), split, labels_file=path.name)
@@ -58,7 +59,7 @@ def labels(path):
 
 
 def listing(path):
-  from cmd_jax.data.folder import folder_source
+  from cmd_jax.data.sources.folder import folder_source
 
   folder = str(path.parent / 'photographs')
   source = folder_source(folder, 'train', labels_file='', index_file=str(path))
@@ -66,7 +67,7 @@ def listing(path):
 
 
 def shard(path):
-  from cmd_jax.data.shards import shards_source
+  from cmd_jax.data.sources.shards import shards_source
 
   source = shards_source(str(path))
   _use(source)
@@ -147,7 +148,7 @@ def curves(path):
 
 def scores(path):
   from cmd_jax.report import history
-  from cmd_jax.workdir import read_json
+  from cmd_jax.rundir.workdir import read_json
 
   json.dumps(history.table(read_json(path)), allow_nan=False)
 

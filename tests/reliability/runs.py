@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cmd_jax.checkpoint import saved_steps
+from cmd_jax.rundir.checkpoint import saved_steps
 from tests.distributed.launcher import Launcher, read_metrics
 
 __all__ = ['Launcher', 'last_arrays', 'logged_step', 'newest_step']

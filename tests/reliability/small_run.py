@@ -8,7 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from cmd_jax import experiment, train
+from cmd_jax.training import experiment, loop
 from configs import folder
 from tests import saved_runs
 
@@ -68,9 +68,9 @@ def build(config):
 
 def leave_out_scores(monkeypatch):
   """What comes before and after the steps compiles for long."""
-  monkeypatch.setattr(train, 'encode', lambda *args: None)
-  monkeypatch.setattr(train, 'score', lambda *args: {})
-  monkeypatch.setattr(train, 'draw_neighbours', lambda *args: None)
+  monkeypatch.setattr(loop, 'encode', lambda *args: None)
+  monkeypatch.setattr(loop, 'score', lambda *args: {})
+  monkeypatch.setattr(loop, 'draw_neighbours', lambda *args: None)
 
 
 def read_metrics(workdir):

@@ -2,12 +2,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cmd_jax import optim
-from cmd_jax.collapse import SIGNS, CollapseWatch
-from cmd_jax.data import augment
+from cmd_jax.data.augment import multi_crop
 from cmd_jax.methods import make_method
-from cmd_jax.train_state import init_train_state
-from cmd_jax.train_step import make_train_step
+from cmd_jax.optim import optimizers
+from cmd_jax.training.collapse import SIGNS, CollapseWatch
+from cmd_jax.training.state import init_train_state
+from cmd_jax.training.step import make_train_step
 from configs import common
 from tests import tiny
 
@@ -41,12 +41,12 @@ def _make_step(temperature, centre_momentum):
     lora=tiny.NO_LORA,
     **common.method_fields('dino').to_dict(),
   )
-  optimizer = optim.make_adamw(
+  optimizer = optimizers.make_adamw(
     learning_rate=lambda step: 1e-2, weight_decay=lambda step: 0.0
   )
   step = make_train_step(
     method=method,
-    augment=augment.make_augment(global_px=16, local_px=8, num_local=0),
+    augment=multi_crop.make_augment(global_px=16, local_px=8, num_local=0),
     optimizer=optimizer,
     teacher_momentum=lambda step: 0.5,
     schedules={'teacher_temperature': lambda step: temperature},

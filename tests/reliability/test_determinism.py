@@ -3,8 +3,8 @@ import shutil
 import numpy as np
 import pytest
 
-from cmd_jax import train
-from cmd_jax.workdir import Workdir
+from cmd_jax.rundir.workdir import Workdir
+from cmd_jax.training import loop
 from tests.reliability import small_run
 
 _STEPS = list(range(1, 7))
@@ -21,7 +21,7 @@ def run(tmp_path_factory, photos):
 def _run(path, config):
   workdir = Workdir(str(path))
   workdir.open(config.to_dict())
-  train.train(small_run.build(config), workdir)
+  loop.train(small_run.build(config), workdir)
   return workdir
 
 

@@ -15,11 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmd_jax import checkpoint, disk, metrics, parallel
-from cmd_jax.checkpoint import Checkpoints, saved_steps
-from cmd_jax.data import lazy, source, stream
+from cmd_jax.data.pipeline import lazy, stream
+from cmd_jax.data.sources import base
+from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
-from cmd_jax.lock import Lock
+from cmd_jax.files import disk_errors
+from cmd_jax.rundir import checkpoint
+from cmd_jax.rundir.checkpoint import Checkpoints, saved_steps
+from cmd_jax.rundir.lock import Lock
+from cmd_jax.training import metrics
 from tests.reliability import runs
 
 _REPO = pathlib.Path(__file__).resolve().parents[2]
@@ -69,25 +73,25 @@ def _raised(error, cause=None):
   ],
 )
 def test_what_fails_is_told_with_its_place(tmp_path, error, words):
-  message = disk.explain(error, tmp_path)
+  message = disk_errors.explain(error, tmp_path)
   assert words.format(root=tmp_path) in message
   assert 'what was saved before is kept' in message
-  with pytest.raises(UserError), disk.explaining(tmp_path):
+  with pytest.raises(UserError), disk_errors.explaining(tmp_path):
     raise error
 
 
 def test_other_errors_are_left_as_they_are(tmp_path):
   for error in (ValueError('x'), FileNotFoundError(errno.ENOENT, 'x', 'y')):
-    assert disk.explain(error, tmp_path) is None
-    with pytest.raises(type(error)), disk.explaining(tmp_path):
+    assert disk_errors.explain(error, tmp_path) is None
+    with pytest.raises(type(error)), disk_errors.explaining(tmp_path):
       raise error
-  with pytest.raises(UserError, match='mine'), disk.explaining(tmp_path):
+  with pytest.raises(UserError, match='mine'), disk_errors.explaining(tmp_path):
     raise UserError('mine')
 
 
 def test_a_directory_that_went_is_told(tmp_path):
   error = FileNotFoundError(errno.ENOENT, 'x', 'y')
-  message = disk.explain(error, tmp_path / 'gone')
+  message = disk_errors.explain(error, tmp_path / 'gone')
   assert f'{tmp_path / "gone"} has gone' in message
 
 
@@ -150,7 +154,7 @@ def test_metrics_that_cannot_be_written_raise_at_once(
 
 def _load(folder, index):
   with Image.open(folder / f'{index}.png') as image:
-    return source.Example(image.convert('RGB'))
+    return base.Example(image.convert('RGB'))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +167,7 @@ def test_photographs_that_go_while_they_stream_end_the_run(
   photos.mkdir()
   for index in range(12):
     Image.new('RGB', (9, 9), (index, 0, 0)).save(photos / f'{index}.png')
-  birds = source.Source(
+  birds = base.Source(
     name='birds/train',
     class_names=('wren',),
     file_names=tuple(f'{index}.png' for index in range(12)),
@@ -175,7 +179,7 @@ def test_photographs_that_go_while_they_stream_end_the_run(
     birds,
     batch_size=4,
     seed=0,
-    mesh=parallel.make_mesh(1),
+    mesh=sharding.make_mesh(1),
     num_workers=num_workers,
   ) as batches:
     batches(0)
@@ -190,7 +194,7 @@ _STATE_OF_64_MIB = """
 import pathlib, resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 import numpy as np
-from cmd_jax.checkpoint import Checkpoints
+from cmd_jax.rundir.checkpoint import Checkpoints
 from cmd_jax.errors import UserError
 from tests.reliability.test_disk import _state
 checkpoints = Checkpoints(pathlib.Path(sys.argv[1]), keep=1)

@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 
-from cmd_jax import recipe, train
-from cmd_jax.config_defaults import complete
-from cmd_jax.drift import differences, flatten, table
+from cmd_jax.config.defaults import complete
 from cmd_jax.errors import UserError
-from cmd_jax.workdir import Workdir
+from cmd_jax.rundir.config_diff import differences, flatten, table
+from cmd_jax.rundir.workdir import Workdir
+from cmd_jax.training import loop, recipe
 from configs import common, cub, folder, particle_toybirds
 from tests.reliability import small_run
 
@@ -127,7 +127,7 @@ def test_a_run_is_made_longer(tmp_path, photos, capsys):
   checkpoints.close()
 
   workdir.open(longer.to_dict())
-  results = train.train(built, workdir)
+  results = loop.train(built, workdir)
   printed = capsys.readouterr().err
   assert 'total_epochs 1 -> 3: learning rate, weight decay' in printed
   assert 'resumed after step 2' in printed

@@ -9,10 +9,10 @@ import tarfile
 import numpy as np
 import pytest
 
-from cmd_jax.data import folder as folder_lib
-from cmd_jax.data import index
-from cmd_jax.data.folder import folder_source
-from cmd_jax.data.shards import shards_source
+from cmd_jax.data.sources import folder as folder_lib
+from cmd_jax.data.sources import index
+from cmd_jax.data.sources.folder import folder_source
+from cmd_jax.data.sources.shards import shards_source
 from cmd_jax.errors import UserError
 from tests.reliability import mutate, test_hostile_images
 

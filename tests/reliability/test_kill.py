@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from cmd_jax import checkpoint
+from cmd_jax.rundir import checkpoint
 from tests.reliability import runs
 
 _REPO = pathlib.Path(__file__).resolve().parents[2]
@@ -26,7 +26,7 @@ _SAVER = """
 import sys
 import types
 import numpy as np
-from cmd_jax.checkpoint import Checkpoints, saved_steps
+from cmd_jax.rundir.checkpoint import Checkpoints, saved_steps
 import pathlib
 import jax
 from typing import NamedTuple

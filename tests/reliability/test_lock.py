@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from cmd_jax import lock
 from cmd_jax.errors import UserError
-from cmd_jax.lock import FILE, Lock
+from cmd_jax.rundir import lock
+from cmd_jax.rundir.lock import FILE, Lock
 from tests.reliability import runs
 
 _REPO = pathlib.Path(__file__).resolve().parents[2]

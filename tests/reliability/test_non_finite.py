@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from cmd_jax import optim, train
 from cmd_jax.errors import UserError
-from cmd_jax.non_finite import NonFiniteSteps
-from cmd_jax.workdir import Workdir
+from cmd_jax.optim import optimizers
+from cmd_jax.rundir.workdir import Workdir
+from cmd_jax.training import loop
+from cmd_jax.training.non_finite import NonFiniteSteps
 from tests import tiny
 from tests.reliability import small_run
 
@@ -83,7 +84,7 @@ def _without_loss_in_step(number, method):
 
 
 def _too_fast_in_step(number):
-  return optim.make_sgd(
+  return optimizers.make_sgd(
     learning_rate=lambda step: jax.numpy.where(step == number, 1e30, 1e-2),
     weight_decay=lambda step: 0.0,
   )
@@ -160,7 +161,7 @@ def test_a_run_stops_with_its_last_checkpoint_and_can_leave_the_step_out(
   # Of steps 2, 4 and 6, which are saved, only the first is from before.
   for _ in range(2):
     with pytest.raises(UserError, match='step 4 .*image.* step 2, is from'):
-      train.train(_poisoned(built, 4), workdir)
+      loop.train(_poisoned(built, 4), workdir)
     names = [path.name for path in workdir.checkpoints.iterdir()]
     assert [name for name in names if name.isdigit()] == ['2']
   (record,) = json.loads(workdir.non_finite_file.read_text())['steps']
@@ -169,7 +170,7 @@ def test_a_run_stops_with_its_last_checkpoint_and_can_leave_the_step_out(
 
   config = small_run.make_config(photos, optim__skip_non_finite_steps=1)
   workdir.open(config.to_dict())
-  results = train.train(
+  results = loop.train(
     _poisoned(built, 4)._replace(skip_non_finite_steps=1), workdir
   )
   assert (results['steps'], results['skipped_steps']) == (6, 1)
@@ -178,5 +179,5 @@ def test_a_run_stops_with_its_last_checkpoint_and_can_leave_the_step_out(
   }
   assert counts == {1: None, 2: None, 3: 0, 4: 1, 5: 1, 6: 1}
   # The count goes on where it was.
-  again = train.train(built._replace(skip_non_finite_steps=1), workdir)
+  again = loop.train(built._replace(skip_non_finite_steps=1), workdir)
   assert again['skipped_steps'] == 1

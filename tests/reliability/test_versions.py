@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 import cmd_jax
-from cmd_jax import train
-from cmd_jax.checkpoint import Checkpoints
 from cmd_jax.errors import UserError
 from cmd_jax.export.embed import load_embeddings
-from cmd_jax.formats import check_format
+from cmd_jax.files.formats import check_format
 from cmd_jax.parts import store
 from cmd_jax.report.write import write_report
-from cmd_jax.saved_run import read_config
-from cmd_jax.workdir import Workdir, read_json, write_json
+from cmd_jax.rundir.checkpoint import Checkpoints
+from cmd_jax.rundir.saved_run import read_config
+from cmd_jax.rundir.workdir import Workdir, read_json, write_json
+from cmd_jax.training import loop
 from tests.reliability import small_run
 
 _OLD_RUN = pathlib.Path(__file__).parent / 'data' / 'old_run'
@@ -65,7 +65,7 @@ def test_an_old_run_is_read_reported_and_resumed(old_run, tmp_path, photos):
   with pytest.raises(UserError, match='seed is 0 there and 1 here'):
     workdir.check({**config.to_dict(), 'seed': 1})
   workdir.open(config.to_dict())
-  results = train.train(small_run.build(config), workdir)
+  results = loop.train(small_run.build(config), workdir)
   assert results['steps'] == 6
   assert [x['step'] for x in small_run.read_metrics(workdir)] == [2, 3, 4, 5, 6]
   for path in (workdir.config_file, workdir.results_file):
@@ -124,7 +124,7 @@ def test_a_checkpoint_of_a_newer_program_is_refused(tmp_path, photos):
   )
   checkpoints.close()
   with pytest.raises(UserError, match='made by a newer cmd_jax'):
-    train.train(built, workdir)
+    loop.train(built, workdir)
 
 
 def test_part_masks_and_vectors_of_a_newer_program_are_refused(tmp_path):

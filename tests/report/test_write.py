@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax import experiment, parallel
-from cmd_jax.checkpoint import Checkpoints
 from cmd_jax.data import canvas
+from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 from cmd_jax.parts import store
 from cmd_jax.report.write import write_report
-from cmd_jax.train_state import TrainState
-from cmd_jax.workdir import Workdir
+from cmd_jax.rundir.checkpoint import Checkpoints
+from cmd_jax.rundir.workdir import Workdir
+from cmd_jax.training import experiment
+from cmd_jax.training.state import TrainState
 
 _PX, _DIM = 4, 5
 _SETTINGS = {'view_px': _PX, 'crop_fraction': 0.0}
@@ -65,7 +66,7 @@ def _experiment(*, labelled=True, test=True):
   return types.SimpleNamespace(
     name='birds/train',
     method_name='cmd',
-    mesh=parallel.make_mesh(1),
+    mesh=sharding.make_mesh(1),
     encoder='a matrix',
     imported=None,
     data_sha256='0' * 64,

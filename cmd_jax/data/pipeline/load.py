@@ -1,0 +1,164 @@
+"""The images of a run, wherever they are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cmd_jax.data.canvas import Canvases, make_canvases
+from cmd_jax.data.pipeline.lazy import lazy_canvases
+from cmd_jax.data.pipeline.residency import choose_placement
+from cmd_jax.data.pipeline.resident import check_num_examples, resident_batches
+from cmd_jax.data.sources.base import Source
+from cmd_jax.devices import processes
+from cmd_jax.errors import UserError
+
+
+def _hash_of_data(*splits: Canvases | None) -> str:
+  """Hash of what is in the splits and in which order."""
+  digest = hashlib.sha256()
+  for split in splits:
+    if split is not None:
+      digest.update(json.dumps(list(split.file_names)).encode())
+      digest.update(split.labels.tobytes())
+  return digest.hexdigest()
+
+
+def load_source(dataset: dict, split: str, decode_px: int) -> Source:
+  """One split of the set that a config names.
+
+  Args:
+    dataset: config.dataset as a dict.
+    split: name of the split.
+    decode_px: pixels that the shorter side of a JPEG keeps which is decoded at
+      a smaller scale.
+
+  Raises:
+    UserError: fields that do not fit the kind of source, or its own reasons.
+  """
+  source, dataset = dataset['source'], dict(dataset)
+  for key in ('source', 'pretrain_split', 'test_split'):
+    dataset.pop(key)
+  needed = {'tfds': 'name', 'folder': 'path', 'shards': 'train'}.get(source)
+  if needed and needed not in dataset:
+    raise UserError(
+      f'config.dataset.source is {source!r}, but config.dataset has no '
+      f'{needed!r}: use configs/folder.py for folders, configs/shards.py for '
+      'shards, another for TFDS'
+    )
+  if source == 'tfds':
+    from cmd_jax.data.sources.tfds_source import tfds_source
+
+    # An empty string is how a config says None.
+    options = {key: value or None for key, value in dataset.items()}
+    return tfds_source(split=split, decode_px=decode_px, **options)
+  if source == 'folder':
+    from cmd_jax.data.sources.folder import folder_source
+
+    return folder_source(split=split, decode_px=decode_px, **dataset)
+  if source == 'shards':
+    from cmd_jax.data.sources.shards import shards_source
+
+    if split not in dataset:
+      raise UserError(
+        f'config.dataset has no {split!r}: choose one of {", ".join(dataset)}'
+      )
+    return shards_source(
+      dataset[split], ' '.join(dataset.values()), decode_px=decode_px
+    )
+  raise UserError(
+    f'config.dataset.source is {source!r}: choose one of tfds, folder, shards'
+  )
+
+
+class Data(NamedTuple):
+  """The images of a run.
+
+  Attributes:
+    pretrain: the images trained on.
+    test: the images evaluated on; None if there are none.
+    sha256: hash of the names and labels of both.
+    route: 'device' or 'stream'.
+    placement: one line: where they are, and why.
+    make_batches: part ids [N, R, R] or None -> context of (step -> `Batch`).
+  """
+
+  pretrain: Canvases
+  test: Canvases | None
+  sha256: str
+  route: str
+  placement: str
+  make_batches: Callable
+
+
+def load_data(config: ConfigDict, mesh: Mesh) -> Data:
+  """Lists the images of a config and decodes them, or prepares to stream them.
+
+  Args:
+    config: as configs/common.py makes it.
+    mesh: the devices.
+
+  Raises:
+    UserError: no images, or fewer than a batch.
+  """
+  dataset, canvas_px = config.dataset.to_dict(), config.canvas_px
+  decode_px = config.decode_px or canvas_px
+  pretrain, test = (
+    load_source(dataset, dataset[f'{name}_split'], decode_px)
+    for name in ('pretrain', 'test')
+  )
+  route, reason = choose_placement(
+    config.placement,
+    num_pretrain=len(pretrain.file_names),
+    num_test=len(test.file_names),
+    canvas_px=canvas_px,
+    with_parts='parts' in config,
+    mesh=mesh,
+  )
+  if route == 'stream' and config.parallel.steps_per_dispatch > 1:
+    raise UserError(
+      f'config.parallel.steps_per_dispatch is '
+      f'{config.parallel.steps_per_dispatch}, which needs the images on the '
+      'devices, but they are streamed: use 1, or config.placement=device'
+    )
+  make = lazy_canvases if route == 'stream' else make_canvases
+  canvases = make(pretrain, canvas_px=canvas_px)
+  processes.check_same('the training images', _hash_of_data(canvases))
+  check_num_examples(canvases, config.batch_size)
+
+  def make_batches(part_ids):
+    options = dict(
+      batch_size=config.batch_size,
+      seed=config.seed,
+      mesh=mesh,
+      part_ids=part_ids,
+    )
+    if route == 'device':
+      return resident_batches(
+        canvases,
+        steps_per_dispatch=config.parallel.steps_per_dispatch,
+        **options,
+      )
+    # Imported late: few runs need Grain.
+    from cmd_jax.data.pipeline.stream import streamed_batches
+
+    return streamed_batches(canvases, pretrain, **options, **config.stream)
+
+  test_canvases = None
+  if test.file_names:
+    # Only the first process scores; the others never look at these.
+    make = make if processes.is_first() else lazy_canvases
+    test_canvases = make(test, canvas_px=canvas_px)
+  return Data(
+    canvases,
+    test_canvases,
+    processes.from_first(lambda: _hash_of_data(canvases, test_canvases)),
+    route,
+    reason,
+    make_batches,
+  )

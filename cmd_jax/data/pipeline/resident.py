@@ -1,0 +1,123 @@
+"""The device-resident route: the whole set on the devices, gathered there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from cmd_jax.data.canvas import Canvases
+from cmd_jax.data.pipeline.order import batch_indices
+from cmd_jax.devices import sharding
+from cmd_jax.errors import UserError
+from cmd_jax.training.step import Batch, Batches
+
+
+def check_num_examples(canvases: Canvases, batch_size: int) -> None:
+  """Raises UserError for a set that is smaller than a batch."""
+  num_examples = len(canvases.images)
+  if not num_examples:
+    raise UserError(
+      f'{canvases.name} has no usable images to train on: check config.dataset'
+    )
+  if num_examples < batch_size:
+    raise UserError(
+      f'{canvases.name} has {num_examples} usable images, fewer than '
+      f'config.batch_size {batch_size}: set --config.batch_size to at most '
+      f'{num_examples}'
+    )
+
+
+@contextlib.contextmanager
+def resident_batches(
+  canvases: Canvases,
+  *,
+  batch_size: int,
+  seed: int,
+  mesh: Mesh,
+  part_ids: np.ndarray | None = None,
+  steps_per_dispatch: int = 1,
+) -> Iterator[Callable[..., Batch | Batches]]:
+  """Puts a set on the devices and gives what draws its batches there.
+
+  Args:
+    canvases: the set.
+    batch_size: B of all devices together.
+    seed: of the order.
+    mesh: every device of it gets the whole set.
+    part_ids: [N, R, R] uint8 parts to go with the images.
+    steps_per_dispatch: n, batches drawn at once.
+
+  Yields:
+    step -> global `Batch`, split over the devices; compiled once. For n above 1
+    (step, count) -> `Batches` of `count` steps, at most n.
+
+  Raises:
+    UserError: the set is smaller than a batch.
+  """
+  check_num_examples(canvases, batch_size)
+  num_examples = len(canvases.images)
+  whole, split = sharding.replicated(mesh), sharding.split_over_data(mesh)
+  # Not device_put, which would compare the images of all processes.
+  data = jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(whole, np.asarray(x)),
+    (canvases.images, canvases.sizes, part_ids),
+  )
+
+  def draw(data, index):
+    images, sizes, part_ids = jax.tree.map(lambda x: x[index], data)
+    return Batch(images, sizes, index, part_ids)
+
+  def indices(step):
+    return batch_indices(
+      seed, step, num_examples=num_examples, batch_size=batch_size
+    )
+
+  def draw_several(step, count):
+    # All calls have one shape; what is too much repeats the last batch.
+    numbers = (step + min(i, count - 1) for i in range(steps_per_dispatch))
+    index = np.stack([indices(number) for number in numbers])
+    return Batches(draw(data, index), np.int32(count))
+
+  if steps_per_dispatch > 1:
+    split = sharding.split_each_over_data(mesh)
+  draw = jax.jit(draw, in_shardings=(whole, whole), out_shardings=split)
+  if steps_per_dispatch > 1:
+    yield draw_several
+  else:
+    yield lambda step: draw(data, indices(step))
+
+
+def batch_like(
+  canvases: Canvases,
+  *,
+  batch_size: int,
+  mesh: Mesh,
+  with_parts: bool = False,
+  steps_per_dispatch: int = 1,
+) -> Batch | Batches:
+  """Shapes and shardings of what the batches of a set are, by either route."""
+  leading, split = (batch_size,), sharding.split_over_data(mesh)
+  if steps_per_dispatch > 1:
+    leading = steps_per_dispatch, batch_size
+    split = sharding.split_each_over_data(mesh)
+
+  def like(shape, dtype):
+    return jax.ShapeDtypeStruct((*leading, *shape), dtype, sharding=split)
+
+  batch = Batch(
+    images=like(canvases.images.shape[1:], jnp.uint8),
+    sizes=like((2,), jnp.int32),
+    index=like((), jnp.int32),
+    part_ids=like(canvases.images.shape[1:3], jnp.uint8)
+    if with_parts
+    else None,
+  )
+  if steps_per_dispatch == 1:
+    return batch
+  whole = sharding.replicated(mesh)
+  return Batches(batch, jax.ShapeDtypeStruct((), jnp.int32, sharding=whole))

@@ -1,0 +1,1 @@
+"""Devices and processes: how arrays and work are spread over them."""

@@ -1,0 +1,104 @@
+"""Pictures that a run leaves behind, as PNG."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from cmd_jax.evaluators import Features
+from cmd_jax.files.atomic import write_atomically
+
+_CELL_PX = 96
+_FRAME_PX = 4
+_RIGHT, _WRONG, _QUERY = (40, 160, 60), (205, 50, 40), (40, 40, 40)
+
+
+def overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
+  """Brightens what is attended to and dims the rest.
+
+  Args:
+    image: [H, W, 3] uint8.
+    attention: [N] weights of a square grid of patches, row by row.
+
+  Returns:
+    [H, W, 3] uint8.
+  """
+  grid = round(len(attention) ** 0.5)
+  span = attention.max() - attention.min()
+  # What looks everywhere alike dims nothing.
+  heat = np.ones_like(attention)
+  if span > 0:
+    heat = (attention - attention.min()) / span
+  heat = Image.fromarray(heat.reshape(grid, grid).astype(np.float32)).resize(
+    image.shape[1::-1], Image.Resampling.BILINEAR
+  )
+  heat = np.asarray(heat)[..., None]
+  gray = image.mean(-1, keepdims=True)
+  return (image * heat + 0.35 * gray * (1 - heat)).astype(np.uint8)
+
+
+def _cell(image: np.ndarray, frame: tuple[int, int, int]) -> Image.Image:
+  inner = _CELL_PX - 2 * _FRAME_PX
+  cell = Image.new('RGB', (_CELL_PX, _CELL_PX), frame)
+  resized = Image.fromarray(image).resize(
+    (inner, inner), Image.Resampling.LANCZOS
+  )
+  cell.paste(resized, (_FRAME_PX, _FRAME_PX))
+  return cell
+
+
+def save_neighbours(
+  path: pathlib.Path,
+  *,
+  queries: np.ndarray,
+  query_features: Features,
+  gallery: np.ndarray,
+  gallery_features: Features,
+  attention: np.ndarray,
+  num_neighbours: int = 7,
+) -> None:
+  """Draws test images, where the network looks, and their neighbours.
+
+  A row is a query, the query under its attention, and its nearest gallery
+  images by cosine similarity, framed green where the class is the same, red
+  where it is another, and grey where either has no label.
+
+  Args:
+    path: PNG file to write.
+    queries: [Q, R, R, 3] uint8.
+    query_features: of the queries.
+    gallery: [N, R, R, 3] uint8.
+    gallery_features: of the gallery.
+    attention: [Q, patches] of the queries.
+    num_neighbours: neighbours shown, at most N.
+  """
+
+  def unit(vectors):
+    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(norm, 1e-12)
+
+  similarity = unit(query_features.vectors) @ unit(gallery_features.vectors).T
+  nearest = np.argsort(-similarity, axis=1, kind='stable')[:, :num_neighbours]
+  columns, rows = 2 + nearest.shape[1], len(queries)
+  sheet = Image.new('RGB', (columns * _CELL_PX, rows * _CELL_PX + 16), 'white')
+  draw = ImageDraw.Draw(sheet)
+  titles = ('image', 'looks at', 'nearest training images')
+  for column, title in enumerate(titles):
+    draw.text((column * _CELL_PX + _FRAME_PX, 2), title, fill=_QUERY)
+  for row, image in enumerate(queries):
+    label = query_features.labels[row]
+    cells = [(image, _QUERY), (overlay(image, attention[row]), _QUERY)]
+    for index in nearest[row]:
+      other = gallery_features.labels[index]
+      frame = _RIGHT if other == label else _WRONG
+      if min(label, other) < 0:
+        frame = _QUERY
+      cells.append((gallery[index], frame))
+    for column, cell in enumerate(cells):
+      sheet.paste(_cell(*cell), (column * _CELL_PX, row * _CELL_PX + 16))
+  buffer = io.BytesIO()
+  sheet.save(buffer, 'PNG', optimize=True)
+  write_atomically(path, buffer.getvalue())

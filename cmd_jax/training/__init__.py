@@ -1,0 +1,1 @@
+"""An experiment built and run: state, step, loop, metrics, scores."""

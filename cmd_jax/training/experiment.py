@@ -1,0 +1,410 @@
+"""Builds everything that a run needs out of its config."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cmd_jax.config.check import check_config
+from cmd_jax.convert.load import Imported, Report, load_encoder
+from cmd_jax.data.augment import multi_crop
+from cmd_jax.data.canvas import Canvases
+from cmd_jax.data.pipeline.load import load_data
+from cmd_jax.data.pipeline.order import batch_indices
+from cmd_jax.data.pipeline.resident import batch_like
+from cmd_jax.devices import processes, sharding
+from cmd_jax.errors import UserError
+from cmd_jax.evaluators import part_segmentation
+from cmd_jax.methods.base import Method
+from cmd_jax.models import make_encoder, partial
+from cmd_jax.models.fcn import make_decoder
+from cmd_jax.models.feature_maps import check_facet
+from cmd_jax.parts.plan import Plan, make_plan
+from cmd_jax.rundir.checkpoint import Checkpoints
+from cmd_jax.rundir.workdir import Workdir
+from cmd_jax.training.recipe import (
+  check_parallel,
+  make_method_maker,
+  make_optimizer,
+  make_schedules,
+)
+from cmd_jax.training.state import TrainState, init_train_state, state_shardings
+from cmd_jax.training.step import Batches, make_train_step, take_several
+
+# Salts of the run's root key.
+_INIT, _STEPS = range(2)
+
+
+class Segmentation(NamedTuple):
+  """How parts are segmented.
+
+  Attributes:
+    view: (canvases, sizes) -> whole images as the encoder sees them.
+    facet: what of the encoder is decoded, see `feature_maps`.
+    evaluate: (train, test) `PartMaps` -> scores.
+  """
+
+  view: Callable
+  facet: str
+  evaluate: Callable
+
+
+class Evaluation(NamedTuple):
+  """How an encoder is scored.
+
+  Attributes:
+    protocols: names of the evaluators.
+    view: (canvases, sizes) -> images as the encoder sees them.
+    batch_size: images encoded at a time.
+    network: 'teacher' or 'student'.
+    settings: all of config.eval, as JSON gives it back.
+    segmentation: how parts are segmented; None if they are not.
+  """
+
+  protocols: tuple[str, ...]
+  view: Callable
+  batch_size: int
+  network: str
+  settings: dict
+  segmentation: Segmentation | None = None
+
+
+class Experiment(NamedTuple):
+  """A config made real.
+
+  Attributes:
+    name: name of the data set.
+    method_name: name of the method.
+    mesh: the devices.
+    encoder: the encoder.
+    imported: where its initial weights come from; None if they are drawn.
+    pretrain: the images trained on.
+    test: the images evaluated on.
+    data_sha256: hash of the names and labels of both.
+    method: the objective for global batches, as evaluation needs it.
+    init_state: () -> `TrainState` on the mesh, a function of the seed.
+    state_like: shapes and shardings of that state.
+    parts: how the parts of the images are found; None for a method without.
+    route: 'device' or 'stream', by which images come.
+    placement: one line: where the images are while they are trained on.
+    make_batches: part ids [N, R, R] or None -> context of (step -> `Batch`);
+      puts the images on the devices, or streams them.
+    compile_step: () -> the compiled train step.
+    rng: root key of the steps.
+    evaluation: how the encoder is scored.
+    batch_size: B of all devices together.
+    steps_per_epoch: steps of an epoch.
+    total_steps: steps of the run.
+    steps_per_dispatch: steps of one call of the compiled step, at most.
+    round_ends: steps after which parts are found anew, the last of all.
+    log_every_steps: steps from one log line to the next.
+    checkpoint_every_steps: steps from one checkpoint to the next.
+    checkpoints_kept: number of checkpoints kept.
+    skip_non_finite_steps: steps that may be left out, see `NonFiniteSteps`.
+    num_prototypes: K.
+    batch_indices: step, from 0 -> [B] numbers of its examples.
+  """
+
+  name: str
+  method_name: str
+  mesh: Mesh
+  encoder: nn.Module
+  imported: Report | None
+  pretrain: Canvases
+  test: Canvases | None
+  data_sha256: str
+  method: Method
+  init_state: Callable[[], TrainState]
+  state_like: TrainState
+  parts: Plan | None
+  route: str
+  placement: str
+  make_batches: Callable
+  compile_step: Callable[[], Callable]
+  rng: jax.Array
+  evaluation: Evaluation
+  batch_size: int
+  steps_per_epoch: int
+  total_steps: int
+  steps_per_dispatch: int
+  round_ends: tuple[int, ...]
+  log_every_steps: int
+  checkpoint_every_steps: int
+  checkpoints_kept: int
+  skip_non_finite_steps: int
+  num_prototypes: int
+  batch_indices: Callable[[int], np.ndarray]
+
+  def open_checkpoints(self, workdir: Workdir) -> Checkpoints:
+    """The checkpoints of a work directory."""
+    return Checkpoints(workdir.checkpoints, keep=self.checkpoints_kept)
+
+  def on_this_process(self, state: TrainState) -> tuple[Experiment, TrainState]:
+    """The experiment and a state on the devices of this process alone.
+
+    All processes must call it. What only training needs is left out of the
+    state where there are several.
+    """
+    if processes.process_count() == 1:
+      return self, state
+    gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(self.mesh))
+    whole = gather(state._replace(opt_state=()))
+    here = jax.tree.map(lambda x: x.addressable_data(0), whole)
+    mesh = Mesh(np.array(jax.local_devices()), self.mesh.axis_names)
+    return self._replace(mesh=mesh), sharding.gather(here, mesh)
+
+
+def _import_encoder(init: ConfigDict, encoder: nn.Module) -> Imported | None:
+  if not init.path:
+    return None
+  return load_encoder(init.path, encoder, network=init.network)
+
+
+def _method_name(method: ConfigDict) -> str:
+  """The method and, where it is not the paper's, its variant."""
+  variant = method.get('variant', 'paper')
+  return method.name if variant == 'paper' else f'{method.name}_{variant}'
+
+
+def _make_plan(config: ConfigDict, canvases: Canvases) -> Plan | None:
+  if 'parts' not in config:
+    return None
+  fields = config.parts.to_dict()
+  needed = {'hypercolumn': 'resnet', 'cosegmentation': 'vit'}
+  encoder = needed.get(fields['source'], config.model.name)
+  if config.model.name != encoder:
+    raise UserError(
+      f'config.parts.source is {fields["source"]!r}, which needs '
+      f'--config=FILE:encoder={encoder}: use that or another source'
+    )
+  view = multi_crop.make_eval_view(
+    view_px=fields['view_px'], crop_fraction=None
+  )
+  return make_plan(canvases, view=view, seed=config.seed, **fields)
+
+
+def _round_ends(total_steps: int, plan: Plan | None) -> tuple[int, ...]:
+  rounds = 1 if plan is None else plan.rounds
+  return tuple(total_steps * (i + 1) // rounds for i in range(rounds))
+
+
+def _make_segmentation(
+  config: ConfigDict, encoder: nn.Module, *splits: Canvases | None
+) -> Segmentation | None:
+  """How parts are segmented; None where the protocol is not asked for."""
+  if part_segmentation.PROTOCOL not in config.protocols:
+    return None
+  masks = [split.part_ids for split in splits if split is not None]
+  if len(masks) < 2 or any(part_ids is None for part_ids in masks):
+    raise UserError(
+      f'config.eval.protocols has {part_segmentation.PROTOCOL}, but not all '
+      'splits have part masks: leave it out'
+    )
+  fields = config.segmentation.to_dict()
+  facet = fields.pop('facet')
+  check_facet(encoder, facet)
+  view = multi_crop.make_eval_view(
+    view_px=fields.pop('view_px'), crop_fraction=None
+  )
+  num_classes = max(int(part_ids.max()) for part_ids in masks) + 1
+  decoder = make_decoder(
+    num_classes=num_classes,
+    variant=fields.pop('decoder'),
+    channels=fields.pop('channels'),
+  )
+  evaluate = part_segmentation.make_part_segmentation(decoder, **fields)
+  return Segmentation(view, facet, evaluate)
+
+
+def _make_evaluation(
+  config: ConfigDict,
+  encoder: nn.Module,
+  pretrain: Canvases,
+  test: Canvases | None,
+) -> Evaluation:
+  return Evaluation(
+    protocols=tuple(config.protocols),
+    view=multi_crop.make_eval_view(
+      view_px=config.view_px, crop_fraction=config.crop_fraction or None
+    ),
+    batch_size=config.batch_size,
+    network=config.network,
+    settings=json.loads(json.dumps(config.to_dict())),
+    segmentation=_make_segmentation(config, encoder, pretrain, test),
+  )
+
+
+class _Functions(NamedTuple):
+  """What is compiled.
+
+  Attributes:
+    method: the objective for global batches.
+    init: () -> `TrainState` on the mesh.
+    state_like: shapes and shardings of that state.
+    step: the train step, compiled when it is first called.
+  """
+
+  method: Method
+  init: Callable[[], TrainState]
+  state_like: TrainState
+  step: Callable
+
+
+def _make_functions(
+  config: ConfigDict,
+  mesh: Mesh,
+  plan: Plan | None,
+  is_frozen: partial.IsFrozen,
+  steps_per_epoch: int,
+  variables: Mapping[str, Any] | None,
+) -> _Functions:
+  total_steps = config.total_epochs * steps_per_epoch
+  named = make_schedules(config, steps_per_epoch, total_steps)
+  optimizer = make_optimizer(config.optim, named, steps_per_epoch, is_frozen)
+  # How many parts there are is what their source says.
+  of_parts = {} if plan is None else {'num_parts': plan.num_ids}
+
+  method_for = make_method_maker(config, named, is_frozen, **of_parts)
+
+  several = config.parallel.steps_per_dispatch > 1
+
+  def make_step(axis_name, mesh):
+    step = make_train_step(
+      method=method_for(axis_name, mesh),
+      augment=multi_crop.make_augment(mesh=mesh, **config.augment),
+      optimizer=optimizer,
+      teacher_momentum=named['teacher_momentum'],
+      schedules=named,
+      axis_name=axis_name,
+      mesh=mesh,
+      param_shardings=shardings.params if fsdp else None,
+      grad_accum_steps=config.parallel.grad_accum_steps,
+      skip_non_finite=config.optim.skip_non_finite_steps > 0,
+    )
+    return take_several(step) if several else step
+
+  method = method_for(None, None)
+
+  def init(rng, variables):
+    return init_train_state(method, optimizer, rng, variables)
+
+  rng = jax.random.fold_in(jax.random.key(config.seed), _INIT)
+  shapes = jax.eval_shape(init, rng, variables)
+  fsdp = sharding.wants_fsdp(
+    config.parallel.state,
+    mode=config.parallel.mode,
+    num_bytes=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)),
+    mesh=mesh,
+  )
+  shardings = state_shardings(shapes, mesh, fsdp=fsdp)
+  init = jax.jit(init, out_shardings=shardings)
+  return _Functions(
+    method,
+    lambda: init(rng, variables),
+    jax.tree.map(
+      lambda x, sharding: x.update(sharding=sharding), shapes, shardings
+    ),
+    sharding.compile_step(
+      make_step,
+      mode=config.parallel.mode,
+      mesh=mesh,
+      state_shardings=shardings,
+      batch_shardings=Batches(
+        sharding.split_each_over_data(mesh), sharding.replicated(mesh)
+      )
+      if several
+      else None,
+    ),
+  )
+
+
+def build(config: ConfigDict) -> Experiment:
+  """Builds an experiment.
+
+  Args:
+    config: as configs/common.py makes it.
+
+  Raises:
+    UserError: anything in the config that cannot be.
+  """
+  check_config(config)
+  mesh = sharding.make_mesh(config.parallel.num_devices)
+  processes.check_parallel(config.parallel.mode, mesh.size)
+  sharding.check_batch_size(config.batch_size, mesh)
+  check_parallel(config, mesh.size)
+  encoder = make_encoder(**config.model)
+  is_frozen = partial.make_is_frozen(
+    encoder,
+    train_last_blocks=config.optim.train_last_blocks,
+    lora_rank=config.lora.rank,
+  )
+  imported = _import_encoder(config.init, encoder)
+  variables = imported and imported.variables
+  data = load_data(config, mesh)
+  pretrain, test = data.pretrain, data.test
+  plan = _make_plan(config, pretrain)
+  steps_per_epoch = len(pretrain.images) // config.batch_size
+  total_steps = config.total_epochs * steps_per_epoch
+  functions = _make_functions(
+    config, mesh, plan, is_frozen, steps_per_epoch, variables
+  )
+  # Put there once, or every step would send it to the other devices.
+  steps_rng = jax.jit(
+    lambda: jax.random.fold_in(jax.random.key(config.seed), _STEPS),
+    out_shardings=sharding.replicated(mesh),
+  )()
+  return Experiment(
+    name=pretrain.name,
+    method_name=_method_name(config.method),
+    mesh=mesh,
+    encoder=encoder,
+    imported=imported and imported.report,
+    pretrain=pretrain,
+    test=test,
+    data_sha256=data.sha256,
+    method=functions.method,
+    init_state=functions.init,
+    state_like=functions.state_like,
+    parts=plan,
+    route=data.route,
+    placement=data.placement,
+    make_batches=data.make_batches,
+    compile_step=lambda: sharding.compile_ahead(
+      functions.step,
+      functions.state_like,
+      batch_like(
+        pretrain,
+        batch_size=config.batch_size,
+        mesh=mesh,
+        with_parts=plan is not None,
+        steps_per_dispatch=config.parallel.steps_per_dispatch,
+      ),
+      steps_rng,
+    ),
+    rng=steps_rng,
+    evaluation=_make_evaluation(config.eval, encoder, pretrain, test),
+    batch_size=config.batch_size,
+    steps_per_epoch=steps_per_epoch,
+    total_steps=total_steps,
+    steps_per_dispatch=config.parallel.steps_per_dispatch,
+    round_ends=_round_ends(total_steps, plan),
+    log_every_steps=config.log.every_steps,
+    checkpoint_every_steps=config.checkpoint.every_steps,
+    checkpoints_kept=config.checkpoint.keep,
+    skip_non_finite_steps=config.optim.skip_non_finite_steps,
+    num_prototypes=config.head.num_prototypes,
+    batch_indices=functools.partial(
+      batch_indices,
+      config.seed,
+      num_examples=len(pretrain.images),
+      batch_size=config.batch_size,
+    ),
+  )

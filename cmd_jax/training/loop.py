@@ -1,0 +1,397 @@
+"""The training loop: resumable, interruptible, scored before and after."""
+
+from __future__ import annotations
+
+import collections
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any
+
+import jax
+import numpy as np
+
+import cmd_jax
+from cmd_jax.devices import host_memory, processes
+from cmd_jax.errors import UserError
+from cmd_jax.files.formats import VERSION_FIELD, check_format
+from cmd_jax.rundir.checkpoint import Checkpoints
+from cmd_jax.rundir.workdir import Workdir
+from cmd_jax.training import part_rounds
+from cmd_jax.training.collapse import CollapseWatch
+from cmd_jax.training.experiment import Experiment
+from cmd_jax.training.metrics import MetricWriter, Progress
+from cmd_jax.training.non_finite import NonFiniteSteps
+from cmd_jax.training.scoring import (
+  describe_start,
+  draw_neighbours,
+  encode,
+  score,
+)
+from cmd_jax.training.state import TrainState
+from cmd_jax.training.summary import announce, describe_hardware, report_skipped
+
+# Steps the host may be ahead of the device. Their losses are looked at as they
+# arrive, so the device never waits for the host.
+_STEPS_AHEAD = 2
+
+# Steps after which several processes ask each other whether one was told to
+# stop. They meet for it, while the devices have steps to work on.
+_STEPS_TO_AGREE = 4
+
+# Of what a checkpoint says besides its state.
+_META_VERSION = 1
+
+
+class Interrupted(Exception):
+  """The run was asked to stop and has saved its state.
+
+  Attributes:
+    signal: number of the signal that asked.
+  """
+
+  def __init__(self, signal_number: int, step: int):
+    super().__init__(
+      f'stopped by {signal.Signals(signal_number).name} after step {step}; '
+      'the same command resumes there'
+    )
+    self.signal = signal_number
+
+
+class _StopSignals:
+  """Remembers SIGINT and SIGTERM instead of dying of them."""
+
+  def __init__(self):
+    self.received = None
+
+  def __enter__(self):
+    self._previous = {
+      number: signal.signal(number, self._remember)
+      for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    return self
+
+  def _remember(self, number, frame):
+    del frame
+    if self.received == number == signal.SIGINT:
+      raise KeyboardInterrupt  # A second Ctrl-C means it.
+    self.received = number
+
+  def __exit__(self, *_):
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+
+class _Loop:
+  """The steps between a state and a later one."""
+
+  def __init__(
+    self,
+    experiment: Experiment,
+    workdir: Workdir,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    meta: dict,
+    train_step: Callable,
+  ):
+    self._experiment, self._workdir = experiment, workdir
+    self._train_step = train_step
+    self._checkpoints = checkpoints
+    self._state, self._step = state, int(state.step)
+    self._seconds_before = meta.get('train_seconds', 0.0)
+    self._parts_hash = meta.get('parts_encoder_sha256', '')
+    self._seconds = self._seconds_before
+    self._start = time.monotonic()
+    self._pending = collections.deque()
+    self._saved = self._step
+    self._non_finite = NonFiniteSteps(
+      workdir,
+      allowed=experiment.skip_non_finite_steps,
+      skipped=meta.get('skipped_steps', 0),
+      batch_indices=experiment.batch_indices,
+      file_names=experiment.pretrain.file_names,
+    )
+    # The first process alone warns, and writes the file.
+    results = workdir.results() if processes.is_first() else {}
+    self._collapse = CollapseWatch(
+      num_prototypes=experiment.num_prototypes,
+      total_steps=experiment.total_steps,
+      known=[x['kind'] for x in results.get('warnings', [])],
+    )
+    self._writer = None
+    if processes.is_first():
+      self._writer = MetricWriter(
+        workdir.metrics_file, workdir.tensorboard, step=self._step
+      )
+    self._progress = Progress(
+      step=self._step,
+      total_steps=experiment.total_steps,
+      batch_size=experiment.batch_size,
+      shown=processes.is_first(),
+    )
+
+  def train_seconds(self) -> float:
+    """Seconds spent in the loop, earlier sessions of the run included."""
+    return self._seconds
+
+  def images_per_second(self) -> float | None:
+    """Throughput of this session; None if it took fewer than two steps."""
+    return self._progress.images_per_second()
+
+  def skipped_steps(self) -> int:
+    """Steps of the run that were left out because they were not finite."""
+    return self._non_finite.skipped
+
+  def _warn(self, found: list[dict[str, Any]]) -> None:
+    """Says what is wrong, here and in results.json."""
+    if not found or not processes.is_first():
+      return
+    for warning in found:
+      self._progress.note(f'warning: {warning["text"]}')
+    before = self._workdir.results().get('warnings', [])
+    self._workdir.update_results(warnings=before + found)
+
+  def _report(self, step: int, metrics: dict[str, float]) -> None:
+    self._non_finite.look(step, metrics, self._saved)
+    self._warn(self._collapse.look(step, metrics))
+    experiment = self._experiment
+    if step % experiment.log_every_steps and step != experiment.total_steps:
+      return
+    if self._writer is None:
+      return
+    metrics['epoch'] = step / experiment.steps_per_epoch
+    if experiment.skip_non_finite_steps:
+      metrics['skipped_steps'] = self._non_finite.skipped
+    rate = self._progress.images_per_second()
+    if rate is not None:
+      metrics['images_per_second'] = rate
+    self._writer.write(step, metrics)
+    shown = '  '.join(
+      f'{name.removeprefix("loss/")} {value:.4g}'
+      for name, value in sorted(
+        metrics.items(), key=lambda item: not item[0].startswith('loss')
+      )
+    )
+    self._progress.note(f'step {step}  {shown}')
+
+  def _report_down_to(self, ahead: int) -> None:
+    while len(self._pending) > ahead:
+      first, count, metrics = self._pending.popleft()
+      metrics = {name: np.ravel(value) for name, value in metrics.items()}
+      self._progress.update(float(metrics['loss'][count - 1]), count)
+      for i in range(count):
+        values = {name: float(value[i]) for name, value in metrics.items()}
+        self._report(first + i, values)
+
+  def _save(self) -> None:
+    # Only after every loss has been seen to be finite.
+    self._report_down_to(0)
+    seconds = self._seconds_before + time.monotonic() - self._start
+    meta = {
+      VERSION_FIELD: _META_VERSION,
+      'train_seconds': seconds,
+      'parts_encoder_sha256': self._parts_hash,
+      'skipped_steps': self._non_finite.skipped,
+    }
+    self._checkpoints.save(self._state, meta)
+    self._saved = self._step
+
+  def _find_parts(self, number: int, start: int) -> np.ndarray | None:
+    """The part masks of a round that began at step `start`."""
+    experiment, name = self._experiment, f'round_{number + 1}'
+    if experiment.parts is None:
+      return None
+    if self._step > start:
+      return part_rounds.load_part_masks(
+        experiment, self._workdir, name, self._parts_hash
+      )
+    alone, state = experiment.on_this_process(self._state)
+    path = '' if number else experiment.parts.path
+    part_ids = None
+
+    def find():
+      nonlocal part_ids
+      part_ids = part_rounds.find_part_masks(
+        alone, state, self._workdir, name, path=path
+      )
+      return part_rounds.hash_of_encoder(alone, state)
+
+    self._parts_hash = processes.from_first(find)
+    if part_ids is None:
+      part_ids = part_rounds.load_part_masks(
+        experiment, self._workdir, name, self._parts_hash
+      )
+    self._progress.skip_pause()
+    return part_ids
+
+  def _asked_to_stop(self, signals: _StopSignals) -> int | None:
+    """The signal that one of the processes has received."""
+    if processes.process_count() > 1 and self._step % _STEPS_TO_AGREE:
+      return None
+    return processes.agree_on_signal(signals.received)
+
+  def _next_batches(self, batches: Callable, end: int) -> tuple[Any, int]:
+    """What the next call is given, and how many steps it takes."""
+    most = self._experiment.steps_per_dispatch
+    if most == 1:
+      return batches(self._step), 1
+    every = self._experiment.checkpoint_every_steps
+    count = min(most, end - self._step, every - self._step % every)
+    return batches(self._step, count), count
+
+  def _take_steps(
+    self, batches: Callable, end: int, signals: _StopSignals
+  ) -> None:
+    while self._step < end:
+      batch, count = self._next_batches(batches, end)
+      self._state, metrics = self._train_step(
+        self._state, batch, self._experiment.rng
+      )
+      # On their way before anybody asks for them.
+      jax.tree.map(lambda value: value.copy_to_host_async(), metrics)
+      self._pending.append((self._step + 1, count, metrics))
+      self._step += count
+      self._report_down_to(_STEPS_AHEAD)
+      if self._step % self._experiment.checkpoint_every_steps == 0:
+        self._save()
+      if received := self._asked_to_stop(signals):
+        self._save()
+        raise Interrupted(received, self._step)
+
+  def run(self) -> TrainState:
+    """Trains to the end.
+
+    Raises:
+      Interrupted: a signal came; the state is saved.
+      UserError: a step is not finite, or part masks do not fit.
+    """
+    experiment, start = self._experiment, 0
+    try:
+      for number, end in enumerate(experiment.round_ends):
+        if self._step < end:
+          # A signal ends the search at once: what is found is kept.
+          part_ids = self._find_parts(number, start)
+          with (
+            experiment.make_batches(part_ids) as batches,
+            _StopSignals() as signals,
+          ):
+            self._take_steps(batches, end, signals)
+            self._save()
+            if received := processes.agree_on_signal(signals.received):
+              raise Interrupted(received, self._step)
+        start = end
+    finally:
+      self._seconds = self._seconds_before + time.monotonic() - self._start
+      self._progress.close()
+      if self._writer is not None:
+        self._writer.close()
+    return self._state
+
+
+def _note_start(experiment: Experiment, workdir: Workdir) -> None:
+  """Records what is trained, and drops a start that was scored otherwise."""
+  start = {
+    'data_sha256': experiment.data_sha256,
+    'eval': experiment.evaluation.settings,
+    'init_from': describe_start(experiment),
+  }
+  before = workdir.results()
+  if any(before.get(key) != value for key, value in start.items()):
+    workdir.update_results(
+      dataset=experiment.name,
+      method=experiment.method_name,
+      protocols=list(experiment.evaluation.protocols),
+      route=experiment.route,
+      **start,
+      # A gain needs one protocol.
+      init={},
+    )
+
+
+def _score_start(experiment: Experiment, workdir: Workdir) -> None:
+  """Scores the initial encoder, unless it was scored before.
+
+  Only now, made again from its seed: the first step need not wait for it.
+  """
+  if processes.from_first(lambda: bool(workdir.results().get('init'))):
+    return
+  alone, state = experiment.on_this_process(experiment.init_state())
+  processes.from_first(
+    lambda: workdir.update_results(
+      init=score(alone, encode(alone, state, workdir.features))
+    )
+  )
+
+
+def _score_end(
+  experiment: Experiment, state: TrainState, workdir: Workdir, skipped: int
+) -> dict[str, float]:
+  """Scores the trained encoder and draws neighbours."""
+  encoded = encode(experiment, state, workdir.features)
+  report_skipped(experiment, workdir, skipped)
+  draw_neighbours(experiment, state, encoded, workdir.neighbours_file)
+  return score(experiment, encoded)
+
+
+def train(experiment: Experiment, workdir: Workdir) -> dict:
+  """Trains, or resumes, and scores the encoder before and after.
+
+  All processes train; the first one alone scores, on its own devices.
+
+  Args:
+    experiment: what to train.
+    workdir: opened for the experiment's config.
+
+  Returns:
+    The entries of results.json.
+
+  Raises:
+    Interrupted: a signal came; the state is saved.
+    UserError: a step is not finite, or a checkpoint doesn't fit.
+  """
+  if workdir.is_remote and experiment.parts is not None:
+    raise UserError(
+      f'{workdir.path}: part masks are kept in files that are read in place: '
+      'give --workdir a directory of a file system'
+    )
+  announce(experiment, workdir)
+  skipped = report_skipped(experiment, workdir)
+  checkpoints = experiment.open_checkpoints(workdir)
+  try:
+    # The step compiles while the initial state does, and is made.
+    with futures.ThreadPoolExecutor(1) as pool:
+      train_step = pool.submit(experiment.compile_step)
+      state, meta = experiment.init_state(), {}
+      processes.from_first(lambda: _note_start(experiment, workdir))
+    if checkpoints.latest_step() is not None:
+      state, meta = checkpoints.restore(experiment.state_like)
+      check_format(meta, _META_VERSION, workdir.checkpoints)
+      if processes.is_first():
+        print(f'resumed after step {int(state.step)}', file=sys.stderr)
+    compiled = train_step.result()
+    host_memory.give_back_freed()
+    processes.yield_to_compute()
+    loop = _Loop(experiment, workdir, checkpoints, state, meta, compiled)
+    state = loop.run()
+  finally:
+    checkpoints.close()
+    skipped = report_skipped(experiment, workdir, skipped)
+  _score_start(experiment, workdir)
+  alone = experiment.on_this_process(state)
+  entries = dict(
+    final=processes.from_first(lambda: _score_end(*alone, workdir, skipped)),
+    steps=int(state.step),
+    skipped_steps=loop.skipped_steps(),
+    seconds=round(loop.train_seconds(), 1),
+    hardware=describe_hardware(experiment),
+    versions={
+      'cmd_jax': cmd_jax.__version__,
+      'jax': jax.__version__,
+      'numpy': np.__version__,
+    },
+  )
+  if loop.images_per_second() is not None:
+    entries['images_per_second'] = round(loop.images_per_second(), 1)
+  return processes.from_first(lambda: workdir.update_results(**entries))

@@ -1,0 +1,217 @@
+"""The method, the optimiser and the schedules of a run, out of its config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cmd_jax.devices import sharding
+from cmd_jax.errors import UserError
+from cmd_jax.methods import make_method
+from cmd_jax.methods.base import Method, warm_up_terms
+from cmd_jax.models import make_encoder, partial
+from cmd_jax.optim import optimizers, schedules
+from cmd_jax.optim.schedules import Schedule
+
+# Whose losses are means over the examples once the centres are given.
+ACCUMULATING_METHODS = ('cmd', 'esvit', 'dino')
+OPTIMIZERS = ('adamw', 'sgd')
+MOMENTA = ('cosine', 'ramped')
+
+
+def make_schedules(
+  config: ConfigDict, steps_per_epoch: int, total_steps: int
+) -> dict[str, Schedule]:
+  """The schedules of a run by name.
+
+  Raises:
+    UserError: an unknown kind of teacher momentum.
+  """
+  optimizer, teacher = config.optim, config.teacher
+  if teacher.momentum_schedule not in MOMENTA:
+    raise UserError(
+      f'config.teacher.momentum_schedule is {teacher.momentum_schedule!r}: '
+      f'choose one of {", ".join(MOMENTA)}'
+    )
+  momentum = schedules.ramped_ema_decay(teacher.final_momentum)
+  if teacher.momentum_schedule == 'cosine':
+    momentum = schedules.cosine_schedule(
+      teacher.base_momentum, teacher.final_momentum, total_steps
+    )
+  named = {
+    'learning_rate': schedules.cosine_schedule(
+      optimizer.base_learning_rate * config.batch_size / 256,
+      optimizer.final_learning_rate,
+      total_steps,
+      warmup_steps=round(optimizer.warmup_epochs * steps_per_epoch),
+    ),
+    'weight_decay': schedules.cosine_schedule(
+      optimizer.base_weight_decay, optimizer.final_weight_decay, total_steps
+    ),
+    'teacher_momentum': momentum,
+    'teacher_temperature': schedules.stepwise_schedule(
+      teacher.warmup_temperature,
+      teacher.temperature,
+      teacher.warmup_temperature_epochs,
+      steps_per_epoch,
+    ),
+  }
+  warmup_steps = round(config.term_warmup_epochs * steps_per_epoch)
+  if warmup_steps > 0:
+    named['term_warmup'] = schedules.linear_warmup(warmup_steps)
+  return named
+
+
+def check_parallel(config: ConfigDict, num_devices: int) -> None:
+  """Refuses layouts of state and steps that cannot be.
+
+  Args:
+    config: as configs/common.py makes it.
+    num_devices: that share the batch.
+
+  Raises:
+    UserError: the field that stands in the way.
+  """
+  fields = config.parallel
+  sharding.check_state(fields.state, fields.mode)
+  for name in ('grad_accum_steps', 'steps_per_dispatch'):
+    if fields[name] < 1:
+      raise UserError(
+        f'config.parallel.{name} is {fields[name]}: it must be at least 1'
+      )
+  if fields.steps_per_dispatch > 1 and fields.mode != 'jit':
+    raise UserError(
+      f'config.parallel.steps_per_dispatch is {fields.steps_per_dispatch}, '
+      f'which config.parallel.mode={fields.mode} cannot do: set '
+      'config.parallel.mode=jit'
+    )
+  if fields.grad_accum_steps > 1:
+    _check_grad_accum(config, num_devices)
+
+
+def _check_grad_accum(config: ConfigDict, num_devices: int) -> None:
+  """Refuses what is not for parts of a batch as it is for the whole."""
+  steps = config.parallel.grad_accum_steps
+  field = f'config.parallel.grad_accum_steps is {steps}'
+  share = config.batch_size // num_devices
+  if share % steps:
+    divisors = [str(n) for n in range(1, share + 1) if not share % n]
+    raise UserError(
+      f'{field}, which does not divide the {share} images of each of '
+      f'{num_devices} device(s): use one of {", ".join(divisors)}, or another '
+      'config.batch_size'
+    )
+  for is_so, of_batch, instead in (
+    (
+      config.method.name not in ACCUMULATING_METHODS,
+      f'config.method.name={config.method.name} compares all images of a batch',
+      f'one of {", ".join(ACCUMULATING_METHODS)}',
+    ),
+    (
+      config.teacher.normalisation == 'sinkhorn',
+      'config.teacher.normalisation=sinkhorn balances the whole batch',
+      'config.teacher.normalisation=centring',
+    ),
+    (
+      config.model.name == 'resnet',
+      'config.model.name=resnet normalises by the whole batch',
+      'a vit or swin',
+    ),
+    (
+      config.head.use_bn,
+      'config.head.use_bn=True normalises by the whole batch',
+      'config.head.use_bn=False',
+    ),
+  ):
+    if is_so:
+      raise UserError(
+        f'{field}, but {of_batch}: use {instead}, or 1 and more devices'
+      )
+
+
+def make_method_maker(
+  config: ConfigDict,
+  named: dict[str, Schedule],
+  is_frozen: partial.IsFrozen,
+  **of_parts,
+) -> Callable[[str | None, Mesh | None], Method]:
+  """A function that builds the method, for one device or for global arrays.
+
+  Args:
+    config: as configs/common.py makes it.
+    named: from `make_schedules`.
+    is_frozen: path of a parameter -> whether it stays as it is.
+    **of_parts: arguments of a method of parts that the config does not have.
+
+  Returns:
+    (axis over which the batch is spread or None, devices over which global
+    arrays are spread or None) -> `Method`.
+
+  Raises:
+    UserError: when it is called, for what the factories of encoders and methods
+      refuse.
+  """
+
+  def make(axis_name: str | None, mesh: Mesh | None) -> Method:
+    method = make_method(
+      encoder=make_encoder(axis_name=axis_name, **config.model),
+      image_px=config.augment.global_px,
+      head=config.head.to_dict(),
+      student_temperature=config.student_temperature,
+      teacher_temperature=named['teacher_temperature'],
+      centre_momentum=config.teacher.centre_momentum,
+      teacher_normalisation=config.teacher.normalisation,
+      axis_name=axis_name,
+      mesh=mesh,
+      lora=config.lora.to_dict(),
+      is_frozen=is_frozen,
+      **of_parts,
+      **config.method.to_dict(),
+    )
+    if 'term_warmup' in named:
+      method = warm_up_terms(method, named['term_warmup'])
+    return method
+
+  return make
+
+
+def make_optimizer(
+  config: ConfigDict,
+  named: dict[str, Schedule],
+  steps_per_epoch: int,
+  is_frozen: optimizers.IsIn,
+) -> optax.GradientTransformationExtraArgs:
+  """The optimiser of config.optim.
+
+  Args:
+    config: config.optim.
+    named: from `make_schedules`.
+    steps_per_epoch: steps of an epoch.
+    is_frozen: path of a parameter -> whether it stays as it is.
+
+  Raises:
+    UserError: an unknown optimiser.
+  """
+  if config.name not in OPTIMIZERS:
+    raise UserError(
+      f'config.optim.name is {config.name!r}: choose one of '
+      f'{", ".join(OPTIMIZERS)}'
+    )
+  make = {'adamw': optimizers.make_adamw, 'sgd': optimizers.make_sgd}[
+    config.name
+  ]
+  return make(
+    learning_rate=named['learning_rate'],
+    weight_decay=named['weight_decay'],
+    is_frozen=is_frozen,
+    clip_norm=config.clip_norm,
+    freeze_last_layer_steps=round(
+      config.freeze_last_layer_epochs * steps_per_epoch
+    ),
+    # PARTICLE's program clips the student and not its predictor.
+    is_clipped=lambda path: path[0] != 'predictor',
+    decay_vectors=config.decay_vectors,
+  )

@@ -1,0 +1,117 @@
+"""What a person reads of a run: its start, unreadable images and its end."""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+import jax
+
+from cmd_jax.data.canvas import skip_report
+from cmd_jax.data.inspect.report_text import TEXT_FILE, notable
+from cmd_jax.devices import processes, sharding
+from cmd_jax.files.atomic import write_atomically
+from cmd_jax.rundir.workdir import Workdir
+from cmd_jax.training.experiment import Experiment
+from cmd_jax.training.inspection import report_on, write_data_report
+from cmd_jax.training.scoring import results_table, why_not_scored
+
+
+def describe_hardware(experiment: Experiment) -> str:
+  """One line: the devices used and the host, for results and logs."""
+  devices = experiment.mesh.devices.ravel()
+  line = f'{len(devices)} x {devices[0].device_kind} on {platform.machine()}'
+  count = processes.process_count()
+  return line if count == 1 else f'{line}, {count} processes'
+
+
+def _describe_state(experiment: Experiment) -> str:
+  """One line: what a device keeps between the steps."""
+  mesh, params = experiment.mesh, experiment.state_like.params
+  num_bytes = sharding.bytes_per_device(experiment.state_like)
+  spread = any(
+    not x.sharding.is_fully_replicated for x in jax.tree.leaves(params)
+  )
+  return (
+    f'state {"fsdp" if spread else "replicated"}: {num_bytes / 2**20:,.0f} MiB '
+    f'on each of {mesh.size} device(s)'
+  )
+
+
+def announce(experiment: Experiment, workdir: Workdir) -> None:
+  """Says what is about to be trained, and writes the data report."""
+  if not processes.is_first():
+    return
+  pretrain = experiment.pretrain
+  num_test = 0 if experiment.test is None else len(experiment.test.images)
+  print(
+    f'{experiment.method_name} on {pretrain.name}: {len(pretrain.images)} '
+    f'training and {num_test} test images of {len(pretrain.class_names)} '
+    f'classes on {describe_hardware(experiment)}',
+    file=sys.stderr,
+  )
+  print(experiment.placement, file=sys.stderr)
+  print(_describe_state(experiment), file=sys.stderr)
+  report = report_on(pretrain, experiment.test, experiment.placement)
+  write_data_report(report, workdir.path)
+  if lines := notable(report):
+    lines.append(f'see {workdir.path / TEXT_FILE}')
+  for line in lines:
+    print(f'data: {line}', file=sys.stderr)
+  if experiment.imported is not None:
+    print(experiment.imported.text(), file=sys.stderr)
+
+
+def report_skipped(
+  experiment: Experiment, workdir: Workdir, known: int = 0
+) -> int:
+  """Names the images found to be unreadable; returns their number.
+
+  Args:
+    experiment: what is trained.
+    workdir: of the run.
+    known: how many were named already: streamed images are found out late.
+  """
+  path, splits = workdir.skipped_file, (experiment.pretrain, experiment.test)
+  if not processes.is_first():
+    # It has decoded all that the first one has, or a share of its own.
+    if experiment.route == 'device':
+      return 0
+    index = processes.process_index()
+    path, splits = path.with_stem(f'{path.stem}_{index}'), splits[:1]
+  splits = [x for x in splits if x is not None and x.skipped]
+  count = sum(len(canvases.skipped) for canvases in splits)
+  if count > known:
+    write_atomically(path, '\n'.join(skip_report(split) for split in splits))
+    print(
+      f'{count} unreadable image(s) skipped; {path} names them',
+      file=sys.stderr,
+    )
+  return count
+
+
+def summary(experiment: Experiment, workdir: Workdir, results: dict) -> str:
+  """What a person reads at the end: the table and where to look."""
+  reason = why_not_scored(experiment)
+  table = results_table(results['init'], results['final'])
+  if reason:
+    table = f'{reason}\n{table}' if results['final'] else reason
+  speed = results.get('images_per_second')
+  return '\n'.join(
+    [
+      f'\n{table}\n',
+      f'{results["steps"]} steps in {results["seconds"]:.0f} s'
+      + (f', {speed:.0f} images/s' if speed else ''),
+      *(f'warning: {x["text"]}' for x in results.get('warnings', [])),
+      *(
+        [f'{count} steps left out, see {workdir.non_finite_file}']
+        if (count := results.get('skipped_steps', 0))
+        else []
+      ),
+      f'results      {workdir.results_file}',
+      f'neighbours   {workdir.neighbours_file}',
+      f'metrics      {workdir.metrics_file}',
+      *([] if workdir.is_remote else [f'tensorboard  {workdir.tensorboard}']),
+      f'checkpoints  {workdir.checkpoints}',
+    ]
+  )

@@ -1,0 +1,52 @@
+import pytest
+
+from cmd_jax.errors import UserError
+from cmd_jax.training import recipe
+from configs import common
+
+
+def _config(argument='', **fields):
+  config = common.published(common.parse_argument(argument))
+  config.parallel.grad_accum_steps = 4
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+@pytest.mark.parametrize(
+  'argument, fields, words',
+  [
+    ('', {'parallel.grad_accum_steps': 0}, 'is 0: it must be at least 1'),
+    (
+      '',
+      {'parallel.grad_accum_steps': 5},
+      '32 images of each of 2 .* 1, 2, 4,',
+    ),
+    ('', {'teacher.normalisation': 'sinkhorn'}, 'normalisation=sinkhorn'),
+    ('', {'head.use_bn': True}, 'use_bn=True'),
+    ('encoder=resnet', {}, 'model.name=resnet'),
+    ('method=particle', {}, 'method.name=particle.*cmd, esvit, dino'),
+    ('method=detcon', {}, 'method.name=detcon'),
+  ],
+)
+def test_layouts_that_cannot_be_are_refused(argument, fields, words):
+  with pytest.raises(UserError, match=words) as caught:
+    recipe.check_parallel(_config(argument, **fields), 2)
+  assert str(caught.value).startswith('config.parallel.')
+
+
+@pytest.mark.parametrize('method', ['cmd', 'cmd_released', 'esvit', 'dino'])
+def test_the_published_methods_can_be_computed_part_by_part(method):
+  recipe.check_parallel(_config(f'method={method}'), 2)
+
+
+def test_whole_batches_are_never_refused():
+  config = _config('method=particle', **{'parallel.grad_accum_steps': 1})
+  recipe.check_parallel(config, 3)
+
+
+def test_terms_warm_up_over_the_configured_epochs():
+  config = _config(**{'term_warmup_epochs': 1.5})
+  warmup = recipe.make_schedules(config, 4, 40)['term_warmup']
+  assert [float(warmup(step)) for step in (0, 3, 6, 20)] == [0, 0.5, 1, 1]
+  config.term_warmup_epochs = 0.0
+  assert 'term_warmup' not in recipe.make_schedules(config, 4, 40)
