@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/demo
 BIN := $(VENV)/bin
+# glibc hands out memory in pages of 2 MiB, which a step fills faster:
+# benchmarks/README.md, "Where the time was".
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test slow wheel lint format clean
@@ -12,10 +15,10 @@ demo: $(INSTALLED)
 
 # Two workers, a file to each: most of the time is compilation on one core.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -rs
 
 slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -rs
 
 # The wheel, without any extra, away from the clone.
 wheel: $(INSTALLED)
@@ -44,4 +47,4 @@ $(INSTALLED): setup.cfg constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .compilation_cache build *.egg-info .pytest_cache .ruff_cache

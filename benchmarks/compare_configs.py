@@ -23,9 +23,9 @@ from benchmarks.compare_rows import (
   Row,
   Set,
 )
+from cmd_jax.config import published
 from cmd_jax.errors import UserError
 from cmd_jax.rundir.config_diff import FREE_FIELDS, flatten
-from configs import common
 
 # No protocol of any set looks at it.
 _UNUSED = 'eval.segmentation.'
@@ -64,11 +64,11 @@ class Resolved(NamedTuple):
 
 
 @functools.cache
-def _written(config: str, words: str, published: bool) -> dict[str, Any]:
+def _written(config: str, words: str, as_published: bool) -> dict[str, Any]:
   """Fields by dotted name, as a config file has them, or as published."""
-  if published:
-    argument = common.parse_argument(words)
-    return flatten(common.published(argument).to_dict())
+  if as_published:
+    argument = published.parse_argument(words)
+    return flatten(published.published(argument).to_dict())
   module = importlib.import_module(f'configs.{config}')
   return flatten(module.get_config(words).to_dict())
 

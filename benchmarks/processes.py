@@ -110,7 +110,6 @@ def work(options: argparse.Namespace) -> None:
           state, metrics = train_step(state, batches(step), built.rng)
           step += 1
         jax.block_until_ready((state, metrics))
-        processes.yield_to_compute()
         print(_DONE, flush=True)
 
 

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from cmd_jax.devices import host_memory
 from cmd_jax.errors import UserError
 from cmd_jax.files.atomic import write_atomically
 
@@ -264,11 +263,7 @@ def finish(
 
 
 def run_main(main: Callable[[], None]) -> None:
-  """Calls a benchmark's main, in the memory that the program has.
-
-  A mistake of the user is one line.
-  """
-  host_memory.restart_with_huge_pages()
+  """Calls a benchmark's main; a mistake of the user is one line."""
   try:
     main()
   except UserError as error:

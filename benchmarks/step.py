@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from cmd_jax.config import published
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
@@ -25,7 +26,6 @@ from cmd_jax.training.recipe import (
 )
 from cmd_jax.training.state import TrainState, init_train_state
 from cmd_jax.training.step import Batch, make_train_step
-from configs import common
 
 METHODS = ('cmd', 'cmd_released', 'esvit', 'dino')
 STEPS_PER_EPOCH, TOTAL_STEPS = 100, 1000
@@ -104,7 +104,7 @@ def make_config(
   Raises:
     UserError: an override of a field that is not there or of another kind.
   """
-  config = common.published(common.parse_argument(f'method={method}'))
+  config = published.published(published.parse_argument(f'method={method}'))
   config.batch_size = batch_size
   config.head.num_prototypes = num_prototypes
   for override in overrides:

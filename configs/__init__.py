@@ -1,1 +1,1 @@
-"""Configs: one file an experiment; they import nothing from cmd_jax."""
+"""Configs: one short file an experiment, over `cmd_jax.config.builtin`."""

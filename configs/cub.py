@@ -10,14 +10,6 @@ of its terms (benchmarks/RESEARCH.md). The published run starts from ImageNet
 weights: --config.init.path=FILE. Not yet reproduced.
 """
 
-from configs import common, small
+from cmd_jax.config import builtin
 
-
-def get_config(argument=None):
-  """The config; `argument` is what follows the colon of --config."""
-  words = common.parse_argument(argument)
-  config = common.published(words)
-  config.dataset.update(name='cub_200_2011')
-  if words.quicktest:
-    small.shrink_to_quicktest(config)
-  return config.lock()
+get_config = builtin.cub

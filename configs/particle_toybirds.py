@@ -8,27 +8,6 @@ Parts that all images share are found in the keys of a ViT; `:encoder=resnet`
 clusters each image's hypercolumn instead.
 """
 
-from configs import common, small
+from cmd_jax.config import builtin
 
-
-def get_config(argument=None):
-  """The config; `argument` is what follows the colon of --config."""
-  usual = common.Argument(method='particle')
-  words = common.parse_argument(argument, usual)
-  config = common.published(words)
-  small.use_small_recipe(config)
-  config.total_epochs = 20
-  config.canvas_px = 64
-  config.dataset.update(name='toybirds', builder_config='64px')
-  if 'parts' in config:
-    config.parts.rounds = 2
-  config.eval.update(
-    protocols=('knn/20', 'linear/logreg', 'seg/pascub5'),
-    view_px=40,
-    crop_fraction=0.0,
-    batch_size=256,
-  )
-  if words.quicktest:
-    small.shrink_to_quicktest(config)
-    config.dataset.builder_config = '32px'
-  return config.lock()
+get_config = builtin.particle_toybirds

@@ -9,17 +9,6 @@ without labels the encoder is trained, not scored. A pattern may be a path or
 any URL that fsspec opens (`pip install gcsfs` for gs://).
 """
 
-from configs import folder
+from cmd_jax.config import builtin
 
-
-def get_config(argument=None):
-  """The config of folders, for shards."""
-  config = folder.get_config(argument).unlock()
-  config.dataset = dict(
-    source='shards',
-    train='',
-    test='',
-    pretrain_split='train',
-    test_split='test',
-  )
-  return config.lock()
+get_config = builtin.shards

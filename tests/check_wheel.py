@@ -5,6 +5,7 @@ It is copied away from the clone, so that nothing of the clone is imported.
 
 import importlib.util
 import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -63,6 +64,32 @@ def _check_a_saved_run(run, photographs):
   assert request.output.stat().st_size
 
 
+def _check_the_command():
+  """The console command, with a built-in config, on a folder of photographs."""
+  command = pathlib.Path(sys.executable).with_name('cmd-jax')
+
+  def call(*arguments):
+    done = subprocess.run(
+      [command, *arguments], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+  assert cmd_jax.__version__ in call('--version')
+  assert '--query' in call('search', '--help')
+  folder = ('--config=folder:method=dino,quicktest',)
+  folder += ('--config.dataset.path=photographs',)
+  assert '12 in = 12 used' in call('inspect', *folder)
+  call(
+    *('train', *folder, '--workdir=mine', '--config.batch_size=4'),
+    *('--config.total_epochs=1', '--compilation_cache=cache'),
+  )
+  assert pathlib.Path('mine/results.json').is_file()
+  query = ('--input=photographs', '--query=photographs/3.png')
+  assert '1.000  3.png' in call('search', '--workdir=mine', *query)
+  assert importlib.util.find_spec('configs') is None
+
+
 def _ask_for_extras(run, photographs):
   """What needs an extra, and its name, as (extra, call) pairs."""
   vectors = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
@@ -112,6 +139,7 @@ def _main():
   _draw_photographs(photographs)
   _check_that_only_the_wheel_is_here()
   _check_a_saved_run(run, photographs)
+  _check_the_command()
   _check_missing_extras(run, photographs)
   print('the wheel works without extras, and names those that are missing')
 

@@ -38,12 +38,12 @@ jax.config.update('jax_num_cpu_devices', 8)
 
 pytest_plugins = ['tests.budget']
 
-_CLEAR_ABOVE_MIB = 1200
+_CLEAR_ABOVE_MIB = 1300
 
 
-@pytest.fixture(scope='module', autouse=True)
+@pytest.fixture(autouse=True)
 def _forget_programs():
-  """Keeps a worker small: programs of earlier modules are seldom used again."""
+  """Keeps a worker small: programs of earlier tests are seldom used again."""
   yield
   if psutil.Process().memory_info().rss > _CLEAR_ABOVE_MIB * 2**20:
     jax.clear_caches()

@@ -2,10 +2,7 @@
 
 import base64
 import io
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import nbclient
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cmd_jax.cli import program
 from cmd_jax.convert.save import save_encoder
 from cmd_jax.data.sources.tfds_source import tfds_source
 from tests import tiny
@@ -27,26 +25,22 @@ def run(tmp_path_factory):
   """The work directory of a run on toybirds, and a folder of its birds."""
   root = tmp_path_factory.mktemp('colab')
   workdir, photographs = root / 'run', root / 'photographs'
-  command = [sys.executable, 'main.py', f'--workdir={workdir}']
-  result = subprocess.run(
+  status = program.run(
     [
-      *command,
-      '--config=configs/toybirds.py:quicktest',
-      f'--compilation_cache={root / "compilation"}',
+      'train',
+      f'--workdir={workdir}',
+      '--config=toybirds:quicktest',
+      '--compilation_cache=',
       '--config.dataset.builder_config=quicktest',
       f'--config.dataset.data_dir={root / "tfds"}',
       '--config.total_epochs=1',
       '--config.augment.num_local=0',
       '--config.model.depth=1',
+      '--config.parallel.num_devices=1',
       "--config.eval.protocols=('knn/20',)",
-    ],
-    cwd=_REPO,
-    env=dict(os.environ, JAX_PLATFORMS='cpu'),
-    capture_output=True,
-    text=True,
-    timeout=300,
+    ]
   )
-  assert result.returncode == 0, result.stderr
+  assert status == 0
   source = tfds_source(
     'toybirds',
     'test',

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmd_jax.config import published
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.devices import sharding
 from cmd_jax.losses import blockwise
@@ -12,7 +13,6 @@ from cmd_jax.models import make_encoder
 from cmd_jax.optim import optimizers, schedules
 from cmd_jax.training.state import TrainState, state_shardings
 from cmd_jax.training.step import Batch, Batches, make_train_step, take_several
-from configs import common
 
 # Those that see whole images; tests/methods/test_particle.py has the others.
 METHODS = ('cmd', 'cmd_released', 'esvit', 'dino')
@@ -61,7 +61,7 @@ def make_tiny_method(
   num_prototypes=12,
   **changes,
 ):
-  fields = common.method_fields(name).to_dict()
+  fields = published.method_fields(name).to_dict()
   if name == 'cmd':
     fields['mil'] = dict(hidden_dim=8)
   fields.setdefault('teacher_normalisation', 'centring')

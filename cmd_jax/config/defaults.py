@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from configs import common, folder, shards
+from cmd_jax.config import builtin, published
 
 
 def _defaults_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -16,20 +16,21 @@ def _defaults_of(config: Mapping[str, Any]) -> dict[str, Any]:
   name = method.get('name', '')
   if method.get('variant') == 'released':
     name = f'{name}_released'
-  if name not in common.METHODS or model.get('name') not in common.ENCODERS:
+  encoder = model.get('name')
+  if name not in published.METHODS or encoder not in published.ENCODERS:
     return {}
   source = parts.get('source', '')
-  argument = common.Argument(
+  argument = published.Argument(
     method=name,
-    encoder=model['name'],
-    parts=source if source in common.PARTS else '',
+    encoder=encoder,
+    parts=source if source in published.PARTS else '',
   )
-  defaults = common.published(argument).to_dict()
-  of_images = {'folder': folder, 'shards': shards}.get(
+  defaults = published.published(argument).to_dict()
+  of_images = {'folder': builtin.folder, 'shards': builtin.shards}.get(
     (config.get('dataset') or {}).get('source')
   )
   if of_images is not None:
-    defaults['dataset'] = of_images.get_config().dataset.to_dict()
+    defaults['dataset'] = of_images().dataset.to_dict()
   return defaults
 
 
@@ -46,8 +47,8 @@ def _fill(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict:
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
   """Adds the fields that a config lacks, with this program's defaults.
 
-  A default is that of configs/common.py, which leaves what older programs did
-  as it was. A config of unknown kind is returned as it is.
+  A default is that of `published.published`, which leaves what older programs
+  did as it was. A config of unknown kind is returned as it is.
 
   Args:
     config: nested dict, as config.json holds it.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pathlib
 import signal
 import sys
 import threading
@@ -33,8 +32,6 @@ _WAIT_MS = 2000
 # Milliseconds that processes may be apart where they meet: a checkpoint or the
 # first compilation may hold one of them up.
 _MEET_MS = 30 * 60 * 1000
-# Where Linux says that a thread is while it waits for sockets.
-_LISTENING = ('ep_poll', 'do_epoll_wait')
 _FAILURE, _GONE = 'cmd_jax/failure', 'cmd_jax/gone'
 
 
@@ -322,23 +319,6 @@ def check_parallel(mode: str, num_devices: int) -> None:
       f'processes have {jax.device_count()} devices together: leave it at 0, '
       'or start fewer processes'
     )
-
-
-def yield_to_compute() -> None:
-  """Keeps threads that listen to sockets from interrupting the others.
-
-  Where a process has one core, steps took several times as long without it
-  (benchmarks/README.md): gloo's thread, it seems, wakes up in the middle of a
-  send and spins for its whole time slice. To be called when the devices have
-  met, and threads listen.
-  """
-  if _group is None or not hasattr(os, 'SCHED_BATCH'):
-    return
-  for task in pathlib.Path('/proc/self/task').glob('*'):
-    # Where Linux does not tell, or forbids it, steps are slower.
-    with contextlib.suppress(OSError):
-      if (task / 'wchan').read_text() in _LISTENING:
-        os.sched_setscheduler(int(task.name), os.SCHED_BATCH, os.sched_param(0))
 
 
 @contextlib.contextmanager

@@ -330,7 +330,7 @@ def build(config: ConfigDict) -> Experiment:
   """Builds an experiment.
 
   Args:
-    config: as configs/common.py makes it.
+    config: as cmd_jax/config/published.py makes it.
 
   Raises:
     UserError: anything in the config that cannot be.

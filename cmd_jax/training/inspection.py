@@ -33,7 +33,7 @@ def inspect_config(config: ConfigDict) -> dict[str, Any]:
   """The data report of a config, of which nothing is trained.
 
   Args:
-    config: as configs/common.py makes it.
+    config: as cmd_jax/config/published.py makes it.
 
   Raises:
     UserError: the images cannot be found, or none can be read.

@@ -372,7 +372,6 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
         print(f'resumed after step {int(state.step)}', file=sys.stderr)
     compiled = train_step.result()
     host_memory.give_back_freed()
-    processes.yield_to_compute()
     loop = _Loop(experiment, workdir, checkpoints, state, meta, compiled)
     state = loop.run()
   finally:

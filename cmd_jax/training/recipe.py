@@ -69,7 +69,7 @@ def check_parallel(config: ConfigDict, num_devices: int) -> None:
   """Refuses layouts of state and steps that cannot be.
 
   Args:
-    config: as configs/common.py makes it.
+    config: as cmd_jax/config/published.py makes it.
     num_devices: that share the batch.
 
   Raises:
@@ -141,7 +141,7 @@ def make_method_maker(
   """A function that builds the method, for one device or for global arrays.
 
   Args:
-    config: as configs/common.py makes it.
+    config: as cmd_jax/config/published.py makes it.
     named: from `make_schedules`.
     is_frozen: path of a parameter -> whether it stays as it is.
     **of_parts: arguments of a method of parts that the config does not have.

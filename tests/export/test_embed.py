@@ -4,14 +4,13 @@ import csv
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import cmd_jax
+from cmd_jax.cli import program
 from cmd_jax.errors import UserError
 from cmd_jax.export import embed, folders
 from cmd_jax.export.images import embed_folder, list_images
@@ -183,37 +182,20 @@ def test_what_cannot_be_is_one_line(
   assert not (tmp_path / output).exists()
 
 
-def _program(*arguments):
-  return subprocess.run(
-    [sys.executable, 'main.py', '--compilation_cache=', *arguments],
-    cwd=_REPO,
-    capture_output=True,
-    text=True,
-    timeout=300,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+def test_the_program_needs_no_config(run, photos, tmp_path, capsys):
+  shared = ('--compilation_cache=', f'--workdir={run}', f'--input={photos}')
+  found = program.run(
+    [
+      'search',
+      *shared,
+      f'--query={photos / "e.png"}',
+      f'--output={tmp_path / "x.csv"}',
+    ]
   )
-
-
-def test_the_program_needs_no_config(run, photos, tmp_path):
-  result = _program(
-    '--mode=search',
-    f'--workdir={run}',
-    f'--input={photos}',
-    f'--query={photos / "e.png"}',
-    f'--output={tmp_path / "x.csv"}',
-  )
-  assert result.returncode == 0, result.stderr
-  assert '1.000  e.png' in result.stdout
-  assert '1 unreadable image(s) skipped' in result.stderr
+  captured = capsys.readouterr()
+  assert found == 0, captured.err
+  assert '1.000  e.png' in captured.out
+  assert '1 unreadable image(s) skipped' in captured.err
   assert (tmp_path / 'x_images.png').is_file()
-  result = _program(
-    '--mode=embed',
-    f'--workdir={run}',
-    f'--input={photos}',
-    f'--output={tmp_path / "x.npz"}',
-  )
-  assert result.returncode == 0, result.stderr
-  for arguments in ([], [f'--workdir={run}', '--weights=x']):
-    result = _program('--mode=embed', *arguments)
-    assert result.returncode == 2
-    assert result.stderr.startswith('error: give one of --workdir')
+  written = program.run(['embed', *shared, f'--output={tmp_path / "x.npz"}'])
+  assert written == 0, capsys.readouterr().err

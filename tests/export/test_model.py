@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
@@ -13,6 +12,7 @@ import onnxruntime
 import pytest
 
 import cmd_jax
+from cmd_jax.cli import program
 from cmd_jax.errors import UserError
 from cmd_jax.export.model import Request, export_model
 from tests import saved_runs
@@ -130,19 +130,15 @@ def test_without_the_onnx_package_the_extra_is_named(run, monkeypatch):
     export_model(Request(str(run), format='onnx'))
 
 
-def test_the_program_needs_the_work_directory_alone(run, tmp_path):
+def test_the_program_needs_the_work_directory_alone(run, tmp_path, capsys):
   output = tmp_path / 'model.onnx'
-  command = [sys.executable, 'main.py', '--mode=export', '--format=onnx']
-  result = subprocess.run(
-    [*command, f'--workdir={run}', f'--output={output}', '--attention'],
-    cwd=_REPO,
-    env=dict(os.environ, JAX_PLATFORMS='cpu'),
-    capture_output=True,
-    text=True,
-    timeout=120,
+  arguments = ('--compilation_cache=', f'--workdir={run}', '--format=onnx')
+  status = program.run(
+    ['export', *arguments, f'--output={output}', '--attention']
   )
-  assert result.returncode == 0, result.stderr
-  assert str(output) in result.stdout
+  captured = capsys.readouterr()
+  assert status == 0, captured.err
+  assert str(output) in captured.out
   told = json.loads((tmp_path / 'model.onnx.json').read_text())
   assert {x['name'] for x in told['outputs']} == {'embedding', 'attention'}
 

@@ -9,13 +9,13 @@ import numpy as np
 import optax
 import pytest
 
+from cmd_jax.config import published
 from cmd_jax.convert import swin
 from cmd_jax.devices import sharding
 from cmd_jax.methods import make_method
 from cmd_jax.optim import optimizers, schedules
 from cmd_jax.training.state import TrainState
 from cmd_jax.training.step import Batch, make_train_step
-from configs import common
 from tests.parity import golden, small
 from tests.tiny import NO_LORA
 
@@ -61,7 +61,7 @@ def _make_method(name, network, axis_name=None, mesh=None):
     lora=NO_LORA,
     axis_name=axis_name,
     mesh=mesh,
-    **common.method_fields(name),
+    **published.method_fields(name),
   )
 
 
@@ -251,7 +251,7 @@ class Run(NamedTuple):
 
   @property
   def terms(self):
-    return common.method_fields(self.method).weights
+    return published.method_fields(self.method).weights
 
 
 _RUNS = {

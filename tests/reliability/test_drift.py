@@ -3,12 +3,13 @@ import json
 import numpy as np
 import pytest
 
+from cmd_jax.config import published
 from cmd_jax.config.defaults import complete
 from cmd_jax.errors import UserError
 from cmd_jax.rundir.config_diff import differences, flatten, table
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training import loop, recipe
-from configs import common, cub, folder, particle_toybirds
+from configs import cub, folder, particle_toybirds
 from tests.reliability import small_run
 
 
@@ -106,7 +107,7 @@ def test_a_config_of_unknown_kind_is_left_as_it_is():
   for config in ({}, {'method': {'name': 'simclr'}, 'seed': 1}):
     assert complete(config) == config
   assert set(complete({'model': {'name': 'vit'}})) == {'model'}
-  whole = common.published(common.Argument()).to_dict()
+  whole = published.published(published.Argument()).to_dict()
   assert complete(whole) == whole
 
 

@@ -1,12 +1,12 @@
 import pytest
 
+from cmd_jax.config import published
 from cmd_jax.errors import UserError
 from cmd_jax.training import recipe
-from configs import common
 
 
 def _config(argument='', **fields):
-  config = common.published(common.parse_argument(argument))
+  config = published.published(published.parse_argument(argument))
   config.parallel.grad_accum_steps = 4
   config.update_from_flattened_dict(fields)
   return config

@@ -100,7 +100,7 @@ def load_data(config: ConfigDict, mesh: Mesh) -> Data:
   """Lists the images of a config and decodes them, or prepares to stream them.
 
   Args:
-    config: as configs/common.py makes it.
+    config: as cmd_jax/config/published.py makes it.
     mesh: the devices.
 
   Raises:

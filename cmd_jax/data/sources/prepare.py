@@ -51,7 +51,7 @@ def prepare_config(
   """Prepares the data set that a config names.
 
   Args:
-    dataset: `config.dataset` of configs/common.py as a dict.
+    dataset: `config.dataset` of cmd_jax/config/published.py as a dict.
     manual_dir: see `prepare`.
     progress: see `prepare`.
 

@@ -1,0 +1,1 @@
+"""The program: `cmd-jax COMMAND`, and `python main.py --mode=COMMAND`."""

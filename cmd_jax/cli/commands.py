@@ -1,0 +1,243 @@
+"""The commands of the program.
+
+What a command needs is imported when it runs: a mistake in the flags is told
+without waiting for JAX.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+from absl import flags
+
+from cmd_jax.devices import processes
+
+
+class Command(NamedTuple):
+  """A command.
+
+  Attributes:
+    help: what it does, in a line.
+    run: (values of the flags) -> exit status; None for 0.
+    options: the flags that it has, beside `--config`.
+    config: 'required' or 'optional', in which case a run's own is read; None
+      where there is none.
+    workdir: 'required' or 'optional'.
+    needs_trained: whether either a run or a file of weights is used.
+    is_distributed: whether several processes may run it together.
+  """
+
+  help: str
+  run: Callable[[flags.FlagValues], int | None]
+  options: tuple[str, ...]
+  config: str | None = 'required'
+  workdir: str = 'required'
+  needs_trained: bool = False
+  is_distributed: bool = False
+
+
+def _use_compilation_cache(values: flags.FlagValues) -> None:
+  import jax
+
+  if values.compilation_cache:
+    jax.config.update('jax_compilation_cache_dir', values.compilation_cache)
+    # Dozens of small programs take seconds together: all are kept.
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+
+def _train(values: flags.FlagValues) -> int:
+  from cmd_jax.training import loop, run, summary
+
+  _use_compilation_cache(values)
+  with run.opened(values.config, values.workdir) as opened:
+    try:
+      results = run.train_in(opened)
+    except loop.Interrupted as stop:
+      if processes.is_first():
+        print(stop, file=sys.stderr)
+      # As a shell reports a process that died of the signal.
+      return 128 + stop.signal
+    if processes.is_first():
+      print(summary.summary(opened.experiment, opened.workdir, results))
+  return 0
+
+
+def _evaluate(values: flags.FlagValues) -> None:
+  from cmd_jax.training import run, scoring
+
+  _use_compilation_cache(values)
+  results = run.evaluate(values.config, values.workdir)
+  print(scoring.results_table(results['init'], results.get('final', {})))
+
+
+def _report(values: flags.FlagValues) -> None:
+  from cmd_jax.report.write import write_report
+  from cmd_jax.training import run
+
+  _use_compilation_cache(values)
+  output = values.output and pathlib.Path(values.output)
+  with run.opened(values.config, values.workdir, reads_only=True) as opened:
+    print(
+      write_report(
+        opened.experiment,
+        opened.workdir,
+        output,
+        max_images=values.report_images,
+      )
+    )
+
+
+def _discover(values: flags.FlagValues) -> None:
+  from cmd_jax.training import run
+
+  _use_compilation_cache(values)
+  print(f'part masks in {run.discover(values.config, values.workdir)}')
+
+
+def _export(values: flags.FlagValues) -> None:
+  from cmd_jax.export.model import Request, export_model
+  from cmd_jax.rundir.workdir import Workdir
+
+  _use_compilation_cache(values)
+  network = ''
+  if values.config is not None:
+    network = values.config.eval.network
+    if values.workdir:
+      Workdir(values.workdir).check(values.config.to_dict())
+  request = Request(
+    source=values.weights or values.workdir,
+    network=network,
+    output=values.output,
+    format=values.format,
+    attention=values.attention,
+    canvases=values.canvases,
+  )
+  print(export_model(request))
+
+
+def _on_folder(command: str) -> Callable[[flags.FlagValues], None]:
+  """A command that uses a trained encoder on a folder of images."""
+
+  def run(values: flags.FlagValues) -> None:
+    from cmd_jax.export import folders
+
+    _use_compilation_cache(values)
+    request = folders.Request(
+      source=values.weights or values.workdir,
+      input=values.input,
+      output=pathlib.Path(values.output)
+      if values.output
+      else folders.default_output(command, values.workdir),
+      **{
+        name: values[name].value
+        for name in COMMANDS[command].options
+        if name in folders.Request._fields and name not in ('input', 'output')
+      },
+    )
+    print(folders.run(command, request))
+
+  return run
+
+
+def _prepare(values: flags.FlagValues) -> None:
+  from cmd_jax.data.sources.prepare import prepare_config
+
+  dataset = values.config.dataset.to_dict()
+  print(prepare_config(dataset, manual_dir=values.manual_dir))
+
+
+def _inspect(values: flags.FlagValues) -> None:
+  from cmd_jax.data.inspect.report_text import report_text
+  from cmd_jax.rundir.workdir import Workdir
+  from cmd_jax.training.inspection import inspect_config, write_data_report
+
+  workdir = Workdir(values.workdir) if values.workdir else None
+  if workdir:
+    workdir.check(values.config.to_dict())
+  report = inspect_config(values.config)
+  if workdir:
+    write_data_report(report, workdir.path)
+  print(report_text(report), end='')
+
+
+_CACHE = ('compilation_cache',)
+_PROCESSES = (
+  'coordinator_address',
+  'num_processes',
+  'process_id',
+  'meeting_timeout_s',
+)
+_TRAINED = ('workdir', 'weights')
+_FOLDER = (*_TRAINED, 'input', 'output', *_CACHE)
+
+COMMANDS = {
+  'train': Command(
+    'Trains an encoder; the same command again goes on where it stopped.',
+    _train,
+    ('workdir', *_PROCESSES, *_CACHE),
+    is_distributed=True,
+  ),
+  'evaluate': Command(
+    'Scores the newest checkpoint of a run again.',
+    _evaluate,
+    ('workdir', *_CACHE),
+  ),
+  'report': Command(
+    'Shows a run as one HTML page.',
+    _report,
+    ('workdir', 'output', 'report_images', *_CACHE),
+    config='optional',
+  ),
+  'export': Command(
+    'Writes an encoder for timm, as StableHLO or as ONNX.',
+    _export,
+    (*_TRAINED, 'output', 'format', 'attention', 'canvases', *_CACHE),
+    config='optional',
+    workdir='optional',
+    needs_trained=True,
+  ),
+  'embed': Command(
+    'Writes the embeddings of a folder of images.',
+    _on_folder('embed'),
+    _FOLDER,
+    config='optional',
+    workdir='optional',
+    needs_trained=True,
+  ),
+  'search': Command(
+    'Finds the images of a folder that are most like one.',
+    _on_folder('search'),
+    (*_FOLDER, 'query', 'top_k', 'index'),
+    config='optional',
+    workdir='optional',
+    needs_trained=True,
+  ),
+  'cluster': Command(
+    'Sorts a folder of images into groups that look alike.',
+    _on_folder('cluster'),
+    (*_FOLDER, 'num_clusters', 'min_cluster_size'),
+    config='optional',
+    workdir='optional',
+    needs_trained=True,
+  ),
+  'prepare': Command(
+    'Makes a data set of files fetched by hand.',
+    _prepare,
+    ('manual_dir',),
+    workdir='optional',
+  ),
+  'inspect': Command(
+    'Says what is in a data set, without training on it.',
+    _inspect,
+    ('workdir',),
+    workdir='optional',
+  ),
+  'discover': Command(
+    "Finds the parts of a run's images with its newest encoder.",
+    _discover,
+    ('workdir', *_CACHE),
+  ),
+}

@@ -1,0 +1,254 @@
+"""The flags of the program, and how they are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
+
+from cmd_jax.config import builtin
+from cmd_jax.errors import UserError
+
+
+class Option(NamedTuple):
+  """A flag that some commands have.
+
+  Attributes:
+    kind: str, int or bool, or a tuple of what a string may be.
+    default: what it is if it is not given.
+    help: what it is, in a sentence.
+  """
+
+  kind: type | tuple[str, ...]
+  default: str | int | bool | None
+  help: str
+
+
+def _default_cache() -> str:
+  home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  return os.path.join(home, 'cmd_jax', 'compilation')
+
+
+OPTIONS = {
+  'workdir': Option(
+    str, None, 'Directory of the run: checkpoints, metrics, results.'
+  ),
+  'weights': Option(str, None, 'File of weights in place of --workdir.'),
+  'input': Option(
+    str, None, 'Folder of images, or a file that `embed` has written.'
+  ),
+  'output': Option(str, None, 'What to write.'),
+  'manual_dir': Option(
+    str, None, 'Folder of the files fetched by hand: docs/datasets.md.'
+  ),
+  'report_images': Option(int, 5000, 'Photographs on the page at most.'),
+  'format': Option(
+    ('safetensors', 'stablehlo', 'onnx'), 'safetensors', 'Kind of file.'
+  ),
+  'attention': Option(
+    bool, False, 'Writes the attention too, beside the embedding.'
+  ),
+  'canvases': Option(
+    bool,
+    False,
+    'With --format=stablehlo: takes uint8 images and makes the views.',
+  ),
+  'query': Option(str, None, 'Image to look for.'),
+  'top_k': Option(int, 12, 'Images to find.'),
+  'index': Option(('exact', 'faiss'), 'exact', 'What searches.'),
+  'num_clusters': Option(int, 0, 'Groups to make; 0 finds out.'),
+  'min_cluster_size': Option(int, 5, 'Images of a group found, at least.'),
+  'coordinator_address': Option(
+    str,
+    None,
+    'host:port of process 0, where several processes meet; SLURM, Open MPI and '
+    'TPU pods need no flag: docs/scaling.md.',
+  ),
+  'num_processes': Option(
+    int, None, 'Number of processes that train together.'
+  ),
+  'process_id': Option(int, None, 'Number of this process, from 0.'),
+  'meeting_timeout_s': Option(
+    int, 300, 'Seconds to wait for the other processes.'
+  ),
+  'compilation_cache': Option(
+    str,
+    _default_cache(),
+    'Directory of the persistent compilation cache; empty turns it off.',
+  ),
+}
+CONFIG_HELP = (
+  'A built-in config or a file, with words after a colon: folder, '
+  'cub:method=dino, configs/cub.py:quicktest. --config.FIELD=VALUE changes a '
+  'field.'
+)
+
+
+def _define(name: str, option: Option, values: flags.FlagValues) -> None:
+  """Adds a flag to `values`."""
+  if isinstance(option.kind, tuple):
+    flags.DEFINE_enum(
+      name, option.default, option.kind, option.help, flag_values=values
+    )
+    return
+  define: Callable = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    bool: flags.DEFINE_boolean,
+  }[option.kind]
+  define(name, option.default, option.help, flag_values=values)
+
+
+def _name_file_of_builtin(argument: str) -> str:
+  """Lets config_flags, which knows files alone, find a built-in config."""
+  name, colon, words = argument.partition(':')
+  if name in builtin.BUILTIN and not os.path.exists(name):
+    return f'{builtin.__file__}:{name}{colon}{words}'
+  return argument
+
+
+def _resolve_config(argv: Sequence[str]) -> list[str]:
+  """The arguments with `--config=NAME` in terms of files."""
+  resolved = list(argv)
+  for i, argument in enumerate(resolved):
+    if argument in ('--config', '-config') and i + 1 < len(resolved):
+      resolved[i + 1] = _name_file_of_builtin(resolved[i + 1])
+    elif argument.startswith('--config='):
+      name = argument.removeprefix('--config=')
+      resolved[i] = f'--config={_name_file_of_builtin(name)}'
+  return resolved
+
+
+def _load_config_alone(argv: Sequence[str]) -> ConfigDict | None:
+  for argument, following in zip(argv, [*argv[1:], '']):
+    name, _, value = argument.partition('=')
+    if name == '--config':
+      try:
+        return ConfigFileFlagParser('config').parse(value or following)
+      except (ImportError, OSError, SyntaxError, TypeError, ValueError):
+        return None
+  return None
+
+
+def _explain_unknown_field(
+  config: ConfigDict, argv: Sequence[str]
+) -> str | None:
+  """Names the first override of a field that the config lacks."""
+  for argument in argv:
+    if not argument.startswith('--config.'):
+      continue
+    path = argument.removeprefix('--config.').partition('=')[0]
+    node, walked = config, 'config'
+    for part in path.split('.'):
+      if not isinstance(node, ConfigDict):
+        return f'{walked} is a value and has no field {part!r}'
+      if part not in node:
+        return (
+          f'{walked} has no field {part!r}: choose one of '
+          f'{", ".join(sorted(node))}'
+        )
+      node, walked = node[part], f'{walked}.{part}'
+  return None
+
+
+def parse(
+  argv: Sequence[str], options: Sequence[str], *, with_config: bool
+) -> flags.FlagValues:
+  """Reads a command line.
+
+  Args:
+    argv: flags alone.
+    options: names in `OPTIONS` that may be given.
+    with_config: whether `--config` may be given.
+
+  Returns:
+    The values by name; `config` is None where it is not given.
+
+  Raises:
+    UserError: anything wrong with it, on one line.
+  """
+  values = flags.FlagValues()
+  # The first is the program's name, which is not looked at.
+  argv = ['', *_resolve_config(argv)]
+  for name in options:
+    _define(name, OPTIONS[name], values)
+  if with_config:
+    config_flags.DEFINE_config_file(
+      'config', help_string=CONFIG_HELP, flag_values=values, sys_argv=argv
+    )
+  try:
+    unexpected = values(argv)[1:]
+  except flags.Error as error:
+    # A config file's own ValueError arrives as a trace; its last line says it.
+    reason = str(error).strip().splitlines()[-1]
+    raise UserError(reason.removeprefix('ValueError: ')) from error
+  except (
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+  ) as error:
+    config = _load_config_alone(argv)
+    reason = config and _explain_unknown_field(config, argv)
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    raise UserError(reason or lines[-1].removeprefix('ValueError: ')) from error
+  if unexpected:
+    raise UserError(
+      f'unexpected argument {unexpected[0]!r}: write flags as --name=value'
+    )
+  if with_config and not isinstance(values.config, ConfigDict | None):
+    raise UserError(
+      '--config names a file that does not exist or cannot load: give one, or '
+      f'a built-in config: {", ".join(builtin.BUILTIN)}'
+    )
+  return values
+
+
+def take_mode(
+  argv: Sequence[str], modes: Sequence[str]
+) -> tuple[str, list[str]]:
+  """Takes `--mode=MODE` out of a command line.
+
+  Args:
+    argv: flags.
+    modes: what it may be; the first is the default.
+
+  Raises:
+    UserError: another mode.
+  """
+  rest, mode = list(argv), modes[0]
+  for i, argument in enumerate(argv):
+    name, is_joined, value = argument.lstrip('-').partition('=')
+    if name == 'mode' and argument.startswith('-'):
+      if not is_joined:
+        value = rest.pop(i + 1) if i + 1 < len(rest) else ''
+      rest.pop(i)
+      mode = value
+      break
+  if mode not in modes:
+    raise UserError(
+      f'flag --mode={mode}: value should be one of <{"|".join(modes)}>'
+    )
+  return mode, rest
+
+
+def describe(options: Sequence[str], *, with_config: bool) -> str:
+  """The flags, a paragraph each, for --help."""
+  lines = []
+  if with_config:
+    lines += ['  --config=NAME[:WORDS]', f'      {CONFIG_HELP}']
+  for name in options:
+    kind, default, text = OPTIONS[name]
+    shown = '|'.join(kind) if isinstance(kind, tuple) else kind.__name__.upper()
+    lines.append(f'  --{name}' if kind is bool else f'  --{name}={shown}')
+    if default not in (None, False):
+      text = f'{text} Default: {default}.'
+    lines.append(f'      {text}')
+  return '\n'.join(lines)

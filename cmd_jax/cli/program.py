@@ -1,0 +1,165 @@
+"""Runs a command line: `cmd-jax COMMAND --flags`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+import cmd_jax
+from cmd_jax.cli import options
+from cmd_jax.cli.commands import COMMANDS, Command
+from cmd_jax.config import builtin
+from cmd_jax.devices import processes
+from cmd_jax.errors import UserError
+from cmd_jax.files import disk_errors
+
+_HELP = {'--help', '-help', '-h', '--helpfull'}
+
+
+def _usage() -> str:
+  width = max(map(len, COMMANDS))
+  lines = [f'  {name:{width}}  {c.help}' for name, c in COMMANDS.items()]
+  return '\n'.join(
+    [
+      'usage: cmd-jax COMMAND --flags',
+      '',
+      'Tells look-alikes apart without labels.',
+      '',
+      *lines,
+      '',
+      '`cmd-jax COMMAND --help` shows its flags, `cmd-jax --version` the '
+      'version.',
+    ]
+  )
+
+
+def _help_of(name: str) -> str:
+  command = COMMANDS[name]
+  described = options.describe(
+    command.options, with_config=command.config is not None
+  )
+  return f'usage: cmd-jax {name} --flags\n\n{command.help}\n\n{described}'
+
+
+def _address(values: flags.FlagValues) -> processes.Address | None:
+  if 'num_processes' not in values:
+    return None
+  return processes.check_address(
+    values.coordinator_address, values.num_processes, values.process_id
+  )
+
+
+def _check(name: str, command: Command, values: flags.FlagValues) -> None:
+  """Refuses flags that do not go together.
+
+  Raises:
+    UserError: what is missing, or one too many.
+  """
+  if command.config == 'required' and values.config is None:
+    raise UserError(
+      f'--config is missing: choose {", ".join(builtin.BUILTIN)}, or a file '
+      'such as configs/toybirds.py'
+    )
+  if command.needs_trained and bool(values.weights) == bool(values.workdir):
+    raise UserError('give one of --workdir, a run, and --weights, a file')
+  several = _address(values) or processes.launcher_of(os.environ) in (
+    'SLURM',
+    'Open MPI',
+  )
+  if several and not command.is_distributed:
+    raise UserError(
+      f'{name} runs in one process, and several are started: start one, '
+      'without --num_processes'
+    )
+  if command.workdir == 'required' and not values.workdir:
+    raise UserError('--workdir is missing: name a directory for the run')
+
+
+def _run_command(name: str, argv: Sequence[str], names: Sequence[str]) -> int:
+  """Runs a command, which may be given flags of these names."""
+  command = COMMANDS[name]
+  values = options.parse(argv, names, with_config=command.config is not None)
+  _check(name, command, values)
+  if command.is_distributed:
+    processes.start(_address(values), timeout_s=values.meeting_timeout_s)
+  with processes.failing_together(), disk_errors.explaining(None):
+    return command.run(values) or 0
+
+
+def _told(run: Callable[[], int]) -> int:
+  """The exit status of what is run, its mistakes told on one line."""
+  try:
+    return run()
+  except UserError as error:
+    # A file's name may hold what a terminal would obey.
+    text = ''.join(
+      c if c.isprintable() or c == '\n' else ascii(c)[1:-1] for c in str(error)
+    )
+    print(f'error: {text}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    # Before or after the steps; within them the state is saved first.
+    return 128 + signal.SIGINT
+
+
+def run(argv: Sequence[str]) -> int:
+  """Runs `cmd-jax`.
+
+  Args:
+    argv: what follows the program's name: a command and its flags.
+
+  Returns:
+    The exit status: 2 where the user can mend it, 128 + N after signal N.
+  """
+  name, *rest = argv or ('--help',)
+  if name in _HELP:
+    print(_usage())
+    return 0
+  if name == '--version':
+    print(cmd_jax.__version__)
+    return 0
+  if name in COMMANDS and _HELP & set(rest):
+    print(_help_of(name))
+    return 0
+
+  def run_named() -> int:
+    if name not in COMMANDS:
+      raise UserError(
+        f'unknown command {name!r}: choose one of {", ".join(COMMANDS)}'
+      )
+    return _run_command(name, rest, COMMANDS[name].options)
+
+  return _told(run_named)
+
+
+def run_mode(argv: Sequence[str]) -> int:
+  """Runs `python main.py`, where the command is a flag: `--mode=COMMAND`.
+
+  Flags of other commands may be given too, and are not looked at.
+
+  Args:
+    argv: what follows the program's name.
+
+  Returns:
+    The exit status.
+  """
+  if _HELP & set(argv):
+    described = options.describe(tuple(options.OPTIONS), with_config=True)
+    modes = '|'.join(COMMANDS)
+    print(f'  --mode={modes}\n      What to do. Default: train.\n{described}')
+    return 0
+
+  def run_named() -> int:
+    mode, rest = options.take_mode(argv, tuple(COMMANDS))
+    return _run_command(mode, rest, tuple(options.OPTIONS))
+
+  return _told(run_named)
+
+
+def main() -> None:
+  """The console command."""
+  sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,148 @@
+"""The built-in configs by name; `configs/` has a short file for each.
+
+A config is `NAME` or `NAME:WORDS` with words such as `method=dino,quicktest`,
+see `published.parse_argument`.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from cmd_jax.config import published, small
+
+
+def _published_set(argument: str | None, **dataset: str) -> ConfigDict:
+  """A published set with the published settings."""
+  words = published.parse_argument(argument)
+  config = published.published(words)
+  config.dataset.update(**dataset)
+  if words.quicktest:
+    small.shrink_to_quicktest(config)
+  return config.lock()
+
+
+def cub(argument: str | None = None) -> ConfigDict:
+  """CUB-200-2011."""
+  return _published_set(argument, name='cub_200_2011')
+
+
+def cars(argument: str | None = None) -> ConfigDict:
+  """Stanford Cars."""
+  return _published_set(argument, name='stanford_cars')
+
+
+def aircraft(argument: str | None = None) -> ConfigDict:
+  """FGVC-Aircraft."""
+  return _published_set(
+    argument, name='fgvc_aircraft', pretrain_split='trainval'
+  )
+
+
+def folder(argument: str | None = None) -> ConfigDict:
+  """A folder of photographs."""
+  words = published.parse_argument(argument)
+  config = published.published(words)
+  small.use_small_recipe(config)
+  config.total_epochs = 40
+  config.canvas_px = 96
+  config.dataset = dict(
+    source='folder',
+    path='',
+    labels_file='labels.csv',
+    test_fraction=0.2,
+    # Where the listing of a large folder is kept; empty for ~/.cache.
+    index_file='',
+    pretrain_split='pretrain',
+    test_split='test',
+  )
+  config.augment.update(global_px=64, local_px=32)
+  if 'image_px' in config.model:
+    config.model.image_px = 64
+  config.eval.update(view_px=96, crop_fraction=0.0, batch_size=128)
+  if words.quicktest:
+    small.shrink_to_quicktest(config)
+  return config.lock()
+
+
+def shards(argument: str | None = None) -> ConfigDict:
+  """Photographs in tar shards, with the settings of a folder."""
+  config = folder(argument).unlock()
+  config.dataset = dict(
+    source='shards',
+    train='',
+    test='',
+    pretrain_split='train',
+    test_split='test',
+  )
+  return config.lock()
+
+
+def toybirds(argument: str | None = None) -> ConfigDict:
+  """The drawn birds."""
+  words = published.parse_argument(argument)
+  config = published.published(words)
+  small.use_small_recipe(config)
+  config.total_epochs = 20
+  config.canvas_px = 64
+  config.dataset.update(name='toybirds', builder_config='64px')
+  config.eval.update(view_px=40, crop_fraction=0.0, batch_size=256)
+  # Crown, beak, wing bars, tail band and breast spots tell species apart.
+  config.eval.parts_hit.part_ids = (3, 4, 6, 8, 9)
+  if words.quicktest:
+    small.shrink_to_quicktest(config)
+    config.dataset.builder_config = '32px'
+  return config.lock()
+
+
+def particle_toybirds(argument: str | None = None) -> ConfigDict:
+  """The drawn birds, for methods of parts."""
+  usual = published.Argument(method='particle')
+  words = published.parse_argument(argument, usual)
+  config = published.published(words)
+  small.use_small_recipe(config)
+  config.total_epochs = 20
+  config.canvas_px = 64
+  config.dataset.update(name='toybirds', builder_config='64px')
+  if 'parts' in config:
+    config.parts.rounds = 2
+  config.eval.update(
+    protocols=('knn/20', 'linear/logreg', 'seg/pascub5'),
+    view_px=40,
+    crop_fraction=0.0,
+    batch_size=256,
+  )
+  if words.quicktest:
+    small.shrink_to_quicktest(config)
+    config.dataset.builder_config = '32px'
+  return config.lock()
+
+
+BUILTIN = {
+  make.__name__: make
+  for make in (
+    aircraft,
+    cars,
+    cub,
+    folder,
+    particle_toybirds,
+    shards,
+    toybirds,
+  )
+}
+
+
+def get_config(name_and_words: str) -> ConfigDict:
+  """A built-in config, as `ml_collections.config_flags` asks a file for it.
+
+  Args:
+    name_and_words: `NAME` or `NAME:WORDS`.
+
+  Raises:
+    ValueError: an unknown name or word; the message lists the valid ones.
+  """
+  name, _, words = name_and_words.partition(':')
+  if name not in BUILTIN:
+    raise ValueError(
+      f'unknown config {name!r}: choose one of {", ".join(BUILTIN)}, or a file'
+    )
+  return BUILTIN[name](words)
