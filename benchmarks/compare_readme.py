@@ -1,4 +1,4 @@
-"""The block of results in README.md, made by `benchmarks.compare`."""
+"""The block of results in docs/results.md, made by `benchmarks.compare`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks.compare_rows import SETS
 from benchmarks.compare_table import NOT_MEASURED, markdown, spread
 from cmd_jax.files.atomic import write_atomically
 
-README = record.REPOSITORY / 'README.md'
+README = record.REPOSITORY / 'docs' / 'results.md'
 BEGIN, END = '<!-- compare:begin -->', '<!-- compare:end -->'
 ROWS = ('dino', 'esvit', 'cmd_released', 'cmd', 'particle')
 
@@ -29,7 +29,7 @@ _TAIL = """\
 Per cent on the test split, mean ± sample standard deviation over seeds, at
 equal encoder, images seen and augmentation (`particle` has no local views). All
 variants with their commands, where they look and what they cost:
-[compare.md](benchmarks/results/compare.md). Made by
+[compare.md](../benchmarks/results/compare.md). Made by
 
     {command}"""
 
@@ -59,7 +59,7 @@ def _cells(values: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def readme_block(records: Sequence[Record]) -> str:
-  """The short table of README.md, its markers included.
+  """The short table of docs/results.md, its markers included.
 
   Args:
     records: of compare.json.
@@ -108,7 +108,7 @@ def find_block(text: str) -> str | None:
 
 
 def write_readme(records: Sequence[Record], path: pathlib.Path) -> bool:
-  """Renews the block of results in README.md.
+  """Renews the block of results in docs/results.md.
 
   Args:
     records: of compare.json.

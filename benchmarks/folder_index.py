@@ -25,7 +25,7 @@ PER_FOLDER = 1000
 # Times and the largest resident set size of one start.
 START = """
 import json, resource, sys, time
-from cmd_jax.data.folder import folder_source
+from cmd_jax.data.sources.folder import folder_source
 def memory():
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before, start = memory(), time.perf_counter()

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from cmd_jax.config import published
 from cmd_jax.data.augment import multi_crop
+from cmd_jax.data.batch import Batch
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 from cmd_jax.methods.base import Method
@@ -25,7 +26,7 @@ from cmd_jax.training.recipe import (
   make_schedules,
 )
 from cmd_jax.training.state import TrainState, init_train_state
-from cmd_jax.training.step import Batch, make_train_step
+from cmd_jax.training.step import make_train_step
 
 METHODS = ('cmd', 'cmd_released', 'esvit', 'dino')
 STEPS_PER_EPOCH, TOTAL_STEPS = 100, 1000
@@ -65,7 +66,7 @@ class Step(NamedTuple):
       np.full(sizes.shape, images.shape[1], np.int32),
       np.arange(index.shape[0], dtype=np.int32),
     )
-    return jax.device_put(batch, sharding.split_over_data(self.mesh))
+    return jax.device_put(batch, sharding.sharded(self.mesh))
 
 
 def _override(config: ConfigDict, override: str) -> None:
@@ -129,7 +130,7 @@ def _batch_like(config: ConfigDict, mesh: Mesh) -> Batch:
   size, px = config.batch_size, config.canvas_px
 
   def like(shape, dtype):
-    split = sharding.split_over_data(mesh)
+    split = sharding.sharded(mesh)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=split)
 
   return Batch(

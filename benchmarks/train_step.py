@@ -36,6 +36,9 @@ from ml_collections import ConfigDict
 from benchmarks import ceilings, hlo, record
 from benchmarks.step import METHODS, Step, count_flops, make_config, make_step
 from cmd_jax.devices import host_memory, sharding
+from cmd_jax.losses import blockwise
+from cmd_jax.methods.base import Loss
+from cmd_jax.methods.distillation import Distillation
 from cmd_jax.models import make_encoder
 
 # Measured elsewhere, on another machine of two cores, float32, ViT-Ti/16, CMD:
@@ -85,9 +88,27 @@ def compile_variant(step: Step) -> Variant:
   return Variant(step, compiled, seconds, record.peak_memory_mib(), [], [])
 
 
+class _Plain(Distillation):
+  """A distillation whose losses look at all prototypes at once."""
+
+  def loss(self, params, teacher_params, state, views, keys, step):
+    output = self.forward(params, teacher_params, state, views, keys, step)
+    losses, reported = blockwise.compare_at_once(
+      self.objective,
+      output.prototypes,
+      (output.context, self.weights(step)),
+      output.student,
+      output.teacher,
+    )
+    terms, watched = jax.tree.map(jnp.mean, jax.lax.stop_gradient(reported))
+    stats = {**watched, **self.stats(output)}
+    return Loss(losses.mean(), terms, stats, self.update(state, output))
+
+
 def plain(method):
   """The method with the losses of all examples at once."""
-  return method._replace(sums_over_examples=False)
+  distillation = method.loss.__self__
+  return _Plain(**vars(distillation)).as_method()
 
 
 def matmul_shapes(config: ConfigDict) -> list[tuple[int, int, int]]:

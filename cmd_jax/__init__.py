@@ -24,4 +24,8 @@ def __getattr__(name: str) -> Any:
     from cmd_jax.api import load
 
     return load
+  if name == 'train':
+    from cmd_jax.training.run import train
+
+    return train
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -123,7 +123,7 @@ class Encoder:
         attention = attention.mean(1)
       return output.image, output.tokens, attention
 
-    whole, split = sharding.replicated(mesh), sharding.split_over_data(mesh)
+    whole, split = sharding.replicated(mesh), sharding.sharded(mesh)
     self._encode = jax.jit(
       encode,
       in_shardings=(whole, whole, split, split),

@@ -46,18 +46,15 @@ def _view(images):
 def _by_method(method, variables, images):
   """Embeddings and attention as training's evaluation computes them."""
   view = _view(images)
-  return jax.jit(
-    lambda params, stats: (
-      method.embed(params, stats, view),
-      method.attend(params, stats, view),
-    )
-  )(*variables)
+  return jax.jit(lambda params, stats: method.encode(params, stats, view))(
+    *variables
+  )
 
 
 def test_a_run_gives_what_its_method_gives(run, encoder):
   path, method, variables, images, _ = run
   outputs = encoder(images)
-  image, attention = _by_method(method, variables, images)
+  image, _, attention = _by_method(method, variables, images)
   np.testing.assert_allclose(outputs.image, image, atol=1e-5)
   np.testing.assert_allclose(outputs.attention, attention, atol=1e-6)
   assert outputs.tokens.shape == (5, 16, 16)
@@ -106,7 +103,7 @@ def test_statistics_and_adapters_are_taken_along(tmp_path, name, lora):
   method, *variables = saved_runs.make_run(tmp_path / 'run', 'dino', name, lora)
   images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
   outputs = cmd_jax.load(tmp_path / 'run')(images)
-  image, attention = _by_method(method, variables, images)
+  image, _, attention = _by_method(method, variables, images)
   np.testing.assert_allclose(outputs.image, image, atol=1e-4)
   if name == 'resnet':
     assert outputs.attention is None

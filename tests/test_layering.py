@@ -24,7 +24,7 @@ _ALLOWED = {
   'optim': set(),
   'losses': {'devices'},
   'models': {'devices'},
-  'methods': {'models', 'losses', 'optim', 'devices'},
+  'methods': {'data', 'models', 'losses', 'optim', 'devices'},
   'convert': {'models', 'files', '__version__'},
   'data': {'devices', 'files'},
   'parts': {'data', 'models', 'files'},
@@ -59,11 +59,7 @@ _ALLOWED = {
   },
   'export': {'api', 'convert', 'data', 'evaluators', 'files', 'rundir'},
 }
-# The batch is what data and the train step agree on.
 _EXCEPTIONS = {
-  ('cmd_jax.data.pipeline.resident', 'cmd_jax.training.step.Batch'),
-  ('cmd_jax.data.pipeline.resident', 'cmd_jax.training.step.Batches'),
-  ('cmd_jax.data.pipeline.stream', 'cmd_jax.training.step.Batch'),
   ('cmd_jax.rundir.checkpoint', 'cmd_jax.training.state.TrainState'),
 }
 

@@ -6,13 +6,14 @@ import numpy as np
 
 from cmd_jax.config import published
 from cmd_jax.data.augment import multi_crop
+from cmd_jax.data.batch import Batch, MultiStepBatch
 from cmd_jax.devices import sharding
 from cmd_jax.losses import blockwise
-from cmd_jax.methods import make_method
+from cmd_jax.methods import features, make_method
 from cmd_jax.models import make_encoder
 from cmd_jax.optim import optimizers, schedules
 from cmd_jax.training.state import TrainState, state_shardings
-from cmd_jax.training.step import Batch, Batches, make_train_step, take_several
+from cmd_jax.training.step import make_train_step, multi_step
 
 # Those that see whole images; tests/methods/test_particle.py has the others.
 METHODS = ('cmd', 'cmd_released', 'esvit', 'dino')
@@ -64,6 +65,8 @@ def make_tiny_method(
   fields = published.method_fields(name).to_dict()
   if name == 'cmd':
     fields['mil'] = dict(hidden_dim=8)
+  if name == 'simclr':
+    fields['projector'].update(hidden_dim=16, output_dim=8)
   fields.setdefault('teacher_normalisation', 'centring')
   fields.setdefault('lora', NO_LORA)
   return make_method(
@@ -86,23 +89,40 @@ def make_tiny_method(
   )
 
 
+def inside(method):
+  """What a method's functions belong to: its terms, and its forward pass."""
+  return method.loss.__self__
+
+
 def forward(method, params, teacher, state, views, keys, step=0):
   """What both networks of a method say."""
-  return method.forward(params, teacher, state, views, keys, jnp.int32(step))
-
-
-def compare(*args):
-  """Everything the terms of a method are made of."""
-  return outputs_of(args[0], forward(*args))
-
-
-def outputs_of(method, seen):
-  """Everything the terms are made of, from all prototypes at once."""
-  scores = method.scores(
-    seen.prototypes, seen.constants, seen.examples, seen.targets
+  return inside(method).forward(
+    params, teacher, state, views, keys, jnp.int32(step)
   )
-  normalisers = blockwise.normalisers_of(scores)
-  return method.outputs(scores, normalisers, seen.examples, seen.targets)
+
+
+def compare(method, *args):
+  """Everything the terms of a distillation are made of."""
+  return compared_of(method, forward(method, *args))
+
+
+def compared_of(method, output):
+  """Everything the terms are made of, from all prototypes at once."""
+  networks = inside(method).networks
+  scores = features.compute_scores(
+    output.prototypes,
+    output.context,
+    output.student,
+    output.teacher,
+    student_temperature=inside(method).setting.student_temperature,
+  )
+  return features.compare(
+    scores,
+    blockwise.normalisers_of(scores),
+    output.student,
+    output.teacher,
+    num_prototypes=networks.image_head.num_prototypes,
+  )
 
 
 def make_batch(seed=0, batch=BATCH):
@@ -206,15 +226,15 @@ def make_new_step(
       grad_accum_steps=grad_accum_steps,
       skip_non_finite=skip_non_finite,
     )
-    return take_several(step) if several else step
+    return multi_step(step) if several else step
 
-  each, whole = sharding.split_each_over_data(mesh), sharding.replicated(mesh)
+  each, whole = sharding.each_sharded(mesh), sharding.replicated(mesh)
   step = sharding.compile_step(
     make,
     mode=mode,
     mesh=mesh,
     state_shardings=shardings,
-    batch_shardings=Batches(each, whole) if several else None,
+    batch_shardings=MultiStepBatch(each, whole) if several else None,
   )
   return step, jax.device_put(state, shardings)
 

@@ -261,7 +261,7 @@ def missing(folder: pathlib.Path, *originals: Original) -> UserError:
   """The error for files that a folder lacks."""
   return UserError(
     f'{folder} lacks {list_originals(originals)}. Put it there, or give its '
-    f'folder as --manual_dir of --mode=prepare; {_DOCS}'
+    f'folder as --manual_dir of cmd-jax prepare; {_DOCS}'
   )
 
 

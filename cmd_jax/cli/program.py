@@ -13,6 +13,7 @@ import cmd_jax
 from cmd_jax.cli import options
 from cmd_jax.cli.commands import COMMANDS, Command
 from cmd_jax.config import builtin
+from cmd_jax.config.fields import describe_config
 from cmd_jax.devices import processes
 from cmd_jax.errors import UserError
 from cmd_jax.files import disk_errors
@@ -37,12 +38,19 @@ def _usage() -> str:
   )
 
 
-def _help_of(name: str) -> str:
+def _help_of(name: str, argv: Sequence[str]) -> str:
+  """What a command does, its flags, and the fields of a config if given."""
   command = COMMANDS[name]
   described = options.describe(
     command.options, with_config=command.config is not None
   )
-  return f'usage: cmd-jax {name} --flags\n\n{command.help}\n\n{described}'
+  text = f'usage: cmd-jax {name} --flags\n\n{command.help}\n\n{described}'
+  argv = [x for x in argv if x not in _HELP]
+  if not any(x.startswith('--config') for x in argv):
+    return text
+  values = options.parse(argv, command.options, with_config=True)
+  fields = describe_config(values.config.to_dict())
+  return f'{text}\n\nThe fields of this config:\n\n{fields}'
 
 
 def _address(values: flags.FlagValues) -> processes.Address | None:
@@ -122,15 +130,15 @@ def run(argv: Sequence[str]) -> int:
   if name == '--version':
     print(cmd_jax.__version__)
     return 0
-  if name in COMMANDS and _HELP & set(rest):
-    print(_help_of(name))
-    return 0
 
   def run_named() -> int:
     if name not in COMMANDS:
       raise UserError(
         f'unknown command {name!r}: choose one of {", ".join(COMMANDS)}'
       )
+    if _HELP & set(rest):
+      print(_help_of(name, rest))
+      return 0
     return _run_command(name, rest, COMMANDS[name].options)
 
   return _told(run_named)

@@ -11,7 +11,15 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-METHODS = ('cmd', 'cmd_released', 'esvit', 'dino', 'particle', 'detcon')
+METHODS = (
+  'cmd',
+  'cmd_released',
+  'esvit',
+  'dino',
+  'particle',
+  'detcon',
+  'simclr',
+)
 ENCODERS = ('vit', 'swin', 'resnet')
 PARTS = ('hypercolumn', 'cosegmentation', 'grid', 'felzenszwalb', 'annotated')
 
@@ -144,6 +152,14 @@ def method_fields(name: str, encoder: str = 'vit') -> ConfigDict:
   """cmd_jax.methods.make_method: the terms of the loss and their weights."""
   if name in ('particle', 'detcon'):
     return _part_method_fields(name, encoder)
+  if name == 'simclr':
+    return ConfigDict(
+      dict(
+        name='simclr',
+        temperature=0.1,
+        projector=dict(hidden_dim=2048, output_dim=128, initialisation='torch'),
+      )
+    )
   if name == 'dino':
     return ConfigDict(dict(name='dino', weights=dict(image=1.0)))
   if name == 'esvit':
@@ -330,7 +346,7 @@ def published(argument: Argument) -> ConfigDict:
     # needs less memory; the step is that of the whole batch.
     grad_accum_steps=1,
     # Steps taken without the host in between, for small models whose images
-    # are on the devices: cmd_jax.training.step.take_several.
+    # are on the devices: cmd_jax.training.step.multi_step.
     steps_per_dispatch=1,
   )
   # Where the images are: 'device' holds all of them in the devices' memory,

@@ -71,9 +71,11 @@ def use_small_recipe(config: ConfigDict) -> None:
   )
   if 'parts' in config:
     _shrink_parts(config)
-  elif 'region' in config.method.weights:
+  elif 'region' in config.method.get('weights', {}):
     config.method.weights.update(image=1.0, region=0.5)
     config.term_warmup_epochs = 6.0
+  if config.method.name == 'simclr':
+    config.method.projector.update(hidden_dim=128, output_dim=64)
   if config.method.get('variant') == 'released':
     # Its student_bag has no lower bound and takes all there is.
     config.method.weights.update(student_bag=0.1, teacher_bag=0.1)

@@ -59,12 +59,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def split_over_data(mesh: Mesh) -> NamedSharding:
+def sharded(mesh: Mesh) -> NamedSharding:
   """The sharding of an array whose leading axis is split over the devices."""
   return NamedSharding(mesh, P(DATA_AXIS))
 
 
-def split_each_over_data(mesh: Mesh) -> NamedSharding:
+def each_sharded(mesh: Mesh) -> NamedSharding:
   """The sharding of batches along an axis, each split over the devices."""
   return NamedSharding(mesh, P(None, DATA_AXIS))
 
@@ -162,37 +162,25 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     )
 
 
-def split_batch(tree: Any, num_parts: int, mesh: Mesh | None) -> Any:
-  """[B, ...] -> [num_parts, B / num_parts, ...], each device its own share.
+def split_microbatches(
+  tree: Any, num_microbatches: int, mesh: Mesh | None
+) -> Any:
+  """[B, ...] -> [M, B / M, ...], each device its own share.
 
   Args:
     tree: arrays, with one batch axis.
-    num_parts: that divides the share of a device.
+    num_microbatches: that divides the share of a device.
     mesh: the devices over which the batch is spread; None where the arrays are
       one device's share already.
   """
   shares = 1 if mesh is None else mesh.size
 
   def split(x):
-    size = len(x) // (shares * num_parts)
-    x = x.reshape(shares, num_parts, size, *x.shape[1:]).swapaxes(0, 1)
-    return x.reshape(num_parts, shares * size, *x.shape[3:])
+    size = len(x) // (shares * num_microbatches)
+    x = x.reshape(shares, num_microbatches, size, *x.shape[1:]).swapaxes(0, 1)
+    return x.reshape(num_microbatches, shares * size, *x.shape[3:])
 
-  return constrain(
-    jax.tree.map(split, tree), mesh and split_each_over_data(mesh)
-  )
-
-
-def join_batch(tree: Any, mesh: Mesh | None) -> Any:
-  """Undoes `split_batch`."""
-  shares = 1 if mesh is None else mesh.size
-
-  def join(x):
-    num_parts, size = len(x), x.shape[1] // shares
-    x = x.reshape(num_parts, shares, size, *x.shape[2:]).swapaxes(0, 1)
-    return x.reshape(shares * num_parts * size, *x.shape[3:])
-
-  return constrain(jax.tree.map(join, tree), mesh and split_over_data(mesh))
+  return constrain(jax.tree.map(split, tree), mesh and each_sharded(mesh))
 
 
 def pmean(tree, axis_name: str | None):
@@ -283,7 +271,7 @@ def compile_step(
   if mode == 'jit':
     whole = replicated(mesh)
     of_state = whole if state_shardings is None else state_shardings
-    of_batch = batch_shardings or split_over_data(mesh)
+    of_batch = batch_shardings or sharded(mesh)
     return jax.jit(
       make_step(axis_name=None, mesh=mesh),
       in_shardings=(of_state, of_batch, whole),

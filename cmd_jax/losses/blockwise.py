@@ -57,13 +57,11 @@ class Objective(NamedTuple):
       normalisers of all.
     sums_over_prototypes: whether what `compare` returns for all prototypes is
       the sum of what it returns for blocks of them.
-    sums_over_examples: whether an example's loss depends on no other example.
   """
 
   scores: Callable[..., Scores]
   compare: Callable[..., tuple[jax.Array, Any]]
   sums_over_prototypes: bool = True
-  sums_over_examples: bool = True
 
 
 class Budget(NamedTuple):
@@ -470,11 +468,6 @@ def mean_over_examples(
     The mean loss (of this device's share without a mesh), and [B] of each
     thing to report, without gradient.
   """
-  if not objective.sums_over_examples:
-    losses, values = compare_at_once(
-      objective, prototypes, constants, examples, targets
-    )
-    return losses.mean(), lax.stop_gradient(values)
   batch_size = len(jax.tree.leaves(examples)[0])
   budget = budget or usual_budget()
 

@@ -89,7 +89,7 @@ def part_contrast(
   return direction(0) + direction(1)
 
 
-def share_with_positives(
+def fraction_with_positives(
   prediction_ids: jax.Array, target_ids: jax.Array
 ) -> jax.Array:
   """Share of the samples that have a positive in the other view.

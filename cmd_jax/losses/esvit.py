@@ -78,7 +78,7 @@ def region_loss(
   student_normalisers: tuple[jax.Array, ...],
   matches: tuple[jax.Array, ...],
   student_weights: tuple[jax.Array, ...],
-  share: float = 1.0,
+  fraction: float = 1.0,
 ) -> jax.Array:
   """Mean over the pairs u != v of sum_i a_i H(P_t(u)_{j*(i)}, P_s(v)_i).
 
@@ -93,7 +93,7 @@ def region_loss(
     student_normalisers: [B, V, N] of them over all prototypes, likewise.
     matches: [B, T, V, N] from `match_tokens`, likewise.
     student_weights: [B, V, N] weights a that add up to 1 over N, likewise.
-    share: of the prototypes that is here; what all shares give adds up.
+    fraction: of the prototypes that is here; all fractions add up.
 
   Returns:
     [B] nats.
@@ -110,7 +110,7 @@ def region_loss(
     if group == 0:
       mask &= ~np.eye(num_teacher, num_student, dtype=bool)
     targets = matched_targets(teacher_probs, match, mask)
-    per_token = share * mask.sum(0)[:, None] * normalisers - (
+    per_token = fraction * mask.sum(0)[:, None] * normalisers - (
       targets * logits
     ).sum(-1)
     total += (per_token * weights).sum((1, 2))

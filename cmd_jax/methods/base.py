@@ -6,12 +6,111 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+from flax import linen as nn
+from jax.sharding import Mesh
 
 from cmd_jax.errors import UserError
+from cmd_jax.models import partial
 from cmd_jax.optim.schedules import Schedule
 
 Params = Any
 MethodState = Mapping[str, Any]
+
+
+class Loss(NamedTuple):
+  """What a step learns from a batch; all are means over its examples.
+
+  Under pmap they are those of one device's examples, but for `state`, which is
+  equal on all devices.
+
+  Attributes:
+    mean: scalar, what is minimised.
+    terms: scalars by name: what it is the weighted sum of, unweighted.
+    stats: what `Method.finish` makes metrics of.
+    state: the method's state after the step.
+  """
+
+  mean: jax.Array
+  terms: Mapping[str, jax.Array]
+  stats: Any
+  state: MethodState
+
+
+class Encoded(NamedTuple):
+  """What a frozen network says of images.
+
+  Attributes:
+    image: [B, D] embeddings of the images.
+    tokens: [B, N, D] embeddings of their regions.
+    attention: [B, N], what each region counts: the multi-instance attention,
+      which adds up to 1; without, the encoder's own, mean over its heads;
+      without that, the length of the region's embedding.
+  """
+
+  image: jax.Array
+  tokens: jax.Array
+  attention: jax.Array
+
+
+class Method(NamedTuple):
+  """A self-supervised objective over a student and an EMA teacher.
+
+  Attributes:
+    init: rng -> (params, state); the teacher starts as a copy of params. In
+      `state` are running batch statistics, as 'student_stats' and
+      'teacher_stats', where a network has any.
+    loss: (params, teacher_params, state, views, keys, step) -> `Loss`, with
+      gradient by `params` alone. `views` are `data.batch.Views`; `keys` [B] are
+      random keys of the examples, `step` is the number of the step.
+    encode: (params, stats, images [B, H, W, 3]) -> `Encoded`, by a network and
+      its running batch statistics, {} where it has none.
+    encoder_variables: (params, stats) -> what the encoder is applied to,
+      adapters merged in.
+    finish: the means of `Loss.stats` over all examples -> scalars to watch.
+    is_mean_over_examples: whether an example's loss, gradient and share of the
+      state depend on no other example, so that a batch can be seen in parts.
+  """
+
+  init: Callable[[jax.Array], tuple[Params, MethodState]]
+  loss: Callable[..., Loss]
+  encode: Callable[[Params, Any, jax.Array], Encoded]
+  encoder_variables: Callable[[Params, Any], Mapping[str, Any]]
+  finish: Callable[[Any], Mapping[str, jax.Array]]
+  is_mean_over_examples: bool
+
+
+class Setting(NamedTuple):
+  """What a method is built for and of, whichever it is.
+
+  Attributes:
+    encoder: images -> `layers.EncoderOutput`.
+    image_px: side of the images with which the encoder is initialised.
+    axis_name: axis over which the batch is spread, None if it is global.
+    mesh: the devices over which a global batch is spread; None for arrays of
+      one device.
+    head: arguments of `heads.PrototypeHead`, for methods with prototypes.
+    lora: `rank` and `alpha` of the encoder's adapters; rank 0 for none.
+    is_frozen: from `partial.make_is_frozen`.
+    student_temperature: tau_s.
+    teacher_temperature: tau_t, a schedule.
+    teacher_normalisation: one of `centring.TEACHER_NORMALISATIONS`.
+    centre_momentum: momentum of the centres of the teacher's logits.
+    term_warmup: step -> factor of the weights of all terms but the image's;
+      None weights them in full at once.
+  """
+
+  encoder: nn.Module
+  image_px: int
+  axis_name: str | None = None
+  mesh: Mesh | None = None
+  head: Mapping[str, Any] = {}
+  lora: Mapping[str, Any] = {'rank': 0, 'alpha': 1.0}
+  is_frozen: partial.IsFrozen = lambda path: False
+  student_temperature: float = 0.1
+  teacher_temperature: Schedule = lambda step: 0.04
+  teacher_normalisation: str = 'centring'
+  centre_momentum: float = 0.9
+  term_warmup: Schedule | None = None
 
 
 class Term(NamedTuple):
@@ -19,104 +118,26 @@ class Term(NamedTuple):
 
   Attributes:
     weight: step -> scalar.
-    value: outputs -> [B], reduced by nobody but the train step.
+    value: what a method compares -> [B].
   """
 
   weight: Callable[[jax.Array], jax.Array | float]
   value: Callable[[Any], jax.Array]
 
 
-class Seen(NamedTuple):
-  """What both networks say of a batch, prototypes aside.
-
-  Attributes:
-    examples: arrays [B, ...] of each example by itself, with gradient.
-    targets: arrays [B, ...] of each example by itself, without.
-    prototypes: the student's; None where there are none.
-    constants: what has no gradient and belongs to no example: [..., K] arrays
-      and scalars.
-    stats: running batch statistics after this pass, by name in the state.
-  """
-
-  examples: Any
-  targets: Any
-  prototypes: Any
-  constants: Any
-  stats: Mapping[str, Any]
-
-
-class Method(NamedTuple):
-  """A self-supervised objective over a student and an EMA teacher.
-
-  Attributes:
-    init: rng -> (params, method_state); the teacher starts as a copy of params.
-    forward: (params, teacher_params, method_state, views, keys, step) ->
-      `Seen`; one pass of the student and one of the teacher. `views` holds the
-      images of each size, [B, V, H, W, 3]; the teacher sees the first. A method
-      of parts takes `part_networks.PartViews` in their place. `keys`
-      [B] are per-example random keys.
-    scores: (prototypes, constants, examples, targets) of `Seen` ->
-      `streaming.Scores`, for all or some prototypes.
-    outputs: (scores, their normalisers over all prototypes, examples, targets)
-      -> what the terms are made of.
-    terms: the terms of the loss by name.
-    example_monitors: outputs -> [B] of each thing worth watching.
-    monitors: `Seen` -> named scalars worth watching, global over the batch.
-    update: (method_state, `Seen`) -> method_state.
-    encoder_variables: (params, stats) -> what the encoder is applied to,
-      adapters merged in.
-    embed: (params, stats, images [B, H, W, 3]) -> image embeddings [B, D];
-      `stats` are the network's running batch statistics, 'student_stats' or
-      'teacher_stats' of the method state, {} where there are none.
-    attend: (params, stats, images) -> what each patch counts, [B, N]: the
-      multi-instance attention, which adds up to 1; without, the encoder's own;
-      without that, the length of the patch's features.
-    sums_over_prototypes: whether the terms are sums over the prototypes.
-    sums_over_examples: whether no term of an example depends on others.
-  """
-
-  init: Callable[..., tuple[Params, MethodState]]
-  forward: Callable[..., Seen]
-  scores: Callable[..., Any]
-  outputs: Callable[..., Any]
-  terms: Mapping[str, Term]
-  example_monitors: Callable[[Any], Mapping[str, jax.Array]]
-  monitors: Callable[[Seen], Mapping[str, jax.Array]]
-  update: Callable[[MethodState, Seen], MethodState]
-  encoder_variables: Callable[[Params, Any], Mapping[str, Any]]
-  embed: Callable[[Params, Any, jax.Array], jax.Array]
-  attend: Callable[[Params, Any, jax.Array], jax.Array]
-  sums_over_prototypes: bool = True
-  sums_over_examples: bool = True
-
-
-def warm_up_terms(method: Method, warmup: Schedule) -> Method:
-  """A method whose terms, but that of the image, gain weight as it learns.
-
-  Not published: from the first step on, terms of regions can keep the image
-  term from learning anything (benchmarks/RESEARCH.md).
-
-  Args:
-    method: with or without other terms.
-    warmup: step -> factor of their weights.
-  """
-
-  def warmed(name: str, term: Term) -> Term:
-    if name == 'image':
-      return term
-    return term._replace(weight=lambda step: warmup(step) * term.weight(step))
-
-  return method._replace(
-    terms={name: warmed(name, term) for name, term in method.terms.items()}
-  )
-
-
-def weighted_terms(values: Mapping, weights: Mapping) -> dict[str, Term]:
+def weighted_terms(
+  values: Mapping[str, Callable],
+  weights: Mapping[str, float],
+  warmup: Schedule | None = None,
+) -> dict[str, Term]:
   """The terms with a weight other than 0.
 
   Args:
     values: name -> term's value function.
     weights: name -> constant weight.
+    warmup: step -> factor of the weights of all terms but the image's. Not
+      published: from the first step on, terms of regions can keep the image
+      term from learning anything (benchmarks/RESEARCH.md).
 
   Raises:
     UserError: a weight for a term that does not exist, or none left.
@@ -127,8 +148,15 @@ def weighted_terms(values: Mapping, weights: Mapping) -> dict[str, Term]:
       f'config.method.weights names {", ".join(unknown)}: choose from '
       f'{", ".join(values)}'
     )
+
+  def weight_of(name: str) -> Callable:
+    weight = float(weights[name])
+    if warmup is None or name == 'image':
+      return lambda step: weight
+    return lambda step: warmup(step) * weight
+
   terms = {
-    name: Term(lambda step, w=float(weights[name]): w, value)
+    name: Term(weight_of(name), value)
     for name, value in values.items()
     if weights.get(name)
   }

@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from cmd_jax.errors import UserError
 from cmd_jax.losses import blockwise
 from cmd_jax.losses import dino as losses
-from cmd_jax.methods.base import MethodState, Seen
-from cmd_jax.methods.comparison import Targets
+from cmd_jax.methods.base import MethodState, Setting
+from cmd_jax.methods.features import TeacherFeatures
 from cmd_jax.methods.networks import Prototypes
 from cmd_jax.models.heads import prototype_logits
 from cmd_jax.models.layers import wide
@@ -35,18 +35,10 @@ class Centring(NamedTuple):
   axis_name: str | None
   mesh: Mesh | None
 
-  def check(self) -> None:
-    """Raises UserError for an unknown normalisation."""
-    if self.normalisation not in TEACHER_NORMALISATIONS:
-      raise UserError(
-        f'config.teacher.normalisation is {self.normalisation!r}: '
-        f'choose one of {", ".join(TEACHER_NORMALISATIONS)}'
-      )
-
   def centres(
     self,
     method_state: MethodState,
-    targets: Targets,
+    teacher: TeacherFeatures,
     prototypes: Prototypes,
     temperature: jax.Array,
   ) -> dict[str, jax.Array]:
@@ -54,12 +46,12 @@ class Centring(NamedTuple):
 
     Args:
       method_state: with the moving averages.
-      targets: what the teacher says.
+      teacher: the teacher's features.
       prototypes: the teacher's.
       temperature: tau_t.
     """
     centres = {}
-    for name, features in _bottlenecks(targets).items():
+    for name, features in _bottlenecks(teacher).items():
       if self.normalisation == 'centring':
         centres[name] = method_state[f'{name}_centre']
         continue
@@ -72,17 +64,28 @@ class Centring(NamedTuple):
       )
     return centres
 
-  def update(self, method_state: MethodState, seen: Seen) -> dict:
-    """The moving averages after a step, by their names in the state."""
+  def update(
+    self,
+    method_state: MethodState,
+    teacher: TeacherFeatures,
+    prototypes: Prototypes,
+  ) -> dict[str, jax.Array]:
+    """The moving averages after a step, by their names in the state.
+
+    Args:
+      method_state: with the moving averages.
+      teacher: the teacher's features.
+      prototypes: the teacher's.
+    """
     centres = {}
-    for name, features in _bottlenecks(seen.targets).items():
+    for name, features in _bottlenecks(teacher).items():
       # Logits are linear: their mean is that of the features times the
       # prototypes.
       axes = tuple(range(features.ndim - 1))
       mean = features.astype(wide(features.dtype)).mean(axes)
       logits = blockwise.over_prototypes(
         lambda weights, mean=mean: prototype_logits(mean, weights.kernel()),
-        getattr(seen.constants.prototypes, name),
+        getattr(prototypes, name),
       )
       centres[f'{name}_centre'] = losses.update_centre(
         method_state[f'{name}_centre'],
@@ -93,10 +96,29 @@ class Centring(NamedTuple):
     return centres
 
 
-def _bottlenecks(targets: Targets) -> dict[str, jax.Array]:
-  """What the teacher's heads there are say, by 'image' and 'region'."""
+def _bottlenecks(teacher: TeacherFeatures) -> dict[str, jax.Array]:
+  """Features of the teacher's heads there are, by 'image' and 'region'."""
   found = {
-    'image': targets.image_bottleneck,
-    'region': targets.region_bottleneck,
+    'image': teacher.image_bottleneck,
+    'region': teacher.region_bottleneck,
   }
   return {name: x for name, x in found.items() if x is not None}
+
+
+def make_centring(setting: Setting) -> Centring:
+  """The centring of a method.
+
+  Raises:
+    UserError: unknown normalisation.
+  """
+  if setting.teacher_normalisation not in TEACHER_NORMALISATIONS:
+    raise UserError(
+      f'config.teacher.normalisation is {setting.teacher_normalisation!r}: '
+      f'choose one of {", ".join(TEACHER_NORMALISATIONS)}'
+    )
+  return Centring(
+    setting.teacher_normalisation,
+    setting.centre_momentum,
+    setting.axis_name,
+    setting.mesh,
+  )

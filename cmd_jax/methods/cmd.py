@@ -22,15 +22,17 @@ gradient. The program itself takes their logarithm, so that its loss is NaN.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from cmd_jax.errors import UserError
 from cmd_jax.losses import cmd as losses
 from cmd_jax.losses import dino as image_losses
-from cmd_jax.methods import base, dino, distillation, esvit
+from cmd_jax.methods import dino, esvit
+from cmd_jax.methods.base import Method, Setting, weighted_terms
+from cmd_jax.methods.distillation import Distillation
 from cmd_jax.methods.networks import make_networks
 from cmd_jax.models import heads
 
@@ -52,34 +54,34 @@ def _weights(
 def _paper_values(
   pooling: str, kl_direction: str, attend_regions: bool
 ) -> Mapping:
-  def region(outputs):
+  def region(compared):
     return esvit.region_value(
-      outputs, outputs.attention if attend_regions else None
+      compared, compared.attention if attend_regions else None
     )
 
-  def student_bag(outputs):
-    log_probs = outputs.student_region_log_probs
+  def student_bag(compared):
+    log_probs = compared.student_region_log_probs
     bags = jnp.concatenate(
       [
         losses.bag_distribution(jnp.exp(x), _weights(attention, x, pooling))
         for x, attention in zip(
           log_probs,
-          outputs.attention or (None,) * len(log_probs),
+          compared.attention or (None,) * len(log_probs),
           strict=True,
         )
       ],
       axis=1,
     )
-    image = jnp.exp(outputs.student_image_log_probs)
+    image = jnp.exp(compared.student_image_log_probs)
     return losses.cross_level_kl(image, bags, direction=kl_direction)
 
-  def teacher_bag(outputs):
-    probs = outputs.teacher_region_probs
+  def teacher_bag(compared):
+    probs = compared.teacher_region_probs
     bags = losses.bag_distribution(
-      probs, _weights(outputs.teacher_attention, probs, pooling)
+      probs, _weights(compared.teacher_attention, probs, pooling)
     )
     return losses.cross_level_kl(
-      outputs.teacher_image_probs, bags, direction=kl_direction
+      compared.teacher_image_probs, bags, direction=kl_direction
     )
 
   return {
@@ -91,22 +93,22 @@ def _paper_values(
 
 
 def _released_values(num_prototypes: int) -> Mapping:
-  def student_bag(outputs):
-    image = outputs.student.image
-    sums = [regions.sum(-2) for regions in outputs.student.regions]
+  def student_bag(compared):
+    image = compared.student.image
+    sums = [regions.sum(-2) for regions in compared.student.regions]
     views = losses.released_kl(image, jnp.concatenate(sums, axis=1))
     # A view counts once for every pair that it is in.
     num_teacher, num_student = (
-      outputs.teacher_image_probs.shape[1],
+      compared.teacher_image_probs.shape[1],
       image.shape[1],
     )
     count = image_losses.pair_mask(num_teacher, num_student).sum(0)
     pairs = image_losses.num_pairs(num_teacher, num_student)
     return views @ (count / pairs) / num_prototypes
 
-  def teacher_bag(outputs):
+  def teacher_bag(compared):
     views = losses.released_kl(
-      outputs.teacher_image_probs, outputs.teacher_region_probs.sum(-2)
+      compared.teacher_image_probs, compared.teacher_region_probs.sum(-2)
     )
     return views.mean(1) / num_prototypes
 
@@ -117,40 +119,32 @@ def _released_values(num_prototypes: int) -> Mapping:
   }
 
 
-def _make_released(
-  encoder: nn.Module,
-  *,
-  head: Mapping,
-  weights: Mapping[str, float],
-  lora: Mapping,
-  axis_name: str | None,
-  **kwargs,
-) -> base.Method:
-  networks = make_networks(
-    encoder, head=head, axis_name=axis_name, lora=lora, regions=True
-  )
-  return distillation.make_distillation(
-    networks,
-    base.weighted_terms(_released_values(head['num_prototypes']), weights),
-    axis_name=axis_name,
-    **kwargs,
-  )
+def _attends(pooling: str) -> bool:
+  return pooling in ('gated_attention', 'attention')
+
+
+def _make_released(setting: Setting, weights: Mapping[str, float]) -> Method:
+  return Distillation(
+    setting,
+    make_networks(setting, regions=True),
+    weighted_terms(
+      _released_values(setting.head['num_prototypes']),
+      weights,
+      setting.term_warmup,
+    ),
+  ).as_method()
 
 
 def _make_paper(
-  encoder: nn.Module,
+  setting: Setting,
   *,
-  head: Mapping,
-  mil: Mapping,
+  mil: Mapping[str, Any],
   weights: Mapping[str, float],
   pooling: str,
   kl_direction: str,
   attend_regions: bool,
   shared_prototypes: bool,
-  lora: Mapping,
-  axis_name: str | None,
-  **kwargs,
-) -> base.Method:
+) -> Method:
   for field, value, choices in (
     ('pooling', pooling, losses.POOLINGS),
     ('kl_direction', kl_direction, losses.KL_DIRECTIONS),
@@ -160,48 +154,43 @@ def _make_paper(
         f'config.method.{field} is {value!r}: choose one of '
         f'{", ".join(choices)}'
       )
-  attends = pooling in ('gated_attention', 'attention')
-  if attend_regions and not attends:
+  if attend_regions and not _attends(pooling):
     raise UserError(
       f'config.method.attend_regions needs attention, but pooling is '
       f'{pooling!r}: set one of attend_regions=False, pooling=gated_attention'
     )
   attention = heads.MilAttention(
-    gated=pooling == 'gated_attention', dtype=encoder.dtype, **mil
+    gated=pooling == 'gated_attention', dtype=setting.encoder.dtype, **mil
   )
-  networks = make_networks(
-    encoder,
-    head=head,
-    axis_name=axis_name,
-    lora=lora,
-    regions=True,
-    mil=attention if attends else None,
-    shared_prototypes=shared_prototypes,
-  )
-  method = distillation.make_distillation(
-    networks,
-    base.weighted_terms(
-      _paper_values(pooling, kl_direction, attend_regions), weights
+  return Distillation(
+    setting,
+    make_networks(
+      setting,
+      regions=True,
+      mil=attention if _attends(pooling) else None,
+      shared_prototypes=shared_prototypes,
     ),
-    axis_name=axis_name,
-    **kwargs,
-  )
-  # The maximum is normalised by its sum over all prototypes.
-  return method._replace(sums_over_prototypes=pooling != 'max')
+    weighted_terms(
+      _paper_values(pooling, kl_direction, attend_regions),
+      weights,
+      setting.term_warmup,
+    ),
+    # The maximum is normalised by its sum over all prototypes.
+    sums_over_prototypes=pooling != 'max',
+  ).as_method()
 
 
-def make_cmd(encoder: nn.Module, *, variant: str, **kwargs) -> base.Method:
+def make_cmd(
+  setting: Setting, *, variant: str, weights: Mapping[str, float], **fields
+) -> Method:
   """Builds CMD.
 
   Args:
-    encoder: images -> `EncoderOutput`.
+    setting: what it is built for.
     variant: one of `VARIANTS`; this module's docstring has the formulas.
-    **kwargs: for both variants
-      head: arguments of `PrototypeHead`, both for images and for regions;
-      weights: weights of the terms `image`, `region`, `student_bag` (L_S) and
-        `teacher_bag` (L_T);
-      lora, axis_name: arguments of `make_networks`;
-      and the arguments of `make_distillation`. For 'paper' alone
+    weights: weights of the terms `image`, `region`, `student_bag` (L_S) and
+      `teacher_bag` (L_T).
+    **fields: for 'paper' alone
       mil: arguments of `MilAttention` but `gated`, which `pooling` decides;
       pooling: how a bag is pooled, one of `losses.cmd.POOLINGS`;
       kl_direction: one of `losses.cmd.KL_DIRECTIONS`;
@@ -216,17 +205,16 @@ def make_cmd(encoder: nn.Module, *, variant: str, **kwargs) -> base.Method:
       f'config.method.variant is {variant!r}: choose one of '
       f'{", ".join(VARIANTS)}'
     )
-  if variant == 'paper' and 'pooling' not in kwargs:
+  if variant == 'paper' and 'pooling' not in fields:
     raise UserError(
       "config.method.variant is 'paper', whose fields the config lacks: use "
       '--config=FILE:method=cmd'
     )
   if variant == 'paper':
-    return _make_paper(encoder, **kwargs)
-  unused = sorted({'mil', 'pooling', 'kl_direction'} & set(kwargs))
-  if unused:
+    return _make_paper(setting, weights=weights, **fields)
+  if fields:
     raise UserError(
-      f"config.method.variant is 'released', which has no {', '.join(unused)}: "
-      'use --config=FILE:method=cmd_released'
+      "config.method.variant is 'released', which has no "
+      f'{", ".join(sorted(fields))}: use --config=FILE:method=cmd_released'
     )
-  return _make_released(encoder, **kwargs)
+  return _make_released(setting, weights)

@@ -5,49 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import jax
-from flax import linen as nn
 
 from cmd_jax.losses import dino as losses
-from cmd_jax.methods import base, distillation
-from cmd_jax.methods.comparison import Outputs
+from cmd_jax.methods.base import Method, Setting, weighted_terms
+from cmd_jax.methods.distillation import Distillation
+from cmd_jax.methods.features import Comparison
 from cmd_jax.methods.networks import make_networks
 
 
-def image_value(outputs: Outputs) -> jax.Array:
+def image_value(compared: Comparison) -> jax.Array:
   """L_I, [B]."""
   return losses.image_loss(
-    outputs.teacher_image_probs, outputs.student_image_log_probs
+    compared.teacher_image_probs, compared.student_image_log_probs
   )
 
 
 VALUES = {'image': image_value}
 
 
-def make_dino(
-  encoder: nn.Module,
-  *,
-  head: Mapping,
-  weights: Mapping[str, float],
-  lora: Mapping,
-  axis_name: str | None,
-  **kwargs,
-) -> base.Method:
+def make_dino(setting: Setting, *, weights: Mapping[str, float]) -> Method:
   """Builds DINO.
 
   Args:
-    encoder: images -> `EncoderOutput`.
-    head: arguments of `PrototypeHead`.
+    setting: what it is built for.
     weights: weight of the term `image`.
-    lora: argument of `make_networks`.
-    axis_name: axis over which the batch is spread, None if it is global.
-    **kwargs: arguments of `make_distillation`.
+
+  Raises:
+    UserError: a choice that cannot be.
   """
-  networks = make_networks(
-    encoder, head=head, axis_name=axis_name, lora=lora, regions=False
-  )
-  return distillation.make_distillation(
-    networks,
-    base.weighted_terms(VALUES, weights),
-    axis_name=axis_name,
-    **kwargs,
-  )
+  return Distillation(
+    setting,
+    make_networks(setting, regions=False),
+    weighted_terms(VALUES, weights, setting.term_warmup),
+  ).as_method()

@@ -1,170 +1,257 @@
-"""The forward pass and the state that DINO, EsViT and CMD share."""
+"""What DINO, EsViT and CMD share: a student that learns a teacher's logits."""
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from cmd_jax.methods import monitors as watched
-from cmd_jax.methods.base import Method, MethodState, Params, Seen, Term
-from cmd_jax.methods.centring import Centring
-from cmd_jax.methods.comparison import (
-  Constants,
-  compute_scores,
-  gather_examples,
-  make_outputs,
+from cmd_jax.data.batch import Views
+from cmd_jax.losses import blockwise
+from cmd_jax.methods import features, metrics
+from cmd_jax.methods.base import (
+  Encoded,
+  Loss,
+  Method,
+  MethodState,
+  Params,
+  Setting,
+  Term,
+)
+from cmd_jax.methods.centring import make_centring
+from cmd_jax.methods.features import (
+  StudentFeatures,
+  TeacherContext,
+  TeacherFeatures,
 )
 from cmd_jax.methods.networks import (
   Networks,
+  Prototypes,
   Stats,
   apply_networks,
   draw_uniforms,
+  encode,
   encoder_variables,
   init_networks,
   prototypes_of,
 )
 from cmd_jax.models import partial
-from cmd_jax.models.layers import EncoderOutput
-from cmd_jax.optim.schedules import Schedule
 
 
-def make_distillation(
-  networks: Networks,
-  terms: Mapping[str, Term],
-  *,
-  image_px: int,
-  student_temperature: float,
-  teacher_temperature: Schedule,
-  centre_momentum: float,
-  teacher_normalisation: str,
-  axis_name: str | None,
-  mesh: Mesh | None = None,
-  is_frozen: partial.IsFrozen = lambda path: False,
-) -> Method:
+class ForwardOutput(NamedTuple):
+  """One pass of the student and one of the teacher, prototypes aside.
+
+  Attributes:
+    student: features of each example, with gradient.
+    teacher: features of each example, without.
+    prototypes: the student's.
+    context: what the comparison needs of the teacher besides.
+    stats: running batch statistics after this pass, by name in the state.
+  """
+
+  student: StudentFeatures
+  teacher: TeacherFeatures
+  prototypes: Prototypes
+  context: TeacherContext
+  stats: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
   """A method whose student learns the teacher's distributions.
 
-  Args:
+  Attributes:
+    setting: what it is built for.
     networks: the modules.
-    terms: the loss.
-    image_px: side of the images with which the encoder is initialised.
-    student_temperature: tau_s.
-    teacher_temperature: tau_t, a schedule.
-    centre_momentum: momentum of the centres of the teacher's logits.
-    teacher_normalisation: one of `centring.TEACHER_NORMALISATIONS`.
-    axis_name: axis over which the batch is spread, None if it is global.
-    mesh: the devices over which a global batch is spread; None for arrays of
-      one device.
-    is_frozen: from `partial.make_is_frozen`.
-
-  Raises:
-    UserError: unknown normalisation.
+    terms: the loss, of `features.Comparison`.
+    sums_over_prototypes: whether the terms are sums over the prototypes, which
+      the blockwise loss makes use of.
   """
-  num_prototypes = 0
-  if networks.image_head is not None:
-    num_prototypes = networks.image_head.num_prototypes
-  centring = Centring(teacher_normalisation, centre_momentum, axis_name, mesh)
-  centring.check()
 
-  def init(rng: jax.Array) -> tuple[Params, MethodState]:
-    method_state = {'image_centre': jnp.zeros(num_prototypes)}
-    if networks.region_head is not None:
-      method_state['region_centre'] = jnp.zeros(num_prototypes)
-    params, stats = init_networks(networks, rng, image_px)
+  setting: Setting
+  networks: Networks
+  terms: Mapping[str, Term]
+  sums_over_prototypes: bool = True
+
+  def as_method(self) -> Method:
+    """The method, for the train step.
+
+    Raises:
+      UserError: unknown normalisation of the teacher.
+    """
+    head, setting = self.networks.image_head, self.setting
+    make_centring(setting)
+    return Method(
+      init=self.init,
+      loss=self.loss,
+      encode=self.encode,
+      encoder_variables=self.encoder_variables,
+      finish=metrics.finish,
+      # Sinkhorn balances a whole batch, and batch statistics are of one.
+      is_mean_over_examples=setting.teacher_normalisation == 'centring'
+      and not head.use_bn
+      and not self.networks.encoder_has_batch_stats,
+    )
+
+  def init(self, rng: jax.Array) -> tuple[Params, MethodState]:
+    """See `Method`."""
+    num_prototypes = self.networks.image_head.num_prototypes
+    state = {'image_centre': jnp.zeros(num_prototypes)}
+    if self.networks.region_head is not None:
+      state['region_centre'] = jnp.zeros(num_prototypes)
+    params, stats = init_networks(self.networks, rng, self.setting.image_px)
     if stats:
-      method_state['student_stats'] = stats
+      state['student_stats'] = stats
       # A copy, as of the teacher's parameters.
-      method_state['teacher_stats'] = jax.tree.map(jnp.copy, stats)
-    return params, method_state
+      state['teacher_stats'] = jax.tree.map(jnp.copy, stats)
+    return params, state
 
-  def forward(params, teacher_params, method_state, views, keys, step):
-    params = partial.freeze(params, is_frozen)
+  def forward(
+    self,
+    params: Params,
+    teacher_params: Params,
+    state: MethodState,
+    views: Views,
+    keys: jax.Array,
+    step: jax.Array,
+  ) -> ForwardOutput:
+    """Both networks on the views; the teacher sees the global ones alone."""
+    networks, setting = self.networks, self.setting
+    params = partial.freeze(params, setting.is_frozen)
     student, student_stats = apply_networks(
       networks,
       params,
-      method_state.get('student_stats', {}),
-      views,
+      state.get('student_stats', {}),
+      views.sizes,
       [
         draw_uniforms(keys, index, images.shape[1], networks.encoder.depth)
-        for index, images in enumerate(views)
+        for index, images in enumerate(views.sizes)
       ],
     )
     (teacher,), teacher_stats = jax.lax.stop_gradient(
       apply_networks(
         networks,
         teacher_params,
-        method_state.get('teacher_stats', {}),
-        views[:1],
+        state.get('teacher_stats', {}),
+        views.sizes[:1],
       )
     )
     prototypes = jax.lax.stop_gradient(prototypes_of(networks, teacher_params))
-    temperature = teacher_temperature(step)
-    examples, targets = gather_examples(student, teacher)
-    centres = centring.centres(method_state, targets, prototypes, temperature)
+    temperature = setting.teacher_temperature(step)
+    of_student, of_teacher = features.gather_features(student, teacher)
+    centres = make_centring(setting).centres(
+      state, of_teacher, prototypes, temperature
+    )
     if networks.mil is not None:
       attention = networks.mil.apply(
         {'params': params['mil']}, teacher.features
       )
-      examples = examples._replace(teacher_attention=attention)
-    return Seen(
-      examples,
-      targets,
+      of_student = of_student._replace(teacher_attention=attention)
+    return ForwardOutput(
+      of_student,
+      of_teacher,
       prototypes_of(networks, params),
-      Constants(prototypes, centres, temperature),
+      TeacherContext(prototypes, centres, temperature),
       {'student_stats': student_stats, 'teacher_stats': teacher_stats},
     )
 
-  def update(method_state: MethodState, seen: Seen) -> MethodState:
-    centres = centring.update(method_state, seen)
+  @property
+  def objective(self) -> blockwise.Objective:
+    """The weighted sum of the terms.
+
+    Its constants are the `TeacherContext` and the terms' weights by name; it
+    reports the terms, unweighted, and what is watched, as two dicts.
+    """
+
+    def scores(prototypes, constants, student, teacher):
+      return features.compute_scores(
+        prototypes,
+        constants[0],
+        student,
+        teacher,
+        student_temperature=self.setting.student_temperature,
+      )
+
+    def compare(scores, normalisers, constants, student, teacher):
+      _, weights = constants
+      compared = features.compare(
+        scores,
+        normalisers,
+        student,
+        teacher,
+        num_prototypes=self.networks.image_head.num_prototypes,
+      )
+      values = {name: term.value(compared) for name, term in self.terms.items()}
+      total = sum(weights[name] * value for name, value in values.items())
+      return total, (values, metrics.distribution_metrics(compared))
+
+    return blockwise.Objective(scores, compare, self.sums_over_prototypes)
+
+  def weights(self, step: jax.Array) -> dict[str, jax.Array]:
+    """The weights of the terms by name."""
+    return {
+      name: jnp.float32(term.weight(step)) for name, term in self.terms.items()
+    }
+
+  def loss(
+    self,
+    params: Params,
+    teacher_params: Params,
+    state: MethodState,
+    views: Views,
+    keys: jax.Array,
+    step: jax.Array,
+  ) -> Loss:
+    """See `Method`."""
+    output = self.forward(params, teacher_params, state, views, keys, step)
+    mean, reported = blockwise.mean_over_examples(
+      self.objective,
+      output.prototypes,
+      (output.context, self.weights(step)),
+      output.student,
+      output.teacher,
+      mesh=self.setting.mesh,
+    )
+    terms, watched = jax.tree.map(jnp.mean, reported)
+    return Loss(
+      mean, terms, {**watched, **self.stats(output)}, self.update(state, output)
+    )
+
+  def stats(self, output: ForwardOutput) -> dict[str, jax.Array]:
+    """What is watched besides the distributions, see `metrics.finish`."""
+    values = {
+      'mean_direction': metrics.mean_direction(output.teacher.embedding),
+      'mean_bottleneck': metrics.mean_bottleneck(
+        output.teacher.image_bottleneck
+      ),
+    }
+    if output.student.teacher_attention is not None:
+      entropy = metrics.relative_entropy(output.student.teacher_attention)
+      if entropy is not None:
+        values['attention_entropy'] = entropy
+    return values
+
+  def update(self, state: MethodState, output: ForwardOutput) -> MethodState:
+    """The state after the step: centres, and running batch statistics."""
+    centres = make_centring(self.setting).update(
+      state, output.teacher, output.context.prototypes
+    )
     return {
       name: centres[name]
       if name in centres
-      else partial.keep_frozen(seen.stats[name], value, is_frozen)
-      for name, value in method_state.items()
+      else partial.keep_frozen(
+        output.stats[name], value, self.setting.is_frozen
+      )
+      for name, value in state.items()
     }
 
-  def variables(params: Params, stats: Stats) -> Mapping:
-    return encoder_variables(networks, params, stats)
+  def encoder_variables(self, params: Params, stats: Stats) -> Mapping:
+    """See `Method`."""
+    return encoder_variables(self.networks, params, stats)
 
-  def encode(params: Params, stats: Stats, images: jax.Array) -> EncoderOutput:
-    return networks.encoder.apply(variables(params, stats), images)
-
-  def embed(params: Params, stats: Stats, images: jax.Array) -> jax.Array:
-    return encode(params, stats, images).image
-
-  def attend(params: Params, stats: Stats, images: jax.Array) -> jax.Array:
-    encoded = encode(params, stats, images)
-    if networks.mil is not None:
-      return networks.mil.apply({'params': params['mil']}, encoded.tokens)
-    if encoded.attention is not None:
-      return encoded.attention.mean(1)
-    return jnp.linalg.norm(encoded.tokens, axis=-1)
-
-  def monitors(seen: Seen) -> dict[str, jax.Array]:
-    values = watched.feature_spread(seen.targets.embedding, axis_name)
-    if networks.image_head is not None:
-      values |= watched.centre_norm(seen.targets.image_bottleneck, axis_name)
-    if networks.mil is not None:
-      values |= watched.attention_entropy(
-        seen.examples.teacher_attention, axis_name
-      )
-    return values
-
-  return Method(
-    init=init,
-    forward=forward,
-    scores=functools.partial(
-      compute_scores, student_temperature=student_temperature
-    ),
-    outputs=functools.partial(make_outputs, num_prototypes=num_prototypes),
-    terms=terms,
-    example_monitors=watched.example_monitors,
-    monitors=monitors,
-    update=update,
-    encoder_variables=variables,
-    embed=embed,
-    attend=attend,
-  )
+  def encode(self, params: Params, stats: Stats, images: jax.Array) -> Encoded:
+    """See `Method`."""
+    return encode(self.networks, params, stats, images)

@@ -6,65 +6,53 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from cmd_jax.losses import esvit as losses
-from cmd_jax.methods import base, dino, distillation
-from cmd_jax.methods.comparison import Outputs
+from cmd_jax.methods import dino
+from cmd_jax.methods.base import Method, Setting, weighted_terms
+from cmd_jax.methods.distillation import Distillation
+from cmd_jax.methods.features import Comparison
 from cmd_jax.methods.networks import make_networks
 
 
 def region_value(
-  outputs: Outputs,
+  compared: Comparison,
   weights: tuple[jax.Array, ...] | None = None,
 ) -> jax.Array:
   """L_R, [B].
 
   Args:
-    outputs: of both networks.
+    compared: both networks.
     weights: [B, V, N] of the tokens for each view size; uniform without.
   """
-  logits = outputs.student.regions
+  logits = compared.student.regions
   if weights is None:
     weights = tuple(jnp.full(x.shape[:-1], 1 / x.shape[-2]) for x in logits)
   return losses.region_loss(
-    outputs.teacher_region_probs,
+    compared.teacher_region_probs,
     logits,
-    outputs.normalisers.regions,
-    outputs.matches,
+    compared.normalisers.regions,
+    compared.matches,
     weights,
-    share=outputs.share,
+    fraction=compared.fraction,
   )
 
 
 VALUES = {**dino.VALUES, 'region': region_value}
 
 
-def make_esvit(
-  encoder: nn.Module,
-  *,
-  head: Mapping,
-  weights: Mapping[str, float],
-  lora: Mapping,
-  axis_name: str | None,
-  **kwargs,
-) -> base.Method:
+def make_esvit(setting: Setting, *, weights: Mapping[str, float]) -> Method:
   """Builds EsViT.
 
   Args:
-    encoder: images -> `EncoderOutput`.
-    head: arguments of `PrototypeHead`, both for images and for regions.
+    setting: what it is built for.
     weights: weights of the terms `image` and `region`.
-    lora: argument of `make_networks`.
-    axis_name: axis over which the batch is spread, None if it is global.
-    **kwargs: arguments of `make_distillation`.
+
+  Raises:
+    UserError: a choice that cannot be.
   """
-  networks = make_networks(
-    encoder, head=head, axis_name=axis_name, lora=lora, regions=True
-  )
-  return distillation.make_distillation(
-    networks,
-    base.weighted_terms(VALUES, weights),
-    axis_name=axis_name,
-    **kwargs,
-  )
+  return Distillation(
+    setting,
+    make_networks(setting, regions=True),
+    weighted_terms(VALUES, weights, setting.term_warmup),
+  ).as_method()

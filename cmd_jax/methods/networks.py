@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cmd_jax.methods.base import Params
+from cmd_jax.methods.base import Encoded, Params, Setting
 from cmd_jax.models import partial
 from cmd_jax.models.heads import PrototypeHead, PrototypeWeights
 from cmd_jax.models.layers import EncoderOutput
@@ -41,6 +41,13 @@ class Networks(NamedTuple):
   shared_prototypes: bool = False
   lora_rank: int = 0
   lora_scale: float = 1.0
+
+  @property
+  def encoder_has_batch_stats(self) -> bool:
+    """Whether the encoder normalises by the batch."""
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    variables = jax.eval_shape(self.encoder.init, jax.random.key(0), image)
+    return 'batch_stats' in variables
 
 
 class ViewFeatures(NamedTuple):
@@ -74,33 +81,33 @@ class Prototypes(NamedTuple):
 
 
 def make_networks(
-  encoder: nn.Module,
+  setting: Setting,
   *,
-  head: Mapping,
-  axis_name: str | None,
-  lora: Mapping,
   regions: bool,
+  has_image_head: bool = True,
   mil: nn.Module | None = None,
   shared_prototypes: bool = False,
 ) -> Networks:
   """An encoder and its heads, which compute in the encoder's dtype.
 
   Args:
-    encoder: images -> `EncoderOutput`.
-    head: arguments of `PrototypeHead`, both for images and for regions.
-    axis_name: axis over which the batch is spread, None if it is global.
-    lora: `rank` and `alpha` of the encoder's adapters; rank 0 for none.
+    setting: with the encoder, and the arguments of `PrototypeHead`, both for
+      images and for regions.
     regions: whether there is a region head.
+    has_image_head: whether there is an image head.
     mil: tokens -> attention.
     shared_prototypes: both heads end in the same prototypes.
   """
 
   def make_head():
-    return PrototypeHead(dtype=encoder.dtype, axis_name=axis_name, **head)
+    return PrototypeHead(
+      dtype=setting.encoder.dtype, axis_name=setting.axis_name, **setting.head
+    )
 
+  lora = setting.lora
   return Networks(
-    encoder,
-    make_head(),
+    setting.encoder,
+    make_head() if has_image_head else None,
     make_head() if regions else None,
     mil,
     shared_prototypes,
@@ -154,6 +161,22 @@ def encoder_variables(
   if 'encoder' in stats:
     variables['batch_stats'] = stats['encoder']
   return variables
+
+
+def encode(
+  networks: Networks, params: Params, stats: Stats, images: jax.Array
+) -> Encoded:
+  """What a frozen network says of images [B, H, W, 3]; see `Method.encode`."""
+  encoded = networks.encoder.apply(
+    encoder_variables(networks, params, stats), images
+  )
+  if networks.mil is not None:
+    attention = networks.mil.apply({'params': params['mil']}, encoded.tokens)
+  elif encoded.attention is not None:
+    attention = encoded.attention.mean(1)
+  else:
+    attention = jnp.linalg.norm(encoded.tokens, axis=-1)
+  return Encoded(encoded.image, encoded.tokens, attention)
 
 
 def _concatenate_rows(arrays: Sequence[jax.Array]) -> jax.Array:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
+from cmd_jax.data.batch import Views
 from cmd_jax.errors import UserError
-from cmd_jax.methods.base import Params
+from cmd_jax.methods.base import Params, Setting
 from cmd_jax.methods.networks import (
   Networks,
   Stats,
@@ -27,22 +27,6 @@ _SAMPLING = 1_000
 
 # What empty parts are relabelled to; neither is found on the other side.
 _EMPTY_PREDICTION, _EMPTY_TARGET = -1, -2
-
-
-class PartViews(NamedTuple):
-  """The views of a batch with the parts seen in them.
-
-  Attributes:
-    images: [B, V, H, W, 3] of each size; two views of the first.
-    part_ids: [B, 2, H, W] uint8, the part of each pixel of the first size;
-      numbers from `num_parts` on are no part.
-    sampled_ids: [B, 4, S] int32, the parts to contrast: the teacher's in its
-      two views, then the student's; None draws them.
-  """
-
-  images: tuple[jax.Array, ...]
-  part_ids: jax.Array
-  sampled_ids: jax.Array | None = None
 
 
 class Parts(NamedTuple):
@@ -68,16 +52,19 @@ class Sampling(NamedTuple):
     num_parts: P, one more than the largest part id.
     num_samples: S, parts drawn from each view.
     match_empty_parts: whether parts without a token can be positives.
+    draw: (keys [B], present [B, 4, P] bool, S) -> [B, 4, S] int32, the parts to
+      contrast: the teacher's in its two views, then the student's.
   """
 
   num_parts: int
   num_samples: int
   match_empty_parts: bool
+  draw: Callable = part_pooling.sample_parts
 
 
 def check_sampling(sampling: Sampling) -> None:
   """Raises UserError unless that many parts can be drawn."""
-  num_parts, num_samples, _ = sampling
+  num_parts, num_samples = sampling.num_parts, sampling.num_samples
   if not 1 <= num_parts <= 256:
     raise UserError(
       f'there are {num_parts} part ids, which are bytes: choose settings in '
@@ -110,39 +97,28 @@ class PartNetworks(NamedTuple):
 
 
 def make_part_networks(
-  encoder: nn.Module,
+  setting: Setting,
   *,
-  head: Mapping,
   has_image_head: bool,
   projector: Mapping,
   predictor: Mapping,
-  lora: Mapping,
-  axis_name: str | None,
 ) -> PartNetworks:
   """An encoder and its heads, which compute in the encoder's dtype.
 
   Args:
-    encoder: images -> `EncoderOutput` with a grid of tokens.
-    head: arguments of `PrototypeHead`.
+    setting: with the encoder, whose tokens are a grid.
     has_image_head: whether there is an image term.
     projector: arguments of `make_mlp_head`.
     predictor: likewise, without `output_dim`, which is the projector's.
-    lora: argument of `make_networks`.
-    axis_name: axis over which the batch is spread, None if it is global.
 
   Raises:
     UserError: unknown initialisation.
   """
-  networks = make_networks(
-    encoder, head=head, axis_name=axis_name, lora=lora, regions=False
-  )
-  if not has_image_head:
-    networks = networks._replace(image_head=None)
-  output_dim = projector['output_dim']
+  dtype, output_dim = setting.encoder.dtype, projector['output_dim']
   return PartNetworks(
-    networks,
-    make_mlp_head(dtype=encoder.dtype, **projector),
-    make_mlp_head(dtype=encoder.dtype, output_dim=output_dim, **predictor),
+    make_networks(setting, regions=False, has_image_head=has_image_head),
+    make_mlp_head(dtype=dtype, **projector),
+    make_mlp_head(dtype=dtype, output_dim=output_dim, **predictor),
   )
 
 
@@ -207,7 +183,7 @@ def project_parts(
   teacher_params: Params,
   student: ViewFeatures,
   teacher: ViewFeatures,
-  views: PartViews,
+  views: Views,
   keys: jax.Array,
   sampling: Sampling,
 ) -> Parts:
@@ -219,7 +195,7 @@ def project_parts(
     teacher_params: the teacher's.
     student: outputs for the views of the first size.
     teacher: likewise.
-    views: the parts seen in these views.
+    views: with the parts that are seen in them.
     keys: [B] random keys.
     sampling: how parts are drawn.
 
@@ -227,17 +203,15 @@ def project_parts(
     UserError: tokens that do not tile the views.
   """
   grid = part_pooling.token_grid(
-    views.part_ids.shape[2:], student.features.shape[2]
+    views.global_part_ids.shape[2:], student.features.shape[2]
   )
   token_parts = part_pooling.part_of_each_token(
-    views.part_ids, num_parts=sampling.num_parts, grid=grid
+    views.global_part_ids, num_parts=sampling.num_parts, grid=grid
   )
   present = part_pooling.present_parts(token_parts, sampling.num_parts)
   present = jnp.concatenate([present, present], axis=1)  # [B, 4, P]
-  ids = views.sampled_ids
-  if ids is None:
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, _SAMPLING)
-    ids = part_pooling.sample_parts(keys, present, sampling.num_samples)
+  keys = jax.vmap(jax.random.fold_in, (0, None))(keys, _SAMPLING)
+  ids = sampling.draw(keys, present, sampling.num_samples)
   target_ids, prediction_ids = ids[:, :2], ids[:, 2:]
 
   def project(projector_params, features, ids):

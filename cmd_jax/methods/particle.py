@@ -7,22 +7,42 @@ variant, without the ResNet variant.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
-from jax.sharding import Mesh
 
-from cmd_jax.devices import sharding
+from cmd_jax.data.batch import Views
 from cmd_jax.errors import UserError
-from cmd_jax.losses import detcon
-from cmd_jax.losses.blockwise import Scores
-from cmd_jax.methods import base, comparison, dino, distillation
-from cmd_jax.methods.base import MethodState, Params, Seen, Term
-from cmd_jax.methods.centring import Centring
-from cmd_jax.methods.networks import draw_uniforms, prototypes_of
+from cmd_jax.losses import blockwise, detcon
+from cmd_jax.methods import dino, features, metrics
+from cmd_jax.methods.base import (
+  Encoded,
+  Loss,
+  Method,
+  MethodState,
+  Params,
+  Setting,
+  Term,
+  weighted_terms,
+)
+from cmd_jax.methods.centring import make_centring
+from cmd_jax.methods.features import (
+  Comparison,
+  StudentFeatures,
+  TeacherContext,
+  TeacherFeatures,
+)
+from cmd_jax.methods.networks import (
+  Prototypes,
+  Stats,
+  draw_uniforms,
+  encode,
+  encoder_variables,
+  prototypes_of,
+)
 from cmd_jax.methods.part_networks import (
   PartNetworks,
   Parts,
@@ -34,55 +54,45 @@ from cmd_jax.methods.part_networks import (
   project_parts,
 )
 from cmd_jax.models import partial
-from cmd_jax.models.heads import l2_normalise
-from cmd_jax.optim.schedules import Schedule
 
 
-class Examples(NamedTuple):
-  """What the networks say of each example, prototypes aside.
+class ForwardOutput(NamedTuple):
+  """One pass of the student and one of the teacher.
 
   Attributes:
-    images: of whole images.
-    parts: of parts, by both networks.
+    parts: of both networks.
+    student: features of whole images, with gradient.
+    teacher: likewise, without.
+    prototypes: the student's; of None without the image term.
+    context: what the comparison of images needs of the teacher besides.
+    stats: running batch statistics after this pass.
   """
 
-  images: comparison.Examples
   parts: Parts
+  student: StudentFeatures
+  teacher: TeacherFeatures
+  prototypes: Prototypes
+  context: TeacherContext
+  stats: Mapping[str, Any]
 
 
-class Outputs(NamedTuple):
+class Compared(NamedTuple):
   """Everything the terms of the loss are made of.
 
   Attributes:
-    distilled: outputs for whole images; None without the image term.
-    parts: outputs for parts.
+    images: whole images; None without the image term.
+    parts: of both networks.
   """
 
-  distilled: comparison.Outputs | None
+  images: Comparison | None
   parts: Parts
 
 
-def _part_monitors(parts: Parts, axis_name: str | None) -> dict[str, jax.Array]:
-  """Scalars that show a collapse, or views that share no parts."""
-  monitors = sharding.pmean(
-    {
-      'direction': l2_normalise(parts.targets).mean((0, 1, 2)),
-      'positives': detcon.share_with_positives(
-        parts.prediction_ids, parts.target_ids
-      ).mean(),
-    },
-    axis_name,
-  )
-  # 1 for directions spread evenly over the sphere, 0 for a single one.
-  spread = jnp.sqrt(jnp.maximum(1 - jnp.sum(monitors['direction'] ** 2), 0))
-  return {'part_spread': spread, 'part_positives': monitors['positives']}
-
-
 def _make_terms(
+  setting: Setting,
   weights: Mapping[str, float],
   temperature: float,
   local_negatives: bool,
-  axis_name: str | None,
 ) -> dict[str, Term]:
   if not weights.get('parts'):
     raise UserError(
@@ -90,38 +100,24 @@ def _make_terms(
       "method 'dino'"
     )
 
-  def image_value(outputs: Outputs) -> jax.Array:
-    return dino.image_value(outputs.distilled)
+  def image_value(compared: Compared) -> jax.Array:
+    return dino.image_value(compared.images)
 
-  def parts_value(outputs: Outputs) -> jax.Array:
+  def parts_value(compared: Compared) -> jax.Array:
     return detcon.part_contrast(
-      *outputs.parts,
+      *compared.parts,
       temperature=temperature,
       local_negatives=local_negatives,
-      axis_name=axis_name,
+      axis_name=setting.axis_name,
     )
 
   values = {'image': image_value, 'parts': parts_value}
-  return base.weighted_terms(values, weights)
+  return weighted_terms(values, weights, setting.term_warmup)
 
 
-def make_particle(
-  encoder: nn.Module,
-  *,
-  head: Mapping,
-  weights: Mapping[str, float],
-  num_parts: int,
-  num_samples: int,
-  projector: Mapping,
-  predictor: Mapping,
-  temperature: float,
-  local_negatives: bool,
-  match_empty_parts: bool,
-  lora: Mapping,
-  axis_name: str | None,
-  **kwargs,
-) -> base.Method:
-  """Builds PARTICLE or DetCon; its `forward` takes `PartViews` as the views.
+@dataclasses.dataclass(frozen=True)
+class PartContrast:
+  """A method that contrasts parts, and learns images as DINO does beside it.
 
   Student and teacher share their running batch statistics: both update them,
   the teacher first, as in the released ResNet program, which swaps the weights
@@ -129,84 +125,59 @@ def make_particle(
   but no such statistics; where the image head of a ViT normalises by the batch
   (`head.use_bn`) its statistics are shared likewise.
 
-  The released programs draw parts without replacement, so where a view has
-  fewer parts than samples they contrast empty ones, whose features are 0, and
-  pull a part that is out of sight in the other view towards that constant.
-  DetCon draws present parts alone. `match_empty_parts=False` keeps the draw but
-  takes empty parts from the positives on both sides.
-
-  Args:
-    encoder: images -> `EncoderOutput` with a grid of tokens.
-    head: arguments of `PrototypeHead`, for the image term.
-    weights: weights of the terms `parts` and `image`, DINO's.
-    num_parts: P, one more than the largest part id.
-    num_samples: S, parts drawn from each view, at most P.
-    projector: arguments of `make_mlp_head`.
-    predictor: likewise, without `output_dim`, which is the projector's.
-    temperature: tau of the contrast.
-    local_negatives: whether other parts of the same image are negatives.
-    match_empty_parts: whether empty parts can be positives, as released.
-    lora: argument of `make_networks`.
-    axis_name: axis over which the batch is spread, None if it is global.
-    **kwargs: arguments of `make_distillation`.
-
-  Raises:
-    UserError: a number or a choice that cannot be.
+  Attributes:
+    setting: what it is built for.
+    modules: the modules.
+    sampling: how parts are drawn.
+    terms: the loss, of `Compared`.
   """
-  sampling = Sampling(num_parts, num_samples, match_empty_parts)
-  check_sampling(sampling)
-  terms = _make_terms(weights, temperature, local_negatives, axis_name)
-  modules = make_part_networks(
-    encoder,
-    head=head,
-    has_image_head='image' in terms,
-    projector=projector,
-    predictor=predictor,
-    lora=lora,
-    axis_name=axis_name,
-  )
-  images_only = distillation.make_distillation(
-    modules.networks, terms, axis_name=axis_name, **kwargs
-  )
-  return _add_parts(images_only, modules, sampling, axis_name, **kwargs)
 
+  setting: Setting
+  modules: PartNetworks
+  sampling: Sampling
+  terms: Mapping[str, Term]
 
-def _add_parts(
-  images_only: base.Method,
-  modules: PartNetworks,
-  sampling: Sampling,
-  axis_name: str | None,
-  *,
-  image_px: int,
-  teacher_temperature: Schedule,
-  teacher_normalisation: str,
-  centre_momentum: float,
-  mesh: Mesh | None = None,
-  is_frozen: partial.IsFrozen = lambda path: False,
-  **_,
-) -> base.Method:
-  """The method on whole images, with parts beside them."""
-  networks = modules.networks
-  centring = Centring(teacher_normalisation, centre_momentum, axis_name, mesh)
+  def as_method(self) -> Method:
+    """The method, for the train step."""
+    return Method(
+      init=self.init,
+      loss=self.loss,
+      encode=self.encode,
+      encoder_variables=self.encoder_variables,
+      finish=_finish,
+      # The contrast is with the parts of all other examples.
+      is_mean_over_examples=False,
+    )
 
-  def init(rng: jax.Array) -> tuple[Params, MethodState]:
-    params, stats = init_part_networks(modules, rng, image_px)
-    method_state = {}
-    if modules.has_image_head:
-      centre = jnp.zeros(networks.image_head.num_prototypes)
-      method_state['image_centre'] = centre
+  def init(self, rng: jax.Array) -> tuple[Params, MethodState]:
+    """See `Method`."""
+    params, stats = init_part_networks(self.modules, rng, self.setting.image_px)
+    state = {}
+    if self.modules.has_image_head:
+      head = self.modules.networks.image_head
+      state['image_centre'] = jnp.zeros(head.num_prototypes)
     if stats:
-      method_state['student_stats'] = stats
-      method_state['teacher_stats'] = jax.tree.map(jnp.copy, stats)
-    return params, method_state
+      state['student_stats'] = stats
+      state['teacher_stats'] = jax.tree.map(jnp.copy, stats)
+    return params, state
 
-  def forward(params, teacher_params, method_state, views, keys, step):
-    params = partial.freeze(params, is_frozen)
-    stats = method_state.get('student_stats', {})
+  def forward(
+    self,
+    params: Params,
+    teacher_params: Params,
+    state: MethodState,
+    views: Views,
+    keys: jax.Array,
+    step: jax.Array,
+  ) -> ForwardOutput:
+    """Both networks on the views; the teacher sees the global ones alone."""
+    setting, networks = self.setting, self.modules.networks
+    params = partial.freeze(params, setting.is_frozen)
+    stats = state.get('student_stats', {})
     # Local views have no parts: without the image term nothing looks at them.
-    images = views.images if modules.has_image_head else views.images[:1]
+    images = views.sizes if self.modules.has_image_head else views.sizes[:1]
     (teacher,), stats = jax.lax.stop_gradient(
-      apply_view_by_view(networks, teacher_params, stats, views.images[:1])
+      apply_view_by_view(networks, teacher_params, stats, views.sizes[:1])
     )
     uniforms = [
       draw_uniforms(keys, index, x.shape[1], networks.encoder.depth)
@@ -216,56 +187,166 @@ def _add_parts(
       networks, params, stats, images, uniforms
     )
     parts = project_parts(
-      modules,
+      self.modules,
       params,
       teacher_params,
       student[0],
       teacher,
       views,
       keys,
-      sampling,
+      self.sampling,
     )
     prototypes = jax.lax.stop_gradient(prototypes_of(networks, teacher_params))
-    temperature = teacher_temperature(step)
-    of_images, targets = comparison.gather_examples(student, teacher)
-    centres = centring.centres(method_state, targets, prototypes, temperature)
-    return Seen(
-      Examples(of_images, parts),
-      targets,
+    temperature = setting.teacher_temperature(step)
+    of_student, of_teacher = features.gather_features(student, teacher)
+    centres = make_centring(setting).centres(
+      state, of_teacher, prototypes, temperature
+    )
+    return ForwardOutput(
+      parts,
+      of_student,
+      of_teacher,
       prototypes_of(networks, params),
-      comparison.Constants(prototypes, centres, temperature),
+      TeacherContext(prototypes, centres, temperature),
       {'student_stats': stats, 'teacher_stats': stats},
     )
 
-  def scores(prototypes, constants, examples, targets) -> Scores:
-    return images_only.scores(prototypes, constants, examples.images, targets)
+  def compare(self, output: ForwardOutput) -> Compared:
+    """What the terms are made of."""
+    if not self.modules.has_image_head:
+      return Compared(None, output.parts)
+    scores = features.compute_scores(
+      output.prototypes,
+      output.context,
+      output.student,
+      output.teacher,
+      student_temperature=self.setting.student_temperature,
+    )
+    scores = scores._replace(teacher=jax.lax.stop_gradient(scores.teacher))
+    images = features.compare(
+      scores,
+      blockwise.normalisers_of(scores),
+      output.student,
+      output.teacher,
+      num_prototypes=self.modules.networks.image_head.num_prototypes,
+    )
+    return Compared(images, output.parts)
 
-  def outputs(scores, normalisers, examples, targets) -> Outputs:
-    distilled = None
-    if modules.has_image_head:
-      distilled = images_only.outputs(
-        scores, normalisers, examples.images, targets
+  def loss(
+    self,
+    params: Params,
+    teacher_params: Params,
+    state: MethodState,
+    views: Views,
+    keys: jax.Array,
+    step: jax.Array,
+  ) -> Loss:
+    """See `Method`."""
+    output = self.forward(params, teacher_params, state, views, keys, step)
+    compared = self.compare(output)
+    values = {name: term.value(compared) for name, term in self.terms.items()}
+    total = sum(
+      jnp.float32(self.terms[name].weight(step)) * value
+      for name, value in values.items()
+    )
+    return Loss(
+      total.mean(),
+      jax.tree.map(jnp.mean, values),
+      _stats(output, compared),
+      self.update(state, output),
+    )
+
+  def update(self, state: MethodState, output: ForwardOutput) -> MethodState:
+    """The state after the step: centres, and running batch statistics."""
+    centres = make_centring(self.setting).update(
+      state, output.teacher, output.context.prototypes
+    )
+    return {
+      name: centres[name]
+      if name in centres
+      else partial.keep_frozen(
+        output.stats[name], value, self.setting.is_frozen
       )
-    return Outputs(distilled, examples.parts)
+      for name, value in state.items()
+    }
 
-  def example_monitors(outputs: Outputs) -> dict[str, jax.Array]:
-    if outputs.distilled is None:
-      return {}
-    return images_only.example_monitors(outputs.distilled)
+  def encoder_variables(self, params: Params, stats: Stats) -> Mapping:
+    """See `Method`."""
+    return encoder_variables(self.modules.networks, params, stats)
 
-  def monitors(seen: Seen) -> dict[str, jax.Array]:
-    values = _part_monitors(seen.examples.parts, axis_name)
-    if modules.has_image_head:
-      values |= images_only.monitors(seen)
-    return values
+  def encode(self, params: Params, stats: Stats, images: jax.Array) -> Encoded:
+    """See `Method`."""
+    return encode(self.modules.networks, params, stats, images)
 
-  return images_only._replace(
-    init=init,
-    forward=forward,
-    scores=scores,
-    outputs=outputs,
-    example_monitors=example_monitors,
-    monitors=monitors,
-    # The contrast is with the parts of all other examples.
-    sums_over_examples=False,
+
+def _stats(output: ForwardOutput, compared: Compared) -> dict[str, jax.Array]:
+  """What shows a collapse, or views that share no parts."""
+  parts = output.parts
+  values = {
+    'mean_part_direction': metrics.mean_direction(parts.targets),
+    'part_positives': detcon.fraction_with_positives(
+      parts.prediction_ids, parts.target_ids
+    ).mean(),
+  }
+  if compared.images is not None:
+    watched = metrics.distribution_metrics(compared.images)
+    values |= jax.tree.map(jnp.mean, watched)
+    values['mean_direction'] = metrics.mean_direction(output.teacher.embedding)
+    values['mean_bottleneck'] = metrics.mean_bottleneck(
+      output.teacher.image_bottleneck
+    )
+  return values
+
+
+def _finish(stats: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  return {
+    **metrics.finish(stats),
+    'part_spread': metrics.spread(stats['mean_part_direction']),
+  }
+
+
+def make_particle(
+  setting: Setting,
+  *,
+  weights: Mapping[str, float],
+  num_parts: int,
+  num_samples: int,
+  projector: Mapping[str, Any],
+  predictor: Mapping[str, Any],
+  temperature: float,
+  local_negatives: bool,
+  match_empty_parts: bool,
+) -> Method:
+  """Builds PARTICLE or DetCon, whose views have `global_part_ids`.
+
+  The released programs draw parts without replacement, so where a view has
+  fewer parts than samples they contrast empty ones, whose features are 0, and
+  pull a part that is out of sight in the other view towards that constant.
+  DetCon draws present parts alone. `match_empty_parts=False` keeps the draw but
+  takes empty parts from the positives on both sides.
+
+  Args:
+    setting: what it is built for; its head is for the image term.
+    weights: weights of the terms `parts` and `image`, DINO's.
+    num_parts: P, one more than the largest part id.
+    num_samples: S, parts drawn from each view, at most P.
+    projector: arguments of `make_mlp_head`.
+    predictor: likewise, without `output_dim`, which is the projector's.
+    temperature: tau of the contrast.
+    local_negatives: whether other parts of the same image are negatives.
+    match_empty_parts: whether empty parts can be positives, as released.
+
+  Raises:
+    UserError: a number or a choice that cannot be.
+  """
+  sampling = Sampling(num_parts, num_samples, match_empty_parts)
+  check_sampling(sampling)
+  make_centring(setting)
+  terms = _make_terms(setting, weights, temperature, local_negatives)
+  modules = make_part_networks(
+    setting,
+    has_image_head='image' in terms,
+    projector=projector,
+    predictor=predictor,
   )
+  return PartContrast(setting, modules, sampling, terms).as_method()

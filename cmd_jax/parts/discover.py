@@ -92,7 +92,7 @@ class _Batch(NamedTuple):
 
 
 def _batches(count: int, batch_size: int) -> Iterator[_Batch]:
-  """Batches of one size; the last is filled up with its last image."""
+  """MultiStepBatch of one size; the last is filled up with its last image."""
   for start in range(0, count, batch_size):
     rows = np.arange(start, start + batch_size)
     kept = min(batch_size, count - start)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from cmd_jax.config.check import check_config
 from cmd_jax.convert.load import Imported, Report, load_encoder
 from cmd_jax.data.augment import multi_crop
+from cmd_jax.data.batch import MultiStepBatch
 from cmd_jax.data.canvas import Canvases
 from cmd_jax.data.pipeline.load import load_data
 from cmd_jax.data.pipeline.order import batch_indices
@@ -31,13 +32,14 @@ from cmd_jax.parts.plan import Plan, make_plan
 from cmd_jax.rundir.checkpoint import Checkpoints
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training.recipe import (
+  check_accumulates,
   check_parallel,
   make_method_maker,
   make_optimizer,
   make_schedules,
 )
 from cmd_jax.training.state import TrainState, init_train_state, state_shardings
-from cmd_jax.training.step import Batches, make_train_step, take_several
+from cmd_jax.training.step import make_train_step, multi_step
 
 # Salts of the run's root key.
 _INIT, _STEPS = range(2)
@@ -289,9 +291,10 @@ def _make_functions(
       grad_accum_steps=config.parallel.grad_accum_steps,
       skip_non_finite=config.optim.skip_non_finite_steps > 0,
     )
-    return take_several(step) if several else step
+    return multi_step(step) if several else step
 
   method = method_for(None, None)
+  check_accumulates(config, method)
 
   def init(rng, variables):
     return init_train_state(method, optimizer, rng, variables)
@@ -317,8 +320,8 @@ def _make_functions(
       mode=config.parallel.mode,
       mesh=mesh,
       state_shardings=shardings,
-      batch_shardings=Batches(
-        sharding.split_each_over_data(mesh), sharding.replicated(mesh)
+      batch_shardings=MultiStepBatch(
+        sharding.each_sharded(mesh), sharding.replicated(mesh)
       )
       if several
       else None,

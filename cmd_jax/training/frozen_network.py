@@ -62,8 +62,10 @@ class FrozenNetwork:
 
   def embed(self, canvases: Canvases | None, split: str) -> Features | None:
     """The embeddings of a split; None where there is none."""
-    embed = self._experiment.method.embed
-    return self._features(canvases, split, 'image', embed)
+    encode = self._experiment.method.encode
+    return self._features(
+      canvases, split, 'image', lambda *args: encode(*args).image
+    )
 
   def last_blocks(
     self, canvases: Canvases | None, split: str
@@ -93,10 +95,11 @@ class FrozenNetwork:
       variables = experiment.method.encoder_variables(params, stats)
       return experiment.encoder.apply(variables, view).attention.mean(1)
 
+    def attend(params, stats, view):
+      return experiment.method.encode(params, stats, view).attention
+
     if 'mil' in self._variables[0]:
-      maps['mil'] = self._apply(
-        canvases, 'mil', experiment.method.attend, whole
-      )
+      maps['mil'] = self._apply(canvases, 'mil', attend, whole)
     if hasattr(experiment.encoder, 'num_heads'):
       maps['encoder'] = self._apply(canvases, 'attention', own, whole)
     return maps
@@ -141,7 +144,7 @@ class FrozenNetwork:
       view: of a canvas.
     """
     mesh = self._experiment.mesh
-    whole, split = sharding.replicated(mesh), sharding.split_over_data(mesh)
+    whole, split = sharding.replicated(mesh), sharding.sharded(mesh)
 
     def of_canvases(variables, images, sizes) -> Any:
       return encode(*variables, view(images, sizes))

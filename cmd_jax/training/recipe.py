@@ -11,31 +11,19 @@ from ml_collections import ConfigDict
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 from cmd_jax.methods import make_method
-from cmd_jax.methods.base import Method, warm_up_terms
+from cmd_jax.methods.base import Method
 from cmd_jax.models import make_encoder, partial
 from cmd_jax.optim import optimizers, schedules
 from cmd_jax.optim.schedules import Schedule
 
-# Whose losses are means over the examples once the centres are given.
-ACCUMULATING_METHODS = ('cmd', 'esvit', 'dino')
-OPTIMIZERS = ('adamw', 'sgd')
-MOMENTA = ('cosine', 'ramped')
+OPTIMIZERS = {'adamw': optimizers.make_adamw, 'sgd': optimizers.make_sgd}
 
 
 def make_schedules(
   config: ConfigDict, steps_per_epoch: int, total_steps: int
 ) -> dict[str, Schedule]:
-  """The schedules of a run by name.
-
-  Raises:
-    UserError: an unknown kind of teacher momentum.
-  """
+  """The schedules of a run by name."""
   optimizer, teacher = config.optim, config.teacher
-  if teacher.momentum_schedule not in MOMENTA:
-    raise UserError(
-      f'config.teacher.momentum_schedule is {teacher.momentum_schedule!r}: '
-      f'choose one of {", ".join(MOMENTA)}'
-    )
   momentum = schedules.ramped_ema_decay(teacher.final_momentum)
   if teacher.momentum_schedule == 'cosine':
     momentum = schedules.cosine_schedule(
@@ -77,11 +65,6 @@ def check_parallel(config: ConfigDict, num_devices: int) -> None:
   """
   fields = config.parallel
   sharding.check_state(fields.state, fields.mode)
-  for name in ('grad_accum_steps', 'steps_per_dispatch'):
-    if fields[name] < 1:
-      raise UserError(
-        f'config.parallel.{name} is {fields[name]}: it must be at least 1'
-      )
   if fields.steps_per_dispatch > 1 and fields.mode != 'jit':
     raise UserError(
       f'config.parallel.steps_per_dispatch is {fields.steps_per_dispatch}, '
@@ -106,11 +89,6 @@ def _check_grad_accum(config: ConfigDict, num_devices: int) -> None:
     )
   for is_so, of_batch, instead in (
     (
-      config.method.name not in ACCUMULATING_METHODS,
-      f'config.method.name={config.method.name} compares all images of a batch',
-      f'one of {", ".join(ACCUMULATING_METHODS)}',
-    ),
-    (
       config.teacher.normalisation == 'sinkhorn',
       'config.teacher.normalisation=sinkhorn balances the whole batch',
       'config.teacher.normalisation=centring',
@@ -130,6 +108,21 @@ def _check_grad_accum(config: ConfigDict, num_devices: int) -> None:
       raise UserError(
         f'{field}, but {of_batch}: use {instead}, or 1 and more devices'
       )
+
+
+def check_accumulates(config: ConfigDict, method: Method) -> None:
+  """Refuses microbatches for a method that compares the images of a batch.
+
+  Raises:
+    UserError: config.parallel.grad_accum_steps and the method.
+  """
+  steps = config.parallel.grad_accum_steps
+  if steps > 1 and not method.is_mean_over_examples:
+    raise UserError(
+      f'config.parallel.grad_accum_steps is {steps}, but '
+      f'config.method.name={config.method.name} compares all images of a '
+      'batch: use 1 and more devices, or a method such as cmd or dino'
+    )
 
 
 def make_method_maker(
@@ -156,7 +149,7 @@ def make_method_maker(
   """
 
   def make(axis_name: str | None, mesh: Mesh | None) -> Method:
-    method = make_method(
+    return make_method(
       encoder=make_encoder(axis_name=axis_name, **config.model),
       image_px=config.augment.global_px,
       head=config.head.to_dict(),
@@ -168,12 +161,10 @@ def make_method_maker(
       mesh=mesh,
       lora=config.lora.to_dict(),
       is_frozen=is_frozen,
+      term_warmup=named.get('term_warmup'),
       **of_parts,
       **config.method.to_dict(),
     )
-    if 'term_warmup' in named:
-      method = warm_up_terms(method, named['term_warmup'])
-    return method
 
   return make
 
@@ -191,19 +182,8 @@ def make_optimizer(
     named: from `make_schedules`.
     steps_per_epoch: steps of an epoch.
     is_frozen: path of a parameter -> whether it stays as it is.
-
-  Raises:
-    UserError: an unknown optimiser.
   """
-  if config.name not in OPTIMIZERS:
-    raise UserError(
-      f'config.optim.name is {config.name!r}: choose one of '
-      f'{", ".join(OPTIMIZERS)}'
-    )
-  make = {'adamw': optimizers.make_adamw, 'sgd': optimizers.make_sgd}[
-    config.name
-  ]
-  return make(
+  return OPTIMIZERS[config.name](
     learning_rate=named['learning_rate'],
     weight_decay=named['weight_decay'],
     is_frozen=is_frozen,

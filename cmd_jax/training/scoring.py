@@ -185,7 +185,7 @@ def make_attend(experiment: Experiment, variables: tuple) -> Callable:
   @jax.jit
   def attend(variables, images, sizes):
     view = experiment.evaluation.view(images, sizes)
-    return experiment.method.attend(*variables, view)
+    return experiment.method.encode(*variables, view).attention
 
   return lambda images, sizes: attend(variables, images, sizes)
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from cmd_jax.data.batch import Batch, MultiStepBatch
 from cmd_jax.devices import sharding
-from cmd_jax.losses import blockwise
-from cmd_jax.methods.base import Method, MethodState, Params
-from cmd_jax.methods.part_networks import PartViews
+from cmd_jax.methods.base import Method
 from cmd_jax.optim.schedules import Schedule
 from cmd_jax.training.state import TrainState
 
@@ -25,52 +24,6 @@ WATCHED = ('loss', 'grad_norm', 'param_norm')
 _VIEWS, _STEP, _DROP_PATH = range(3)
 
 
-class Batch(NamedTuple):
-  """A batch before augmentation.
-
-  Attributes:
-    images: [B, R, R, 3] uint8 canvases.
-    sizes: [B, 2] int32 height and width of the originals in pixels.
-    index: [B] int32 number of the example in its data set; it alone keys the
-      example's randomness within a step.
-    part_ids: [B, R, R] uint8 part of every pixel; None for a method without
-      parts.
-  """
-
-  images: jax.Array
-  sizes: jax.Array
-  index: jax.Array
-  part_ids: jax.Array | None = None
-
-
-class Batches(NamedTuple):
-  """The batches of several steps that are taken in one call.
-
-  Attributes:
-    batch: n batches, [n, B, ...].
-    count: scalar int32, steps to take; the batches after those are not used.
-  """
-
-  batch: Batch
-  count: jax.Array
-
-
-class _Means(NamedTuple):
-  """What is a mean over the examples, hence over equal parts of a batch too.
-
-  Attributes:
-    loss: scalar.
-    values: what is reported, scalars.
-    grads: of the loss by the student's parameters.
-    method_state: after the step.
-  """
-
-  loss: jax.Array
-  values: dict[str, jax.Array]
-  grads: Params
-  method_state: MethodState
-
-
 def _example_keys(
   rng: jax.Array, stream: int, step: jax.Array, index: jax.Array
 ) -> jax.Array:
@@ -79,64 +32,16 @@ def _example_keys(
   return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
-def make_objective(method: Method) -> blockwise.Objective:
-  """The weighted sum of a method's terms.
-
-  Its constants are those of the method and the terms' weights by name; it
-  reports the terms unweighted, as `loss/<term>`, and the method's monitors.
-  """
-
-  def scores(prototypes, constants, examples, targets):
-    return method.scores(prototypes, constants[0], examples, targets)
-
-  def compare(scores, normalisers, constants, examples, targets):
-    _, weights = constants
-    outputs = method.outputs(scores, normalisers, examples, targets)
-    values = {name: term.value(outputs) for name, term in method.terms.items()}
-    total = sum(weights[name] * value for name, value in values.items())
-    reported = {f'loss/{name}': value for name, value in values.items()}
-    return total, {**reported, **method.example_monitors(outputs)}
-
-  return blockwise.Objective(
-    scores, compare, method.sums_over_prototypes, method.sums_over_examples
-  )
-
-
-def _make_loss(method: Method, mesh: Mesh | None) -> Callable:
-  """(params, state, views, keys) -> (loss, (values, `Seen`))."""
-  objective = make_objective(method)
-
-  def loss_fn(params, state, views, keys):
-    seen = method.forward(
-      params,
-      state.teacher_params,
-      state.method_state,
-      views,
-      keys,
-      state.step,
-    )
-    weights = {
-      name: jnp.float32(term.weight(state.step))
-      for name, term in method.terms.items()
-    }
-    loss, reported = blockwise.mean_over_examples(
-      objective,
-      seen.prototypes,
-      (seen.constants, weights),
-      seen.examples,
-      seen.targets,
-      mesh=mesh,
-    )
-    return loss, (jax.tree.map(jnp.mean, reported), seen)
-
-  return loss_fn
-
-
 def _make_differentiate(
   method: Method, augment: Callable, mesh: Mesh | None, param_shardings: Any
 ) -> Callable:
-  """(state, batch, rng) -> (`_Means`, `Seen`), for all or part of a batch."""
-  value_and_grad = jax.value_and_grad(_make_loss(method, mesh), has_aux=True)
+  """(state, batch, rng) -> (`Loss`, gradients), for all or part of a batch."""
+
+  def loss_of(params, state, views, keys):
+    loss = method.loss(
+      params, state.teacher_params, state.method_state, views, keys, state.step
+    )
+    return loss.mean, loss
 
   def differentiate(state: TrainState, batch: Batch, rng: jax.Array):
     step_key = jax.random.fold_in(jax.random.fold_in(rng, _STEP), state.step)
@@ -147,48 +52,39 @@ def _make_differentiate(
     views = augment(
       batch.images, batch.sizes, views_keys, step_key, batch.part_ids
     )
-    images = tuple(
-      x for x in (views.global_views, views.local_views) if x.shape[1]
-    )
-    if views.global_part_ids is not None:
-      images = PartViews(images, views.global_part_ids)
-    (loss, (values, seen)), grads = value_and_grad(
-      state.params, state, images, drop_path_keys
+    grads, loss = jax.grad(loss_of, has_aux=True)(
+      state.params, state, views, drop_path_keys
     )
     if param_shardings is not None:
       # Summed first: told to spread them alone, XLA would gather activations.
       grads = sharding.constrain(grads, sharding.replicated(mesh))
       grads = sharding.constrain(grads, param_shardings)
-    method_state = method.update(state.method_state, seen)
-    return _Means(loss, values, grads, method_state), seen
+    return loss, grads
 
   return differentiate
 
 
 def _accumulate(
-  differentiate: Callable, num_parts: int, mesh: Mesh | None
+  differentiate: Callable, num_microbatches: int, mesh: Mesh | None
 ) -> Callable:
   """Like `differentiate`, with the examples seen part by part.
 
-  Only what `Seen` holds of the examples is kept of each part, and of that what
-  is used, so that memory for activations is needed for one part alone.
+  All that it returns are means over the examples, hence over equal parts of a
+  batch too; memory for activations is needed for one part alone.
   """
 
   def accumulate(state: TrainState, batch: Batch, rng: jax.Array):
-    parts = sharding.split_batch(batch, num_parts, mesh)
-    shapes, seen = jax.eval_shape(
+    parts = sharding.split_microbatches(batch, num_microbatches, mesh)
+    shapes = jax.eval_shape(
       differentiate, state, jax.tree.map(lambda x: x[0], parts), rng
     )
 
     def add(total, part):
-      means, seen = differentiate(state, part, rng)
-      return jax.tree.map(jnp.add, total, means), (seen.examples, seen.targets)
+      return jax.tree.map(jnp.add, total, differentiate(state, part, rng)), None
 
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, of_examples = jax.lax.scan(add, start, parts)
-    means = jax.tree.map(lambda x: x / num_parts, total)
-    examples, targets = sharding.join_batch(of_examples, mesh)
-    return means, seen._replace(examples=examples, targets=targets)
+    total, _ = jax.lax.scan(add, start, parts)
+    return jax.tree.map(lambda x: x / num_microbatches, total)
 
   return accumulate
 
@@ -235,14 +131,15 @@ def make_train_step(
     param_shardings: how parameters, and hence gradients, are spread between the
       steps (FSDP); None where every device keeps them whole.
     grad_accum_steps: equal parts of the batch that are seen one after the other
-      before the step is taken. The step is that of the whole batch if the loss
-      is a mean over the examples and `method.update` is linear in such means.
+      before the step is taken. The step is that of the whole batch if
+      `Method.is_mean_over_examples`.
     skip_non_finite: whether a step after which one of `WATCHED` is not finite
       leaves all but the step's number as it was.
 
   Returns:
     The step. `rng` is the run's root key and never changes; metrics are float32
-    scalars: `loss`, `loss/<term>` unweighted, the method's monitors, the norms
+    scalars: `loss`, `loss/<term>` unweighted, what the method has
+    watched, the norms
     of the gradient and of the new parameters, and the schedules' values.
   """
   differentiate = _make_differentiate(method, augment, mesh, param_shardings)
@@ -258,24 +155,27 @@ def make_train_step(
         (state.params, state.teacher_params), sharding.replicated(mesh)
       )
       whole = state._replace(params=params, teacher_params=teacher_params)
-    means, seen = differentiate(whole, batch, rng)
-    loss, values, grads = sharding.pmean(means[:3], axis_name)
+    loss, grads = differentiate(whole, batch, rng)
+    # The state is equal on all devices already.
+    mean, terms, stats, grads = sharding.pmean(
+      (loss.mean, loss.terms, loss.stats, grads), axis_name
+    )
     updates, opt_state = optimizer.update(
       grads, state.opt_state, state.params, step=state.step
     )
     params = optax.apply_updates(state.params, updates)
     # Depends on all that reads the old teacher, or XLA would keep a copy of it;
     # a barrier is gone by the time it looks.
-    last = sum(x.ravel()[0] for x in jax.tree.leaves(means.method_state))
+    last = sum(x.ravel()[0] for x in jax.tree.leaves(loss.state))
     rate = 1 - teacher_momentum(state.step) + 0 * last
     # In this form a parameter that does not move stays equal to the bit.
     teacher_params = jax.tree.map(
       lambda old, new: old + rate * (new - old), state.teacher_params, params
     )
     metrics = {
-      'loss': loss,
-      **values,
-      **method.monitors(seen),
+      'loss': mean,
+      **{f'loss/{name}': value for name, value in terms.items()},
+      **method.finish(stats),
       'grad_norm': optax.tree.norm(grads),
       'param_norm': optax.tree.norm(params),
       **{name: schedule(state.step) for name, schedule in schedules.items()},
@@ -285,7 +185,7 @@ def make_train_step(
       params=params,
       teacher_params=teacher_params,
       opt_state=opt_state,
-      method_state=means.method_state,
+      method_state=loss.state,
     )
     if skip_non_finite:
       new_state = _if_finite(metrics, state, new_state)
@@ -294,18 +194,18 @@ def make_train_step(
   return step
 
 
-def take_several(step: Callable) -> Callable:
+def multi_step(step: Callable) -> Callable:
   """Lets steps follow each other without the host.
 
   Args:
     step: (state, batch, rng) -> (state, metrics).
 
   Returns:
-    (state, `Batches`, rng) -> (state, metrics), each metric [n]; those of steps
-    that were not taken are 0.
+    (state, `MultiStepBatch`, rng) -> (state, metrics), each metric [n]; those
+    of steps that were not taken are 0.
   """
 
-  def steps(state: TrainState, batches: Batches, rng: jax.Array):
+  def steps(state: TrainState, batches: MultiStepBatch, rng: jax.Array):
     def batch_of(number):
       return jax.tree.map(lambda x: x[number], batches.batch)
 

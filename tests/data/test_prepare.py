@@ -175,7 +175,7 @@ def test_mistakes_are_answered_with_what_to_do(tmp_path):
   blocked.touch()
   text = _message('toybirds/quicktest', data_dir=str(blocked))
   assert 'could not be prepared' in text
-  with pytest.raises(UserError, match='needs no --mode=prepare'):
+  with pytest.raises(UserError, match='needs no cmd-jax prepare'):
     prepare_config({'source': 'folder', 'path': str(tmp_path)})
 
 

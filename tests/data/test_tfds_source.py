@@ -84,7 +84,7 @@ def test_preparing_is_quiet(tmp_path, capfd):
 
 _PREPARE = """
 import json, random, sys
-from cmd_jax.data.tfds_source import tfds_source
+from cmd_jax.data.sources.tfds_source import tfds_source
 random.seed(0)
 source = tfds_source(
   'toybirds/quicktest', 'train', data_dir=sys.argv[1], progress=False

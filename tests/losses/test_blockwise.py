@@ -115,15 +115,6 @@ def test_what_cannot_be_split_is_not():
   inputs = blockwise._Inputs(*_inputs())
   plan = blockwise._make_plan(objective, inputs, blockwise.Budget(1, 1))
   assert plan == (1, _K, True)
-  together = _OBJECTIVE._replace(sums_over_examples=False)
-  _assert_same(
-    _with_gradients(
-      lambda *x: _streamed(
-        *x, objective=together, budget=blockwise.Budget(1, 1)
-      )
-    )(*inputs),
-    _with_gradients(_plain)(*inputs),
-  )
 
 
 def test_a_prime_number_of_prototypes_is_taken_whole():
@@ -143,7 +134,7 @@ def test_a_prime_number_of_prototypes_is_taken_whole():
 def test_devices_share_the_batch():
   prototypes, constants, examples, targets = _inputs()
   mesh = sharding.make_mesh(4)
-  spread = jax.device_put((examples, targets), sharding.split_over_data(mesh))
+  spread = jax.device_put((examples, targets), sharding.sharded(mesh))
   ours = _with_gradients(
     lambda *x: _streamed(*x, budget=blockwise.Budget(100, 2**30), mesh=mesh)
   )(prototypes, constants, *spread)

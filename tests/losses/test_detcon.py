@@ -151,5 +151,5 @@ def test_share_of_samples_with_a_positive():
   theirs = jnp.array([[[7, 7, 9, 6], [1, 9, 9, 9]]])
   # 1 of the first view is in the second; 6 and 7 of the second in the first.
   np.testing.assert_allclose(
-    detcon.share_with_positives(ours, theirs), [3 / 8], rtol=1e-6
+    detcon.fraction_with_positives(ours, theirs), [3 / 8], rtol=1e-6
   )

@@ -127,7 +127,7 @@ def test_sinkhorn_over_devices_equals_the_whole_batch():
   mesh = sharding.make_mesh(4)
   by_jit = jax.jit(
     lambda x: dino.sinkhorn_centre(x, prototypes, 0.1, mesh=mesh)
-  )(jax.device_put(features, sharding.split_over_data(mesh)))
+  )(jax.device_put(features, sharding.sharded(mesh)))
   for centre in (by_jit, *by_pmap):
     np.testing.assert_allclose(centre, whole, rtol=1e-4, atol=1e-5)
 

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 
 from cmd_jax import errors
+from cmd_jax.data.batch import Views
 from cmd_jax.losses import cmd as cmd_losses
-from cmd_jax.methods import base, make_method
+from cmd_jax.methods import make_method, metrics
 from cmd_jax.optim import schedules
 from tests import tiny
 
 
 def _views(batch=3, seed=0):
   keys = jax.random.split(jax.random.key(seed))
-  return (
+  return Views(
     jax.random.normal(keys[0], (batch, 2, 16, 16, 3)),
     jax.random.normal(keys[1], (batch, 2, 8, 8, 3)),
   )
@@ -38,8 +39,9 @@ def _terms(method, params, teacher, state, views=None, keys=None):
 
   @jax.jit
   def values(params, teacher, state, views, keys):
-    outputs = tiny.compare(method, params, teacher, state, views, keys, 1)
-    return {name: term.value(outputs) for name, term in method.terms.items()}
+    compared = tiny.compare(method, params, teacher, state, views, keys, 1)
+    terms = tiny.inside(method).terms
+    return {name: term.value(compared) for name, term in terms.items()}
 
   views = _views() if views is None else views
   keys = _keys() if keys is None else keys
@@ -68,7 +70,7 @@ def test_permuting_the_batch_permutes_every_term(name):
     params,
     teacher,
     state,
-    tuple(x[order] for x in views),
+    jax.tree.map(lambda x: x[order], views),
     keys[order],
   )
   for term, values in plain.items():
@@ -118,7 +120,7 @@ def test_esvit_is_cmd_without_attention_and_levels():
   cmd = tiny.make_tiny_method(
     'cmd', attend_regions=False, weights=dict(image=0.5, region=0.5)
   )
-  assert set(cmd.terms) == set(esvit.terms)
+  assert set(tiny.inside(cmd).terms) == set(tiny.inside(esvit).terms)
   params, teacher, state = _init(cmd)
   of_esvit = _terms(esvit, params, teacher, state)
   of_cmd = _terms(cmd, params, teacher, state)
@@ -174,40 +176,44 @@ def test_stochastic_depth_depends_on_the_key_and_spares_the_teacher():
     for keys in (_keys(), _keys()[::-1])
   )
   assert np.any(
-    one.examples.image_bottlenecks[0] != other.examples.image_bottlenecks[0]
+    one.student.image_bottlenecks[0] != other.student.image_bottlenecks[0]
   )
-  np.testing.assert_array_equal(one.targets.embedding, other.targets.embedding)
+  np.testing.assert_array_equal(one.teacher.embedding, other.teacher.embedding)
 
 
-def test_monitors_show_a_collapse():
+def test_metrics_show_a_collapse():
   method = tiny.make_tiny_method('dino')
   params, teacher, state = _init(method)
-  seen = method.forward(params, teacher, state, _views(), _keys(), jnp.int32(0))
-  outputs = tiny.outputs_of(method, seen)
-  collapsed = method.example_monitors(
-    outputs._replace(
-      teacher_image_probs=jnp.full_like(outputs.teacher_image_probs, 1 / 12)
+  output = tiny.forward(method, params, teacher, state, _views(), _keys())
+  compared = tiny.compared_of(method, output)
+  collapsed = metrics.distribution_metrics(
+    compared._replace(
+      teacher_image_probs=jnp.full_like(compared.teacher_image_probs, 1 / 12)
     )
   )
   np.testing.assert_allclose(
     collapsed['teacher_entropy'], np.full(3, np.log(12)), rtol=1e-5
   )
-  healthy = method.monitors(seen)['feature_spread']
-  embedding = seen.targets.embedding
+
+  def feature_spread(output):
+    return method.finish(tiny.inside(method).stats(output))['feature_spread']
+
+  embedding = output.teacher.embedding
   same = jnp.broadcast_to(embedding[:1, :1], embedding.shape)
-  targets = seen.targets._replace(embedding=same)
-  spread = method.monitors(seen._replace(targets=targets))['feature_spread']
-  assert spread < 1e-3 < healthy
+  spread = feature_spread(
+    output._replace(teacher=output.teacher._replace(embedding=same))
+  )
+  assert spread < 1e-3 < feature_spread(output)
 
 
 def test_embedding_is_what_the_teacher_sees():
   method = tiny.make_tiny_method('dino')
   params, teacher, state = _init(method)
   views = _views()
-  seen = tiny.forward(method, params, teacher, state, views, _keys())
+  output = tiny.forward(method, params, teacher, state, views, _keys())
   np.testing.assert_allclose(
-    method.embed(teacher, {}, views[0][:, 0]),
-    seen.targets.embedding[:, 0],
+    method.encode(teacher, {}, views.global_views[:, 0]).image,
+    output.teacher.embedding[:, 0],
     rtol=1e-4,
     atol=1e-5,
   )
@@ -231,15 +237,30 @@ def test_wrong_choices_are_explained(name, changes, words):
 
 
 def test_warm_up_scales_the_weights_of_all_terms_but_the_image():
-  method = tiny.make_tiny_method('cmd')
-  warmed = base.warm_up_terms(method, schedules.linear_warmup(4))
+  plain = tiny.inside(tiny.make_tiny_method('cmd')).terms
+  warmed = tiny.inside(
+    tiny.make_tiny_method('cmd', term_warmup=schedules.linear_warmup(4))
+  ).terms
   for step, factor in ((0, 0.0), (1, 0.25), (9, 1.0)):
-    for name, term in method.terms.items():
+    for name, term in plain.items():
       expected = term.weight(step) * (1.0 if name == 'image' else factor)
-      assert float(warmed.terms[name].weight(step)) == pytest.approx(expected)
-      assert warmed.terms[name].value is term.value
+      assert float(warmed[name].weight(step)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+  'changes, expected',
+  [
+    ({}, True),
+    (dict(teacher_normalisation='sinkhorn'), False),
+    (dict(use_bn=True), False),
+    (dict(encoder='resnet'), False),
+  ],
+)
+def test_whether_a_batch_can_be_seen_in_parts(changes, expected):
+  method = tiny.make_tiny_method('cmd', **changes)
+  assert method.is_mean_over_examples == expected
 
 
 def test_unknown_method_lists_those_there_are():
   with pytest.raises(errors.UserError, match='cmd, esvit, dino'):
-    make_method('simclr')
+    make_method('barlow_twins')

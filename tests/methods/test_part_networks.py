@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cmd_jax.data.batch import Views
 from cmd_jax.methods import part_networks
+from cmd_jax.methods.base import Setting
 from cmd_jax.methods.networks import ViewFeatures
 from tests import tiny
 
@@ -15,13 +17,10 @@ _BATCH, _DIM = 4, 16
 @functools.cache
 def _modules_and_params():
   modules = part_networks.make_part_networks(
-    tiny.make_tiny_encoder(),
-    head=dict(num_prototypes=1),
+    Setting(tiny.make_tiny_encoder(), image_px=16),
     has_image_head=False,
     projector=dict(hidden_dim=16, output_dim=8, initialisation='normal'),
     predictor=dict(hidden_dim=16, initialisation='kaiming'),
-    lora=tiny.NO_LORA,
-    axis_name=None,
   )
   params, _ = jax.jit(
     lambda rng: part_networks.init_part_networks(modules, rng, 16)
@@ -45,14 +44,16 @@ def _compiled(sampling, params, part_ids, keys, sampled_ids):
   student, teacher = (
     ViewFeatures(x.mean(2), None, x, None, None) for x in features
   )
-  images = (jnp.zeros((*part_ids.shape, 3)),)
+  if sampled_ids is not None:
+    sampling = sampling._replace(draw=lambda *_: sampled_ids)
+  images = jnp.zeros((*part_ids.shape, 3))
   return part_networks.project_parts(
     modules,
     params,
     jax.tree.map(lambda x: x * 1.1, params),
     student,
     teacher,
-    part_networks.PartViews(images, part_ids, sampled_ids),
+    Views(images, global_part_ids=part_ids),
     keys,
     sampling,
   )

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cmd_jax import errors
+from cmd_jax.data.batch import Views
 from cmd_jax.devices import sharding
-from cmd_jax.methods.part_networks import PartViews
-from cmd_jax.methods.particle import make_particle
+from cmd_jax.methods import make_method
 from cmd_jax.optim import schedules
 from tests import tiny
 
@@ -38,8 +38,9 @@ def _make(encoder='vit', *, axis_name=None, **changes):
   )
   fields |= changes
   fields['weights'] = dict(fields['weights'])
-  return make_particle(
-    tiny.make_tiny_encoder(encoder, axis_name=axis_name),
+  return make_method(
+    'particle',
+    encoder=tiny.make_tiny_encoder(encoder, axis_name=axis_name),
     axis_name=axis_name,
     **fields,
   )
@@ -48,9 +49,10 @@ def _make(encoder='vit', *, axis_name=None, **changes):
 def _views(px=16, local=True, seed=0):
   rng = np.random.default_rng(seed)
   shapes = [(_BATCH, 2, px, px, 3)] + [(_BATCH, 1, 8, 8, 3)] * local
-  images = tuple(jnp.array(rng.normal(size=s), jnp.float32) for s in shapes)
+  images = [jnp.array(rng.normal(size=s), jnp.float32) for s in shapes]
   part_ids = rng.integers(0, 5, (_BATCH, 2, px // 4, px // 4), np.uint8)
-  return PartViews(images, jnp.array(part_ids.repeat(4, 2).repeat(4, 3)))
+  part_ids = jnp.array(part_ids.repeat(4, 2).repeat(4, 3))
+  return Views(*images, global_part_ids=part_ids)
 
 
 def _keys():
@@ -69,12 +71,16 @@ def _init(method):
 
 
 def _forward(method, start, views, keys):
-  """Terms, monitors, outputs and the next state."""
-  params, teacher, state = start
-  seen = method.forward(params, teacher, state, views, keys, jnp.int32(1))
-  outputs = tiny.outputs_of(method, seen)
-  terms = {name: term.value(outputs) for name, term in method.terms.items()}
-  return terms, method.monitors(seen), outputs, method.update(state, seen)
+  """Terms, what is watched, what is compared, and the next state."""
+  contrast = tiny.inside(method)
+  output = tiny.forward(method, *start, views, keys, 1)
+  compared = contrast.compare(output)
+  terms = {name: t.value(compared) for name, t in contrast.terms.items()}
+  loss = method.loss(*start, views, keys, jnp.int32(1))
+  watched = method.finish(
+    sharding.pmean(loss.stats, contrast.setting.axis_name)
+  )
+  return terms, watched, compared, loss.state
 
 
 @functools.cache
@@ -129,17 +135,17 @@ def test_each_term_trains_just_its_modules_and_never_the_teacher():
     assert _moved(teacher) == set()
 
 
-def test_terms_monitors_and_centre():
+def test_terms_metrics_and_centre():
   _, _, run = _runner()
-  terms, monitors, _, state = run(_views(), _keys())
+  terms, metrics, _, state = run(_views(), _keys())
   for values in terms.values():
     assert values.shape == (_BATCH,)
     assert np.all(values > 0)
-  assert _is_finite((terms, monitors))
+  assert _is_finite((terms, metrics))
   assert set(state) == {'image_centre'}
   assert np.any(state['image_centre'] != 0)
-  assert 0 < monitors['part_positives'] < 1
-  assert 0 < monitors['part_spread'] < 1
+  assert 0 < metrics['part_positives'] < 1
+  assert 0 < metrics['part_spread'] < 1
 
 
 def test_permuting_the_batch_permutes_every_term():
@@ -154,9 +160,9 @@ def test_permuting_the_batch_permutes_every_term():
 def test_four_devices_do_as_one():
   views, keys = _views(), _keys()
   _, start, run = _runner()
-  terms, monitors, _, state = run(views, keys)
+  terms, metrics, _, state = run(views, keys)
   mesh = sharding.make_mesh(4)
-  spread = jax.device_put((views, keys), sharding.split_over_data(mesh))
+  spread = jax.device_put((views, keys), sharding.sharded(mesh))
   by_jit = run(*spread)
 
   def share(views, keys):
@@ -173,11 +179,11 @@ def test_four_devices_do_as_one():
     jax.tree.map(lambda x: x[:, 0], by_pmap[0]),
     *jax.tree.map(lambda x: x[0], (by_pmap[1], None, by_pmap[3])),
   )
-  for other_terms, other_monitors, _, other_state in (by_jit, by_pmap):
+  for other_terms, other_metrics, _, other_state in (by_jit, by_pmap):
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-      (other_terms, other_monitors, other_state),
-      (terms, monitors, state),
+      (other_terms, other_metrics, other_state),
+      (terms, metrics, state),
     )
 
 
@@ -185,18 +191,20 @@ def test_four_devices_do_as_one():
 def test_images_of_one_part_or_none_have_finite_terms(part):
   _, _, run = _runner()
   views = _views()
-  views = views._replace(part_ids=jnp.full_like(views.part_ids, part))
-  terms, monitors, _, _ = run(views, _keys())
-  assert _is_finite((terms, monitors))
+  views = views._replace(
+    global_part_ids=jnp.full_like(views.global_part_ids, part)
+  )
+  terms, metrics, _, _ = run(views, _keys())
+  assert _is_finite((terms, metrics))
 
 
 def test_swin_contrasts_parts_without_images():
   method, (params, _, state), run = _runner('swin', weights=_PARTS)
   assert set(params) == {'encoder', 'projector', 'predictor'}
   views = _views(local=False)
-  terms, monitors, _, after = run(views, _keys())
+  terms, metrics, _, after = run(views, _keys())
   assert set(terms) == {'parts'}
-  assert _is_finite((terms, monitors))
+  assert _is_finite((terms, metrics))
   assert state == after == {}
 
 
@@ -220,7 +228,7 @@ def test_statistics_of_a_resnet_are_shared_and_updated_once_a_view():
   stats = state['student_stats']['encoder']
   for weights in (teacher, params):
     for view in range(2):
-      images = views.images[0][:, view]
+      images = views.global_views[:, view]
       stats = update(weights['encoder'], stats, images)
   assert set(after) == {'student_stats', 'teacher_stats'}
   for shared in after.values():
@@ -229,10 +237,10 @@ def test_statistics_of_a_resnet_are_shared_and_updated_once_a_view():
       shared,
       {'encoder': stats},
     )
-  embedding = jax.jit(method.embed)(
-    teacher, after['teacher_stats'], views.images[0][:, 0]
+  encoded = jax.jit(method.encode)(
+    teacher, after['teacher_stats'], views.global_views[:, 0]
   )
-  assert _is_finite(embedding)
+  assert _is_finite(encoded)
 
 
 def test_frozen_parameters_get_no_gradient():
@@ -245,10 +253,10 @@ def test_frozen_parameters_get_no_gradient():
 
 def test_sinkhorn_uses_the_prototypes_equally():
   _, _, run = _runner(teacher_normalisation='sinkhorn')
-  _, _, outputs, _ = run(_views(), _keys())
-  use = outputs.distilled.teacher_image_probs.sum((0, 1))
-  _, _, outputs, _ = _runner()[2](_views(), _keys())
-  centred = outputs.distilled.teacher_image_probs.sum((0, 1))
+  _, _, compared, _ = run(_views(), _keys())
+  use = compared.images.teacher_image_probs.sum((0, 1))
+  _, _, compared, _ = _runner()[2](_views(), _keys())
+  centred = compared.images.teacher_image_probs.sum((0, 1))
   assert use.std() < 0.5 * centred.std()
 
 

@@ -96,7 +96,7 @@ def _one_device(*arguments):
 
 def _mesh(variables, x, weights):
   mesh = sharding.make_mesh(8)
-  whole, split = sharding.replicated(mesh), sharding.split_over_data(mesh)
+  whole, split = sharding.replicated(mesh), sharding.sharded(mesh)
   step = jax.jit(_step(), in_shardings=(whole, split, split))
   return step(variables, x, weights)
 

@@ -1,8 +1,8 @@
 """Stored inputs of PARTICLE's programs, driven through our own train step."""
 
+import dataclasses
 import re
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -11,10 +11,11 @@ import numpy as np
 import optax
 
 from cmd_jax.convert import entries
+from cmd_jax.data.batch import Batch, Views
 from cmd_jax.devices import sharding
-from cmd_jax.methods import part_networks
 from cmd_jax.training.state import TrainState
-from cmd_jax.training.step import Batch, make_train_step
+from cmd_jax.training.step import make_train_step
+from tests import tiny
 from tests.parity import golden
 
 STEPS = 3
@@ -68,34 +69,19 @@ def _record():
   )
 
 
-class _Stored(NamedTuple):
-  """What comes beside the images; `shape` is what the step looks at."""
+class _StoredParts:
+  """Gives a step the stored views, and the stored draw of their parts."""
 
-  part_ids: jax.Array
-  sampled_ids: jax.Array
+  def augment(self, images, sizes, keys, step_key, part_ids):
+    """In place of the augmentation."""
+    images, part_ids, self._sampled_ids = images
+    return Views(images, global_part_ids=part_ids)
 
-  @property
-  def shape(self):
-    return self.part_ids.shape
-
-
-def _stored_views(images, sizes, keys, step_key, part_ids):
-  """In place of the augmentation."""
-  images, stored = images
-  return SimpleNamespace(
-    global_views=images, local_views=stored, global_part_ids=None
-  )
-
-
-def _with_stored_parts(method):
-  """The method, given the stored parts in place of local views."""
-
-  def forward(params, teacher_params, state, views, keys, step):
-    images, stored = views
-    views = part_networks.PartViews((images,), *stored)
-    return method.forward(params, teacher_params, state, views, keys, step)
-
-  return method._replace(forward=forward)
+  def method(self, method):
+    """The method with the stored draw, of the same trace as the views."""
+    contrast = tiny.inside(method)
+    sampling = contrast.sampling._replace(draw=lambda *_: self._sampled_ids)
+    return dataclasses.replace(contrast, sampling=sampling).as_method()
 
 
 def _batch(fixture, step):
@@ -108,10 +94,7 @@ def _batch(fixture, step):
   sampled_ids = fixture['in/sampled_ids'][step].swapaxes(0, 1)
   size = len(images)
   return Batch(
-    images=(
-      jnp.array(images),
-      _Stored(jnp.array(part_ids), jnp.array(sampled_ids)),
-    ),
+    images=tuple(map(jnp.array, (images, part_ids, sampled_ids))),
     sizes=jnp.zeros((size, 2), jnp.int32),
     index=jnp.arange(size, dtype=jnp.int32),
   )
@@ -174,9 +157,10 @@ def train(recipe, fixture, tensors, *, mode, num_devices):
   mesh = sharding.make_mesh(num_devices)
 
   def make_step(axis_name, mesh):
+    stored = _StoredParts()
     return make_train_step(
-      method=_with_stored_parts(recipe.make_method(axis_name)),
-      augment=_stored_views,
+      method=stored.method(recipe.make_method(axis_name)),
+      augment=stored.augment,
       optimizer=optimizer,
       teacher_momentum=recipe.teacher_momentum,
       schedules={},

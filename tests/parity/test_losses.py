@@ -8,10 +8,9 @@ import pytest
 from cmd_jax.losses import blockwise
 from cmd_jax.losses import dino as losses
 from cmd_jax.losses import esvit as esvit_losses
-from cmd_jax.methods import comparison, networks
+from cmd_jax.methods import features, networks
 from cmd_jax.models.heads import PrototypeWeights
 from cmd_jax.optim import schedules
-from cmd_jax.training.step import make_objective
 from tests import tiny
 from tests.parity import golden
 
@@ -71,7 +70,7 @@ class _Case:
     (teacher_cls,) = read('teacher_cls', self.crops[:1])
     (teacher_region,) = read('teacher_region', self.tokens[:1])
     (teacher_features,) = read('teacher_fea', self.tokens[:1])
-    self.targets = comparison.Targets(
+    self.targets = features.TeacherFeatures(
       embedding=teacher_features.mean(2),
       image_bottleneck=jnp.array(teacher_cls[:, :, 0]),
       region_bottleneck=jnp.array(teacher_region),
@@ -88,13 +87,13 @@ class _Case:
     prototypes = networks.Prototypes(weights, weights)
     centres = {name: state[f'{name}_centre'] for name in ('image', 'region')}
     loss, values = blockwise.mean_over_examples(
-      make_objective(method),
+      tiny.inside(method).objective,
       prototypes,
       (
-        comparison.Constants(prototypes, centres, temperature),
-        {name: term.weight(0) for name, term in method.terms.items()},
+        features.TeacherContext(prototypes, centres, temperature),
+        tiny.inside(method).weights(0),
       ),
-      comparison.Examples(tuple(cls), tuple(region), (), None),
+      features.StudentFeatures(tuple(cls), tuple(region), (), None),
       self.targets,
       budget=blockwise.Budget(self.num_bytes() // 4, 2**30),
     )
@@ -127,7 +126,7 @@ def _run(method, fixture, epoch):
       ),
       has_aux=True,
     )(student)
-    values = {name: reported[f'loss/{name}'] for name in method.terms}
+    values, _ = reported
     state = {
       name: losses.update_centre(
         state[name], logits, momentum=0.9, axis_name=None

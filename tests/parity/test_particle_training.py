@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cmd_jax.convert import resnet
-from cmd_jax.methods import particle
+from cmd_jax.methods import make_method
 from cmd_jax.models.resnet import make_resnet
 from cmd_jax.optim import optimizers, schedules
 from tests.parity import golden, particle_runs, small
@@ -17,8 +17,9 @@ two_ways = pytest.mark.parametrize('mode', ['jit', 'pmap'])
 
 
 def _make_method(encoder, mlp, axis_name, **fields):
-  return particle.make_particle(
-    encoder,
+  return make_method(
+    'particle',
+    encoder=encoder,
     head=dict(
       num_prototypes=64,
       hidden_dim=96,

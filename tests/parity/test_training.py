@@ -11,11 +11,12 @@ import pytest
 
 from cmd_jax.config import published
 from cmd_jax.convert import swin
+from cmd_jax.data.batch import Batch
 from cmd_jax.devices import sharding
 from cmd_jax.methods import make_method
 from cmd_jax.optim import optimizers, schedules
 from cmd_jax.training.state import TrainState
-from cmd_jax.training.step import Batch, make_train_step
+from cmd_jax.training.step import make_train_step
 from tests.parity import golden, small
 from tests.tiny import NO_LORA
 

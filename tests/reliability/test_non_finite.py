@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -77,10 +78,12 @@ def _without_loss_in_step(number, method):
   def weight(step):
     return jax.numpy.where(step == number, _NAN, 1.0)
 
+  distillation = tiny.inside(method)
   terms = {
-    name: term._replace(weight=weight) for name, term in method.terms.items()
+    name: term._replace(weight=weight)
+    for name, term in distillation.terms.items()
   }
-  return method._replace(terms=terms)
+  return dataclasses.replace(distillation, terms=terms).as_method()
 
 
 def _too_fast_in_step(number):

@@ -10,6 +10,7 @@ import pytest
 from cmd_jax.data import canvas
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
+from cmd_jax.methods.base import Encoded
 from cmd_jax.parts import store
 from cmd_jax.report.write import write_report
 from cmd_jax.rundir.checkpoint import Checkpoints
@@ -53,10 +54,11 @@ def _state(seed, step=0):
 
 
 _METHOD = types.SimpleNamespace(
-  embed=lambda params, stats, images: (
-    images.reshape(len(images), -1) @ params['encoder']
+  encode=lambda params, stats, images: Encoded(
+    image=images.reshape(len(images), -1) @ params['encoder'],
+    tokens=images,
+    attention=images.mean(-1).reshape(len(images), -1),
   ),
-  attend=lambda params, stats, images: images.mean(-1).reshape(len(images), -1),
   encoder_variables=lambda params, stats: {'params': params['encoder']},
 )
 

@@ -10,6 +10,7 @@ from cmd_jax import evaluators
 from cmd_jax.data import canvas
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
+from cmd_jax.methods.base import Encoded
 from cmd_jax.rundir.checkpoint import Checkpoints
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training import experiment, scoring
@@ -53,9 +54,10 @@ def _view(images, sizes):
   return images.astype(jnp.float32) / 255
 
 
-def _embed(params, stats, images):
+def _encode(params, stats, images):
   assert stats == {}
-  return images.reshape(len(images), -1) @ params
+  image = images.reshape(len(images), -1) @ params
+  return Encoded(image, tokens=images, attention=images)
 
 
 _SETTINGS = dict(
@@ -72,7 +74,7 @@ def _experiment(*, labelled=True, test=True, network='teacher'):
     pretrain=_canvases('train', 31, 0, labelled),
     test=_canvases('test', 13, 1, labelled) if test else None,
     method=types.SimpleNamespace(
-      embed=_embed, encoder_variables=lambda params, stats: {'params': params}
+      encode=_encode, encoder_variables=lambda params, stats: {'params': params}
     ),
     encoder='a matrix',
     mesh=sharding.make_mesh(8),
@@ -195,11 +197,11 @@ def test_features_are_computed_once(tmp_path):
   tiny, workdir = _experiment(), Workdir(str(tmp_path))
   calls = []
 
-  def embed(*arguments):
+  def encode(*arguments):
     calls.append(1)
-    return _embed(*arguments)
+    return _encode(*arguments)
 
-  tiny.method.embed = embed
+  tiny.method.encode = encode
   tiny.imported = types.SimpleNamespace(
     path='x.pth', sha256='of x', family='ViT', resized=()
   )

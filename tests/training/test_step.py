@@ -8,10 +8,10 @@ import pytest
 from flax import traverse_util
 
 from cmd_jax import errors
+from cmd_jax.data.batch import MultiStepBatch
 from cmd_jax.devices import sharding
 from cmd_jax.models import partial
 from cmd_jax.optim import optimizers
-from cmd_jax.training.step import Batches
 from tests import tiny
 
 
@@ -41,7 +41,7 @@ def _slow(*values):
 
 @pytest.mark.parametrize(
   'name',
-  [n if n in ('cmd', 'dino') else _slow(n) for n in tiny.METHODS],
+  [n if n == 'cmd' else _slow(n) for n in (*tiny.METHODS, 'simclr')],
 )
 def test_jit_on_one_device_jit_on_eight_and_pmap_agree(name):
   one = tiny.run_steps(*tiny.make_step(name))
@@ -101,7 +101,7 @@ def _compile(name, **options):
   step, state = tiny.make_step(name, optimizer=_sgd(), **options)
   batch = tiny.make_batch()
   if several:
-    batch = Batches(_stack([batch] * 3), np.int32(1))
+    batch = MultiStepBatch(_stack([batch] * 3), np.int32(1))
   return sharding.compile_ahead(step, state, batch, jax.random.key(1)), state
 
 
@@ -186,7 +186,9 @@ def test_steps_of_one_call_are_those_of_as_many_calls():
   step, state = _compile('dino', several=True)
   # Three batches, the last of which is not for now.
   batches = _stack([tiny.make_batch(n) for n in (0, 1, 7)])
-  state, metrics = step(state, Batches(batches, np.int32(2)), jax.random.key(1))
+  state, metrics = step(
+    state, MultiStepBatch(batches, np.int32(2)), jax.random.key(1)
+  )
   assert int(state.step) == 2
   metrics = jax.device_get(metrics)
   assert all(value[2] == 0 for value in metrics.values())
@@ -282,10 +284,10 @@ def test_metrics_name_every_term_and_add_up(name):
   _, (metrics,) = tiny.run_steps(step, state, 1)
   method = tiny.make_tiny_method(name)
   terms = {k for k in metrics if k.startswith('loss/')}
-  assert terms == {f'loss/{term}' for term in method.terms}
+  assert terms == {f'loss/{term}' for term in tiny.inside(method).terms}
   total = sum(
     float(term.weight(0)) * metrics[f'loss/{key}']
-    for key, term in method.terms.items()
+    for key, term in tiny.inside(method).terms.items()
   )
   np.testing.assert_allclose(metrics['loss'], total, rtol=1e-5)
   assert 0 < metrics['teacher_entropy'] < np.log(12) + 1e-5

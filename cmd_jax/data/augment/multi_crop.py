@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from cmd_jax.data.augment import geometry, photometric
+from cmd_jax.data.batch import Views
 from cmd_jax.devices import chunking, sharding
 from cmd_jax.errors import UserError
 
@@ -29,29 +30,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _CACHE_BYTES = 9 * 2**20
 # The size of global view for which `blur_sigma` is given.
 _BLUR_REFERENCE_PX = 224
-
-
-class Views(NamedTuple):
-  """The views of a batch.
-
-  Attributes:
-    global_views: [B, 2, G, G, 3] float32, normalised.
-    local_views: [B, L, g, g, 3] float32, normalised.
-    global_boxes: [B, 2, 4] float32 top, left, bottom, right of the crops as
-      fractions of the original, hence also of the canvas.
-    local_boxes: [B, L, 4] float32.
-    global_flips: [B, 2] bool, mirrored horizontally after the crop.
-    local_flips: [B, L] bool.
-    global_part_ids: [B, 2, G, G] uint8 parts in the global views; None without.
-  """
-
-  global_views: jax.Array
-  local_views: jax.Array
-  global_boxes: jax.Array
-  local_boxes: jax.Array
-  global_flips: jax.Array
-  local_flips: jax.Array
-  global_part_ids: jax.Array | None = None
 
 
 Augment = Callable[..., Views]

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from cmd_jax.data.batch import Batch, MultiStepBatch
 from cmd_jax.data.canvas import Canvases
 from cmd_jax.data.pipeline.order import batch_indices
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
-from cmd_jax.training.step import Batch, Batches
 
 
 def check_num_examples(canvases: Canvases, batch_size: int) -> None:
@@ -41,7 +41,7 @@ def resident_batches(
   mesh: Mesh,
   part_ids: np.ndarray | None = None,
   steps_per_dispatch: int = 1,
-) -> Iterator[Callable[..., Batch | Batches]]:
+) -> Iterator[Callable[..., Batch | MultiStepBatch]]:
   """Puts a set on the devices and gives what draws its batches there.
 
   Args:
@@ -54,14 +54,14 @@ def resident_batches(
 
   Yields:
     step -> global `Batch`, split over the devices; compiled once. For n above 1
-    (step, count) -> `Batches` of `count` steps, at most n.
+    (step, count) -> `MultiStepBatch` of `count` steps, at most n.
 
   Raises:
     UserError: the set is smaller than a batch.
   """
   check_num_examples(canvases, batch_size)
   num_examples = len(canvases.images)
-  whole, split = sharding.replicated(mesh), sharding.split_over_data(mesh)
+  whole, split = sharding.replicated(mesh), sharding.sharded(mesh)
   # Not device_put, which would compare the images of all processes.
   data = jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(whole, np.asarray(x)),
@@ -81,10 +81,10 @@ def resident_batches(
     # All calls have one shape; what is too much repeats the last batch.
     numbers = (step + min(i, count - 1) for i in range(steps_per_dispatch))
     index = np.stack([indices(number) for number in numbers])
-    return Batches(draw(data, index), np.int32(count))
+    return MultiStepBatch(draw(data, index), np.int32(count))
 
   if steps_per_dispatch > 1:
-    split = sharding.split_each_over_data(mesh)
+    split = sharding.each_sharded(mesh)
   draw = jax.jit(draw, in_shardings=(whole, whole), out_shardings=split)
   if steps_per_dispatch > 1:
     yield draw_several
@@ -99,12 +99,12 @@ def batch_like(
   mesh: Mesh,
   with_parts: bool = False,
   steps_per_dispatch: int = 1,
-) -> Batch | Batches:
+) -> Batch | MultiStepBatch:
   """Shapes and shardings of what the batches of a set are, by either route."""
-  leading, split = (batch_size,), sharding.split_over_data(mesh)
+  leading, split = (batch_size,), sharding.sharded(mesh)
   if steps_per_dispatch > 1:
     leading = steps_per_dispatch, batch_size
-    split = sharding.split_each_over_data(mesh)
+    split = sharding.each_sharded(mesh)
 
   def like(shape, dtype):
     return jax.ShapeDtypeStruct((*leading, *shape), dtype, sharding=split)
@@ -120,4 +120,6 @@ def batch_like(
   if steps_per_dispatch == 1:
     return batch
   whole = sharding.replicated(mesh)
-  return Batches(batch, jax.ShapeDtypeStruct((), jnp.int32, sharding=whole))
+  return MultiStepBatch(
+    batch, jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+  )

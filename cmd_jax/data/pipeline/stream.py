@@ -19,12 +19,12 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh, Sharding
 
+from cmd_jax.data.batch import Batch
 from cmd_jax.data.canvas import Canvases
 from cmd_jax.data.pipeline.worker import RunExamples, start_worker
 from cmd_jax.data.sources.base import Source
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
-from cmd_jax.training.step import Batch
 
 # Starts in a row that gave no batch before the run is given up.
 _MOST_STARTS = 3
@@ -181,7 +181,7 @@ def streamed_batches(
   Raises:
     UserError: images or processes fail over and over.
   """
-  split = sharding.split_over_data(mesh)
+  split = sharding.sharded(mesh)
   places = places_of_process(split, batch_size)
   examples = RunExamples(
     source,

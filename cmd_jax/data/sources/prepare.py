@@ -65,7 +65,7 @@ def prepare_config(
   if dataset['source'] != 'tfds':
     raise UserError(
       f'config.dataset.source is {dataset["source"]!r}, which is read as it is '
-      'and needs no --mode=prepare'
+      'and needs no cmd-jax prepare'
     )
   return prepare(
     dataset['name'],

@@ -1,4 +1,4 @@
-"""What student and teacher say of the examples of a batch, and its scores."""
+"""The features of student and teacher of a batch, and how they compare."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cmd_jax.methods.networks import Prototypes, ViewFeatures
 from cmd_jax.models.heads import prototype_logits
 
 
-class Examples(NamedTuple):
-  """What the student says of each example, prototypes aside; with gradient.
+class StudentFeatures(NamedTuple):
+  """The student's features of each example, prototypes aside; with gradient.
 
   Tuples have an element for each view size, the teacher's first; they are empty
   where there is no such head.
@@ -35,8 +35,8 @@ class Examples(NamedTuple):
   teacher_attention: jax.Array | None
 
 
-class Targets(NamedTuple):
-  """What the teacher says of each example, without gradient.
+class TeacherFeatures(NamedTuple):
+  """The teacher's features of each example, without gradient.
 
   Attributes:
     embedding: [B, T, D] of the image.
@@ -52,8 +52,8 @@ class Targets(NamedTuple):
   matches: tuple[jax.Array, ...]
 
 
-class Constants(NamedTuple):
-  """What the comparison needs besides, without gradient.
+class TeacherContext(NamedTuple):
+  """What the comparison needs of the teacher besides, without gradient.
 
   Attributes:
     prototypes: the teacher's.
@@ -78,11 +78,11 @@ class Logits(NamedTuple):
   regions: tuple[jax.Array, ...]
 
 
-class Outputs(NamedTuple):
+class Comparison(NamedTuple):
   """Everything the terms of the loss are made of, for all or some prototypes.
 
   Attributes:
-    share: of the prototypes that is here.
+    fraction: of the prototypes that is here.
     student: the student's logits over tau_s.
     normalisers: their logsumexp over all prototypes, [B, V] and [B, V, N].
     student_image_log_probs: [B, V, K] over all views.
@@ -91,10 +91,10 @@ class Outputs(NamedTuple):
     teacher_region_probs: [B, T, N, K]; None without a region head.
     attention: [B, V, N] for each view size.
     teacher_attention: [B, T, N]; None without MIL head.
-    matches: see `Targets`.
+    matches: see `TeacherFeatures`.
   """
 
-  share: float
+  fraction: float
   student: Logits
   normalisers: Logits
   student_image_log_probs: jax.Array
@@ -108,9 +108,9 @@ class Outputs(NamedTuple):
 
 def compute_scores(
   prototypes: Prototypes,
-  constants: Constants,
-  examples: Examples,
-  targets: Targets,
+  context: TeacherContext,
+  student: StudentFeatures,
+  teacher: TeacherFeatures,
   *,
   student_temperature: float,
 ) -> Scores:
@@ -118,9 +118,9 @@ def compute_scores(
 
   Args:
     prototypes: the student's.
-    constants: of the teacher.
-    examples: what the student says.
-    targets: what the teacher says.
+    context: of the teacher.
+    student: the student's features.
+    teacher: the teacher's features.
     student_temperature: tau_s.
   """
 
@@ -144,7 +144,7 @@ def compute_scores(
     return logits / student_temperature
 
   def of_teacher(name, logits):
-    return (logits - constants.centres[name]) / constants.temperature
+    return (logits - context.centres[name]) / context.temperature
 
   def given(x):
     return () if x is None else (x,)
@@ -152,61 +152,61 @@ def compute_scores(
   return Scores(
     of_network(
       prototypes,
-      examples.image_bottlenecks,
-      examples.region_bottlenecks,
+      student.image_bottlenecks,
+      student.region_bottlenecks,
       of_student,
     ),
     of_network(
-      constants.prototypes,
-      given(targets.image_bottleneck),
-      given(targets.region_bottleneck),
+      context.prototypes,
+      given(teacher.image_bottleneck),
+      given(teacher.region_bottleneck),
       of_teacher,
     ),
   )
 
 
-def make_outputs(
+def compare(
   scores: Scores,
   normalisers: Scores,
-  examples: Examples,
-  targets: Targets,
+  student: StudentFeatures,
+  teacher: TeacherFeatures,
   *,
   num_prototypes: int,
-) -> Outputs:
+) -> Comparison:
   """Adds the distributions, softmax(logits / tau).
 
   Args:
     scores: `Logits` of both networks for all or some prototypes.
     normalisers: their logsumexp over all prototypes.
-    examples: what the student says.
-    targets: what the teacher says.
+    student: the student's features.
+    teacher: the teacher's features.
     num_prototypes: K.
   """
 
   def log_probs(logits, normaliser):
     return logits - normaliser[..., None]
 
-  student = jax.tree.map(log_probs, scores.student, normalisers.student)
-  teacher = jax.tree.map(
+  log_p = jax.tree.map(log_probs, scores.student, normalisers.student)
+  probs = jax.tree.map(
     lambda *x: jnp.exp(log_probs(*x)), scores.teacher, normalisers.teacher
   )
-  return Outputs(
-    share=scores.student.image.shape[-1] / num_prototypes,
+  return Comparison(
+    fraction=scores.student.image.shape[-1] / num_prototypes,
     student=scores.student,
     normalisers=normalisers.student,
-    student_image_log_probs=student.image,
-    student_region_log_probs=student.regions,
-    teacher_image_probs=teacher.image,
-    teacher_region_probs=teacher.regions[0] if teacher.regions else None,
-    attention=examples.attention,
-    teacher_attention=examples.teacher_attention,
-    matches=targets.matches,
+    student_image_log_probs=log_p.image,
+    student_region_log_probs=log_p.regions,
+    teacher_image_probs=probs.image,
+    teacher_region_probs=probs.regions[0] if probs.regions else None,
+    attention=student.attention,
+    teacher_attention=student.teacher_attention,
+    matches=teacher.matches,
   )
 
 
-def gather_examples(
+def gather_features(
   student: Sequence[ViewFeatures], teacher: ViewFeatures
-) -> tuple[Examples, Targets]:
+) -> tuple[StudentFeatures, TeacherFeatures]:
   """What both networks say, by whether it has a gradient.
 
   Args:
@@ -224,13 +224,13 @@ def gather_examples(
     return tuple(x for x in values if x is not None)
 
   return (
-    Examples(
+    StudentFeatures(
       given('image_bottleneck'),
       given('region_bottleneck'),
       given('attention'),
       None,
     ),
-    Targets(
+    TeacherFeatures(
       teacher.embedding,
       teacher.image_bottleneck,
       teacher.region_bottleneck,
