@@ -466,8 +466,8 @@ _TOYBIRDS = '--config=configs/toybirds.py:quicktest'
     ([_TOYBIRDS, '--config.batch_size=many'], ['batch_size', 'many']),
     ([_TOYBIRDS, '--config.optim=3'], ['config.optim', '3']),
     (
-      ['--config=configs/toybirds.py:method=simclr'],
-      ['simclr', 'method=cmd', 'method=esvit', 'method=dino', 'quicktest'],
+      ['--config=configs/toybirds.py:method=byol'],
+      ['byol', 'method=cmd', 'method=esvit', 'method=dino', 'quicktest'],
     ),
     ([], ['--config is missing', 'configs/toybirds.py']),
     (['--config=configs/none.py'], ['--config', 'does not exist']),

@@ -152,7 +152,7 @@ def test_quicktest_shrinks_and_changes_no_structure(path):
 
 
 @pytest.mark.parametrize(
-  'argument', ['fast', 'method=simclr', 'quicktest=1', 'cmd', 'quicktest,x']
+  'argument', ['fast', 'method=byol', 'quicktest=1', 'cmd', 'quicktest,x']
 )
 def test_an_unknown_argument_lists_the_choices(argument):
   with pytest.raises(ValueError, match='unknown config argument') as error:
