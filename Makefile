@@ -41,8 +41,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 $(INSTALLED): setup.cfg constraints.txt
+	@echo 'installing into $(VENV), which takes a minute or two'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --progress-bar off \
+	$(BIN)/pip install -q --disable-pip-version-check \
 	  -c constraints.txt -e '.[test,lint]'
 	touch $@
 
