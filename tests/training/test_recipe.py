@@ -24,6 +24,7 @@ def _config(argument='', **fields):
     ('', {'teacher.normalisation': 'sinkhorn'}, 'normalisation=sinkhorn'),
     ('', {'head.use_bn': True}, 'use_bn=True'),
     ('encoder=resnet', {}, 'model.name=resnet'),
+    ('encoder=efficientnet', {}, 'statistics=synchronised.*use .*=frozen'),
     ('method=particle', {}, 'method.name=particle.*cmd, esvit, dino'),
     ('method=detcon', {}, 'method.name=detcon'),
   ],
@@ -37,6 +38,13 @@ def test_layouts_that_cannot_be_are_refused(argument, fields, words):
 @pytest.mark.parametrize('method', ['cmd', 'cmd_released', 'esvit', 'dino'])
 def test_the_published_methods_can_be_computed_part_by_part(method):
   recipe.check_parallel(_config(f'method={method}'), 2)
+
+
+def test_frozen_statistics_can_be_computed_part_by_part():
+  config = _config(
+    'encoder=efficientnet', **{'model.batch_statistics': 'frozen'}
+  )
+  recipe.check_parallel(config, 2)
 
 
 def test_whole_batches_are_never_refused():
