@@ -24,6 +24,7 @@ from benchmarks.compare_rows import (
   Set,
 )
 from cmd_jax.config import published
+from cmd_jax.convert import pretrained
 from cmd_jax.errors import UserError
 from cmd_jax.rundir.config_diff import FREE_FIELDS, flatten
 
@@ -146,7 +147,7 @@ def _nest(fields: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
 @functools.cache
 def _file_sha256(path: str) -> str:
   try:
-    with open(path, 'rb') as file:
+    with open(pretrained.resolve(path), 'rb') as file:
       return hashlib.file_digest(file, 'sha256').hexdigest()
   except OSError as error:
     raise UserError(

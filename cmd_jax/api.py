@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 from PIL import Image
 
+from cmd_jax.convert import pretrained
 from cmd_jax.convert.recognise import Recognised, recognise_encoder
 from cmd_jax.data import canvas
 from cmd_jax.data.augment import multi_crop
@@ -346,7 +347,8 @@ def load(
   otherwise.
 
   Args:
-    path: work directory of a run, or weight file.
+    path: work directory of a run, weight file, or a name of
+      cmd_jax.convert.pretrained.WEIGHTS such as 'efficientnet_lite0'.
     network: 'teacher' or 'student'; by default the one that the run evaluates,
       and the teacher of a file.
     batch_size: most images encoded at once.
@@ -359,13 +361,13 @@ def load(
   Raises:
     UserError: no run and no weights, no checkpoint, or one of another model.
   """
-  path = pathlib.Path(path).expanduser()
+  path = pretrained.resolve(pathlib.Path(path).expanduser())
   if network not in ('', 'teacher', 'student'):
     raise UserError(f'network is {network!r}: choose teacher or student')
   if not path.exists():
     raise UserError(
-      f'{path} does not exist: give the work directory of a run, or a file of '
-      'weights'
+      f'{path} does not exist: give the work directory of a run, a file of '
+      f'weights, or one of {", ".join(pretrained.WEIGHTS)}'
     )
   if not path.is_dir():
     return _load_weights(path, network, batch_size, model)

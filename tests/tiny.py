@@ -23,10 +23,21 @@ BATCH = 8
 CANVAS_PX = 16
 
 
-def make_tiny_encoder(name='vit', *, drop_path=0.2, axis_name=None):
+def make_tiny_encoder(
+  name='vit', *, drop_path=0.2, axis_name=None, batch_statistics='synchronised'
+):
   if name == 'resnet':
     return make_encoder(
       'resnet', variant='Mu', width_ratio=0.25, axis_name=axis_name
+    )
+  if name == 'efficientnet':
+    return make_encoder(
+      'efficientnet',
+      variant='Mu',
+      width_ratio=0.25,
+      drop_path_rate=drop_path,
+      batch_statistics=batch_statistics,
+      axis_name=axis_name,
     )
   if name == 'swin':
     return make_encoder(
@@ -58,6 +69,7 @@ def make_tiny_method(
   mesh=None,
   drop_path=0.2,
   encoder='vit',
+  batch_statistics='synchronised',
   use_bn=False,
   num_prototypes=12,
   **changes,
@@ -71,7 +83,10 @@ def make_tiny_method(
   fields.setdefault('lora', NO_LORA)
   return make_method(
     encoder=make_tiny_encoder(
-      encoder, drop_path=drop_path, axis_name=axis_name
+      encoder,
+      drop_path=drop_path,
+      axis_name=axis_name,
+      batch_statistics=batch_statistics,
     ),
     image_px=16,
     head=dict(

@@ -138,7 +138,9 @@ FIELDS: dict[str, Field] = {
   'augment.solarize_prob': _fraction(
     'Probability of solarisation, in the second global view.'
   ),
-  'model.name': _choice('The encoder.', 'vit', 'swin', 'resnet'),
+  'model.name': _choice(
+    'The encoder.', 'vit', 'swin', 'resnet', 'efficientnet'
+  ),
   'model.variant': _text('Its size, e.g. Ti, S, B, L of a ViT.'),
   'model.width': _count("Width; 0 for the variant's own."),
   'model.depth': _count("Blocks of a ViT; 0 for the variant's own."),
@@ -150,7 +152,22 @@ FIELDS: dict[str, Field] = {
   'model.image_px': _count('Side for which positions are made, in pixels.', 1),
   'model.patch_px': _count('Side of a patch in pixels.', 1),
   'model.window': _count('Side of an attention window in patches.', 1),
-  'model.width_ratio': _positive("Factor of a ResNet's widths."),
+  'model.width_ratio': _positive('Factor of the widths of convolutions.'),
+  'model.tokens': _choice(
+    'Which map of an EfficientNet the tokens are, by their step in pixels.',
+    'stride16',
+    'stride32',
+  ),
+  'model.batch_statistics': _choice(
+    'Of an EfficientNet: of the whole batch, or those it starts with.',
+    'synchronised',
+    'frozen',
+  ),
+  'model.input_normalisation': _choice(
+    'What an EfficientNet expects; the published weights, tensorflow.',
+    'tensorflow',
+    'imagenet',
+  ),
   'model.mlp_ratio': _positive('Hidden over outer dimension of the MLPs.'),
   'model.ffn': _choice('Feed-forward network.', 'mlp', 'swiglu'),
   'model.positions': _choice('Positions.', 'learned', 'rotary'),

@@ -20,7 +20,7 @@ METHODS = (
   'detcon',
   'simclr',
 )
-ENCODERS = ('vit', 'swin', 'resnet')
+ENCODERS = ('vit', 'swin', 'resnet', 'efficientnet')
 PARTS = ('hypercolumn', 'cosegmentation', 'grid', 'felzenszwalb', 'annotated')
 
 
@@ -188,7 +188,7 @@ def method_fields(name: str, encoder: str = 'vit') -> ConfigDict:
 
 
 def model_fields(name: str) -> ConfigDict:
-  """cmd_jax.models.make_encoder: ViT-S/16, Swin-T with window 14, ResNet-50.
+  """cmd_jax.models.make_encoder: ViT-S/16, Swin-T/14, ResNet-50, Lite0.
 
   Zeros and empty tuples leave the variant's own. `remat` is what the gradient
   computes again to need less memory: 'none', 'dots' (all but linear layers) or
@@ -200,6 +200,22 @@ def model_fields(name: str) -> ConfigDict:
         name='resnet',
         variant='50',
         width_ratio=1.0,
+        dtype='bfloat16',
+        remat='none',
+      )
+    )
+  if name == 'efficientnet':
+    return ConfigDict(
+      dict(
+        name='efficientnet',
+        variant='lite0',
+        width_ratio=1.0,
+        # 'stride16' or 'stride32'; 'synchronised' or 'frozen'.
+        tokens='stride16',
+        batch_statistics='synchronised',
+        # 'tensorflow' for the published weights, or 'imagenet'.
+        input_normalisation='tensorflow',
+        drop_path_rate=0.2,
         dtype='bfloat16',
         remat='none',
       )
@@ -284,8 +300,8 @@ def published(argument: Argument) -> ConfigDict:
   )
   # cmd_jax.models.make_encoder
   config.model = model_fields(argument.encoder)
-  # cmd_jax.convert.load.load_encoder: a file of weights to start from, and
-  # which of its networks if it has two.
+  # cmd_jax.convert.load.load_encoder: a file of weights to start from, or the
+  # name of published ones, and which of its networks if it has two.
   config.init = dict(path='', network='teacher')
   # Adapters of the encoder, which is itself frozen then; rank 0 for none.
   config.lora = dict(rank=0, alpha=16.0)

@@ -21,6 +21,8 @@ def _shrink_model(model: ConfigDict, *, image_px: int, depth: int) -> None:
     )
   elif model.name == 'swin':
     model.update(image_px=image_px, window=4, drop_path_rate=0.0)
+  elif model.name == 'efficientnet':
+    model.update(drop_path_rate=0.0)
 
 
 def use_small_recipe(config: ConfigDict) -> None:

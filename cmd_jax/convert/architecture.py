@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cmd_jax.convert import resnet, swin, vit
+from cmd_jax.convert import efficientnet, resnet, swin, vit
 from cmd_jax.convert.entries import Entry, get_path
 from cmd_jax.convert.families import Renamed
+from cmd_jax.models.efficientnet import VARIANTS as EFFICIENTNETS
+from cmd_jax.models.efficientnet import EfficientNet
 from cmd_jax.models.resnet import VARIANTS as RESNETS
 from cmd_jax.models.resnet import ResNet
 from cmd_jax.models.swin import VARIANTS as SWINS
@@ -25,6 +27,7 @@ _TABLES = (
   (VisionTransformer, 'vit', vit.entries),
   (SwinTransformer, 'swin', swin.entries),
   (ResNet, 'resnet', resnet.entries),
+  (EfficientNet, 'efficientnet', efficientnet.entries),
 )
 
 # norm_epsilon is in no state dict; where a family has another than ours.
@@ -49,7 +52,7 @@ def table_of(encoder: nn.Module) -> tuple[str, list[Entry]]:
 
 
 def class_of(name: str) -> type[nn.Module]:
-  """The module of an architecture, 'vit', 'swin' or 'resnet'.
+  """The module of an architecture, a name of `table_of`.
 
   Raises:
     KeyError: there is no such architecture.
@@ -183,6 +186,21 @@ def _resnet_fields(renamed: Renamed) -> dict[str, Any]:
   return fields
 
 
+def _efficientnet_fields(renamed: Renamed) -> dict[str, Any]:
+  tensors = renamed.tensors
+  depth = _count(tensors, r'_blocks\.(\d+)\.')
+  widths = [
+    len(tensors[f'_blocks.{index}._project_conv.weight'])
+    for index in range(depth)
+  ]
+  for variant, (sizes, channels) in EFFICIENTNETS.items():
+    ratio = shortest_ratio(widths[-1], channels[-1])
+    scaled = [int(width * ratio) for width in channels]
+    if widths == np.repeat(scaled, sizes).tolist():
+      return {'variant': variant, 'width_ratio': ratio}
+  return {}
+
+
 def fields_that_fit(renamed: Renamed) -> dict[str, Any]:
   """The fields of config.model for an encoder that a state dict fits.
 
@@ -193,6 +211,7 @@ def fields_that_fit(renamed: Renamed) -> dict[str, Any]:
     'vit': _vit_fields,
     'swin': _swin_fields,
     'resnet': _resnet_fields,
+    'efficientnet': _efficientnet_fields,
   }[renamed.architecture]
   try:
     return describe(renamed)

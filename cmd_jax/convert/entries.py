@@ -32,6 +32,10 @@ LINEAR = Layout(np.transpose, np.transpose)
 CONV = Layout(
   lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)
 )
+# A convolution of 1x1 is a linear layer here: (out, in, 1, 1), [in, out].
+POINTWISE = Layout(
+  lambda w: w[:, :, 0, 0].T, lambda w: w.T[:, :, np.newaxis, np.newaxis]
+)
 # A convolution of square patches of 3 channels is a linear layer here,
 # [kh * kw * 3, out].
 PATCHES = Layout(

@@ -1,6 +1,7 @@
-"""Tells whose state dict it is by its names, and renames it to timm's.
+"""Tells whose state dict it is by its names, and renames it to our tables'.
 
-Every family arrives at the names of convert/{vit,swin,resnet}.py. What takes
+Every family arrives at the names of convert/{vit,swin,resnet,efficientnet}.py,
+timm's but for the last. What takes
 arithmetic (missing biases, positions of other prefixes) happens here too, so
 that the tables stay bijections; every such change is noted.
 """
@@ -21,11 +22,11 @@ Tensors = dict[str, np.ndarray]
 
 
 class Renamed(NamedTuple):
-  """A state dict in timm's naming.
+  """A state dict in the naming of its architecture's table.
 
   Attributes:
     family: whose it was, a value of FAMILIES.
-    architecture: 'vit', 'swin' or 'resnet'.
+    architecture: 'vit', 'swin', 'resnet' or 'efficientnet'.
     tensors: the arrays by name; what no table knows keeps its own name.
     notes: what was changed or left out on the way, in words.
     num_heads: attention heads of a block if the file tells, else None.
@@ -57,6 +58,11 @@ FAMILIES = (
     ('layers.0.blocks.0.attn.*', 'patch_embed.*'),
   ),
   ('ResNet', 'resnet', ('bn1.weight', 'layer1.0.conv1.weight')),
+  (
+    'EfficientNet-Lite',
+    'efficientnet',
+    ('_conv_stem.weight', '_blocks.0._depthwise_conv.weight'),
+  ),
   ('DINOv3', 'vit', ('storage_tokens', 'blocks.*')),
   ('DINOv3', 'vit', ('rope_embed.periods', 'blocks.*')),
   ('DINOv2', 'vit', ('register_tokens', 'blocks.*')),
@@ -117,7 +123,7 @@ _UNSUPPORTED = (
   (r'^blocks\.\d+\.attn\.rel', 'relative positions of a ViT'),
   (r'^rope\.freqs', 'rotary positions of learned frequencies'),
   (r'^conv1\.\d+\.', 'a stem of several convolutions'),
-  (r'^layer\d\.\d+\.se\.', 'squeeze and excitation'),
+  (r'^(layer\d\.\d+\.se\.|_blocks\.\d+\._se_)', 'squeeze and excitation'),
 )
 _IN_WORDS = {'q': 'queries', 'k': 'keys', 'v': 'values'}
 # Needed for pre-training or derived from the configuration.
@@ -313,7 +319,8 @@ def to_timm(tensors: Mapping[str, np.ndarray]) -> Renamed:
   Known are DINO, DeiT and timm's ViTs; DINOv2 and DINOv3 as Meta published
   them; timm's DINOv3; Hugging Face's ViTModel, Dinov2Model,
   Dinov2WithRegistersModel and DINOv3ViTModel in the names of versions 4 and 5;
-  Swin of Microsoft, EsViT and timm; ResNets of torchvision and timm.
+  Swin of Microsoft, EsViT and timm; ResNets of torchvision and timm;
+  EfficientNet-Lite of efficientnet_lite_pytorch, which keeps its names.
 
   Args:
     tensors: state dict without prefixes other than Hugging Face's.
@@ -329,7 +336,7 @@ def to_timm(tensors: Mapping[str, np.ndarray]) -> Renamed:
   num_heads, notes = None, []
   if architecture == 'swin':
     renamed = swin.from_official(tensors)
-  elif architecture == 'resnet':
+  elif architecture in ('resnet', 'efficientnet'):
     renamed = dict(tensors)
   else:
     try:

@@ -51,7 +51,10 @@ _WRAPPERS = (
 )
 # The first layers of encoders. Where they are outside of 'encoder.', that is
 # a part of the encoder, as in the library transformers.
-_STEMS = ('patch_embed.', 'conv1.', 'conv_proj.', 'embeddings.', 'embedder.')
+_STEMS = (
+  *('patch_embed.', 'conv1.', 'conv_proj.', 'embeddings.', 'embedder.'),
+  '_conv_stem.',
+)
 _SAFETENSORS_DTYPES = set(
   'BOOL U8 I8 U16 I16 U32 I32 U64 I64 F16 BF16 F32 F64 C64'.split()
 )

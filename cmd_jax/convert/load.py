@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cmd_jax.convert import architecture, entries, families, files
+from cmd_jax.convert import architecture, entries, families, files, pretrained
 from cmd_jax.errors import UserError
 from cmd_jax.models.positions import interpolate_positions
 from cmd_jax.models.swin import SwinTransformer
@@ -26,6 +26,7 @@ _OF_ENCODER = {
   r'|(pos_embed|cls_token|reg_token)$',
   'swin': r'(layers|patch_embed|norm)\.',
   'resnet': r'(conv1|bn1|layer\d)\.',
+  'efficientnet': r'_(conv_stem|bn0|blocks|conv_head|bn1)\.',
 }
 
 
@@ -37,7 +38,7 @@ class Report(NamedTuple):
     sha256: of the file.
     format: of the file, as `files.read_tensors` tells it.
     family: whose naming it is.
-    matched: names of the parameters that were taken, in timm's naming.
+    matched: names of the parameters that were taken, as the tables name them.
     missing: those that the file lacks; a loaded encoder has none.
     unexpected: what is no part of the encoder, such as classifiers.
     resized: those that were interpolated to another grid or window.
@@ -220,7 +221,8 @@ def load_encoder(
   bicubically, as `interpolate_positions` does. Everything else must fit.
 
   Args:
-    path: of a weight file, see `files.read_tensors`.
+    path: of a weight file, see `files.read_tensors`, or a name of
+      `pretrained.WEIGHTS`.
     encoder: the encoder that they are for.
     network: 'teacher' or 'student', where the file has both.
 
@@ -232,7 +234,7 @@ def load_encoder(
       another architecture (with the flags that fit), or values that are not
       finite.
   """
-  path = str(path)
+  path = str(pretrained.resolve(path))
   file = files.read_tensors(path, network=network)
   try:
     renamed = families.to_timm(file.tensors)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import safetensors
 from flax import linen as nn
 
-from cmd_jax.convert import architecture, families, files, load
+from cmd_jax.convert import architecture, families, files, load, pretrained
 from cmd_jax.errors import UserError
 from cmd_jax.files import safe_read
 from cmd_jax.models import make_encoder
@@ -87,14 +87,15 @@ def recognise_encoder(
   Swin is built for (224).
 
   Args:
-    path: of a weight file, see `files.read_tensors`.
+    path: of a weight file, see `files.read_tensors`, or a name of
+      `pretrained.WEIGHTS`.
     network: 'teacher' or 'student', where the file has both.
     **changes: fields of config.model that are other than that.
 
   Raises:
     UserError: as `load.load_encoder`.
   """
-  path = pathlib.Path(path)
+  path = pretrained.resolve(path)
   metadata = _metadata(path)
   encoder = None
   if not changes and 'architecture' in metadata:

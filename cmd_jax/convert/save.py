@@ -1,4 +1,4 @@
-"""Encoders as files that timm loads."""
+"""Encoders as files that timm loads, or the class that they came from."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from cmd_jax import __version__
 from cmd_jax.convert import architecture, entries
 from cmd_jax.errors import UserError
 from cmd_jax.files.atomic import write_atomically
+from cmd_jax.models import efficientnet
+from cmd_jax.models.efficientnet import EfficientNet
 from cmd_jax.models.layers import DTYPES
 from cmd_jax.models.resnet import ResNet
 from cmd_jax.models.swin import SwinTransformer
@@ -41,7 +43,7 @@ def _merge_class_position(tensors: dict[str, np.ndarray]) -> None:
 def to_timm(
   encoder: nn.Module, variables: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-  """The state dict that `timm_constructor`'s class loads strictly.
+  """The state dict that `timm_constructor`'s class loads.
 
   Args:
     encoder: the encoder.
@@ -143,6 +145,38 @@ def _resnet_constructor(encoder: ResNet) -> str:
   return _call('timm.models.resnet.ResNet', arguments)
 
 
+def _efficientnet_constructor(encoder: EfficientNet) -> str:
+  utils = 'efficientnet_lite_pytorch.utils'
+  stages = []
+  width = efficientnet.STEM_CHANNELS
+  for size, channels, kernel_px, stride, expansion in zip(
+    encoder.stage_sizes,
+    encoder.stage_channels,
+    efficientnet.KERNELS_PX,
+    efficientnet.STRIDES,
+    efficientnet.EXPANSIONS,
+    strict=True,
+  ):
+    stages.append(
+      f'r{size}_k{kernel_px}_s{stride}{stride}_e{expansion}'
+      f'_i{width}_o{channels}'
+    )
+    width = channels
+  fields = {
+    'batch_norm_momentum': 0.9,
+    'batch_norm_epsilon': efficientnet.EPSILON,
+    'dropout_rate': 0.0,
+    'fix_head_stem': True,
+    'num_classes': 0,
+    'relu_fn': "'relu6'",
+  }
+  arguments = {
+    'blocks_args': f'{utils}.BlockDecoder.decode({stages})',
+    'global_params': _call(f'{utils}.GlobalParams', fields),
+  }
+  return _call('efficientnet_lite_pytorch.EfficientNet', arguments)
+
+
 def _call(function: str, arguments: Mapping[str, Any]) -> str:
   listed = ', '.join(f'{name}={value}' for name, value in arguments.items())
   return f'{function}({listed})'
@@ -155,11 +189,15 @@ def timm_constructor(encoder: nn.Module) -> str:
   with attention of type 'rope'; its vit_*_dinov3 models have another, without
   biases for the keys. timm's Swin shifts a map before it pads it, Microsoft's,
   EsViT's and ours after: they agree where the windows tile the maps.
+
+  An EfficientNet is of the class of efficientnet_lite_pytorch, whose names it
+  keeps; the classifier, `_fc`, is in no file of ours and is empty here.
   """
   constructors = {
     VisionTransformer: _vit_constructor,
     SwinTransformer: _swin_constructor,
     ResNet: _resnet_constructor,
+    EfficientNet: _efficientnet_constructor,
   }
   return constructors[type(encoder)](encoder)
 
@@ -184,9 +222,11 @@ def save_encoder(
 ) -> None:
   """Writes an encoder as .safetensors in timm's naming.
 
-  The class of `timm_constructor` loads it with strict=True, and `load_encoder`
-  reads it back: bit for bit, except that with registers the class token comes
-  with its position added (timm's no_embed_class), which computes the same.
+  The class of `timm_constructor` loads it with strict=True, that of an
+  EfficientNet, in its own naming, with strict=False because of its classifier.
+  `load_encoder` reads it back: bit for bit, except that with registers the
+  class token comes with its position added (timm's no_embed_class), which
+  computes the same.
 
   Args:
     path: of the file, ending in .safetensors; an existing one is replaced as a
@@ -194,7 +234,8 @@ def save_encoder(
     encoder: the encoder.
     variables: its 'params', and 'batch_stats' if it has any.
     metadata: strings to store beside format, cmd_jax_version, architecture
-      (JSON) and timm (the constructor).
+      (JSON) and the constructor, as `timm` where the class is timm's and as
+      `efficientnet_lite_pytorch` where it is of that package.
 
   Raises:
     UserError: another ending, or a folder that cannot be written.
@@ -207,8 +248,9 @@ def save_encoder(
     'format': 'pt',
     'cmd_jax_version': __version__,
     'architecture': json.dumps(_fields(encoder)),
-    'timm': timm_constructor(encoder),
   }
+  constructor = timm_constructor(encoder)
+  strings[constructor.partition('.')[0]] = constructor
   content = to_safetensors(
     to_timm(encoder, variables), {**(metadata or {}), **strings}
   )

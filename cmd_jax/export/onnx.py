@@ -28,7 +28,11 @@ INPUT = 'images'
 # What Protocol Buffers can hold is 2 GiB.
 _MAX_BYTES = 2**31 - 2**20
 # Primitives that call a function once, and the parameter that is the function.
-_CALLS = {'jit': 'jaxpr', 'custom_jvp_call': 'call_jaxpr'}
+_CALLS = {
+  'jit': 'jaxpr',
+  'custom_jvp_call': 'call_jaxpr',
+  'custom_vjp_call': 'call_jaxpr',
+}
 # Constants are computed here and now unless that makes them much larger.
 _MAX_FOLDED = 2**16
 
@@ -59,13 +63,19 @@ class _Conversion:
     return [read(atom) for atom in jaxpr.outvars]
 
   def _convert(self, eqn: Any, inputs: list[Value]) -> list[Value]:
-    if eqn.primitive.name in _CALLS:
-      return self.run(eqn.params[_CALLS[eqn.primitive.name]], inputs)
+    name = eqn.primitive.name
+    if name in _CALLS:
+      return self.run(eqn.params[_CALLS[name]], inputs)
+    if name == 'platform_index':
+      # None is every platform that has no version of its own.
+      return [np.int32(eqn.params['platforms'].index(None))]
+    if name == 'cond' and eqn.params.get('branches_platforms'):
+      which, *inputs = inputs
+      return self.run(eqn.params['branches'][int(which)], inputs)
     if _can_fold(eqn, inputs):
       results = eqn.primitive.bind(*inputs, **eqn.params)
       results = results if eqn.primitive.multiple_results else [results]
       return [np.asarray(result) for result in results]
-    name = eqn.primitive.name
     try:
       if name not in CONVERTERS:
         raise UnsupportedError(name)

@@ -29,6 +29,7 @@ _ELEMENTWISE = {
   'mul': 'Mul',
   'div': 'Div',
   'max': 'Max',
+  'min': 'Min',
   'neg': 'Neg',
   'exp': 'Exp',
   'erf': 'Erf',

@@ -93,7 +93,7 @@ class Distillation:
       # Sinkhorn balances a whole batch, and batch statistics are of one.
       is_mean_over_examples=setting.teacher_normalisation == 'centring'
       and not head.use_bn
-      and not self.networks.encoder_has_batch_stats,
+      and not self.networks.encoder_normalises_by_batch,
     )
 
   def init(self, rng: jax.Array) -> tuple[Params, MethodState]:

@@ -43,8 +43,10 @@ class Networks(NamedTuple):
   lora_scale: float = 1.0
 
   @property
-  def encoder_has_batch_stats(self) -> bool:
-    """Whether the encoder normalises by the batch."""
+  def encoder_normalises_by_batch(self) -> bool:
+    """Whether what the encoder says of an image depends on its batch."""
+    if getattr(self.encoder, 'batch_statistics', '') == 'frozen':
+      return False
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
     variables = jax.eval_shape(self.encoder.init, jax.random.key(0), image)
     return 'batch_stats' in variables

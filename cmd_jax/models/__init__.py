@@ -22,12 +22,13 @@ def make_encoder(
   Raises:
     UserError: unknown name, or a value that the factory refuses.
   """
-  from cmd_jax.models import resnet, swin, vit
+  from cmd_jax.models import efficientnet, resnet, swin, vit
 
   encoders = {
     'vit': vit.make_vit,
     'swin': swin.make_swin,
     'resnet': resnet.make_resnet,
+    'efficientnet': efficientnet.make_efficientnet,
   }
   if name not in encoders:
     raise UserError(
@@ -40,7 +41,7 @@ def make_encoder(
       f'config.model has {", ".join(unknown)}, which a {name} lacks: use '
       f'--config=FILE:encoder={name}'
     )
-  if name == 'resnet':
+  if name in ('resnet', 'efficientnet'):
     # Batch normalisation alone looks across the batch.
     kwargs['axis_name'] = axis_name
   return encoders[name](**kwargs)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from cmd_jax.models.efficientnet import EfficientNet
 from cmd_jax.models.layers import wide
 from cmd_jax.models.resnet import ResNet
 from cmd_jax.models.vit import VisionTransformer
@@ -27,7 +28,7 @@ def last_blocks(
   its patches where the encoder pools so. Of a Swin, the mean of every block's
   tokens, the last stage's after the final norm
   (`forward_return_n_last_blocks` of EsViT's swin_transformer.py). Of a ResNet,
-  its embedding, as there.
+  its embedding, as there, and of an EfficientNet alike.
 
   Args:
     encoder: the encoder.
@@ -38,7 +39,7 @@ def last_blocks(
   Returns:
     [B, features] float32.
   """
-  if isinstance(encoder, ResNet):
+  if isinstance(encoder, ResNet | EfficientNet):
     return encoder.apply(variables, images).image
   names = encoder.block_names[-count:]
   _, state = encoder.apply(

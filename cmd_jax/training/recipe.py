@@ -99,6 +99,11 @@ def _check_grad_accum(config: ConfigDict, num_devices: int) -> None:
       'a vit or swin',
     ),
     (
+      config.model.get('batch_statistics') == 'synchronised',
+      'config.model.batch_statistics=synchronised are of the whole batch',
+      'config.model.batch_statistics=frozen',
+    ),
+    (
       config.head.use_bn,
       'config.head.use_bn=True normalises by the whole batch',
       'config.head.use_bn=False',

@@ -93,14 +93,14 @@ def test_every_config_builds_with_every_method(
 
 
 @pytest.mark.parametrize('path', _CONFIGS, ids=lambda path: path.stem)
-@pytest.mark.parametrize('encoder', ['swin', 'resnet'])
+@pytest.mark.parametrize('encoder', ['swin', 'resnet', 'efficientnet'])
 def test_every_config_builds_with_every_encoder(without_data, path, encoder):
   config = _load(path, f'encoder={encoder},quicktest')
   assert config.model.name == encoder
   config.batch_size = 8
   built = experiment.build(config)
   has_stats = 'student_stats' in built.state_like.method_state
-  assert has_stats == (encoder == 'resnet' or config.head.use_bn)
+  assert has_stats == (encoder != 'swin' or config.head.use_bn)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,7 @@ def test_every_config_builds_with_every_encoder(without_data, path, encoder):
   [
     ('toybirds', 'vit'),
     ('folder', 'resnet'),
+    pytest.param('folder', 'efficientnet', marks=pytest.mark.slow),
     pytest.param('folder', 'vit', marks=pytest.mark.slow),
     pytest.param('toybirds', 'resnet', marks=pytest.mark.slow),
   ],

@@ -35,6 +35,7 @@ _NETWORKS = {
   'swin': (lambda: tiny.make_tiny_encoder('swin'), 16),
   'padded swin': (lambda: tiny.make_tiny_encoder('swin').clone(window=3), 22),
   'resnet': (lambda: tiny.make_tiny_encoder('resnet'), 32),
+  'efficientnet': (lambda: tiny.make_tiny_encoder('efficientnet'), 32),
 }
 
 

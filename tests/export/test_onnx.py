@@ -24,6 +24,7 @@ def _run(model, images):
     ('swin', True),
     ('padded swin', False),
     ('resnet', True),
+    ('efficientnet', True),
   ],
 )
 def test_it_computes_what_the_encoder_computes(make_network, name, mil):
@@ -35,6 +36,21 @@ def test_it_computes_what_the_encoder_computes(make_network, name, mil):
     np.testing.assert_allclose(got['embedding'], embedding[:count], atol=1e-5)
     if has_attention:
       np.testing.assert_allclose(got['attention'], attention[:count], atol=1e-6)
+
+
+def test_depthwise_convolutions_stay_convolutions(make_network):
+  network, *_ = make_network('efficientnet')
+  nodes = onnx.to_onnx(network).graph.node
+  groups = [
+    attribute.i
+    for node in nodes
+    if node.op_type == 'Conv'
+    for attribute in node.attribute
+    if attribute.name == 'group'
+  ]
+  # The stem, and one in each of the seven blocks: of its own width, then six
+  # times that of the block before.
+  assert groups == [1, 32, 12, 18, 24, 36, 48, 72]
 
 
 def test_attention_is_left_out_or_refused(make_network):

@@ -26,6 +26,7 @@ _KERNEL, _MATRIX, _FAN = _draw(3, 2, 2, 4), _draw(2, 5), _draw(6, 3)
 _CASES = {
   'arithmetic': lambda x: (x + 2 * _W - x / _W) * -x,
   'max': lambda x: jnp.maximum(x, _W),
+  'min': lambda x: jnp.minimum(x, _W),
   'exp': jnp.exp,
   'tanh': jnp.tanh,
   'sigmoid': jax.nn.sigmoid,

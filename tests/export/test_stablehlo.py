@@ -33,6 +33,7 @@ def test_a_process_without_this_package_computes_the_same(
     ('vit', True),
     ('padded swin', False),
     ('resnet', True),
+    ('efficientnet', True),
   ):
     network, images, embedding, attention = make_network(
       name, mil=mil, num_images=5

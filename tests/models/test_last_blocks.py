@@ -49,6 +49,7 @@ def test_of_a_swin_the_last_stage_alone_is_normalised():
   np.testing.assert_allclose(features[:, 8:16], x.mean((1, 2)), atol=1e-5)
 
 
-def test_of_a_resnet_it_is_the_embedding():
-  _, _, output, features = _apply(tiny.make_tiny_encoder('resnet'))
+@pytest.mark.parametrize('name', ['resnet', 'efficientnet'])
+def test_of_a_convolutional_network_it_is_the_embedding(name):
+  _, _, output, features = _apply(tiny.make_tiny_encoder(name))
   np.testing.assert_allclose(features, output.image, atol=1e-5)

@@ -60,7 +60,7 @@ def test_frozen_parameters_get_no_gradient():
   assert moving == {'block_1', 'norm'}
 
 
-@pytest.mark.parametrize('name', ['vit', 'swin', 'resnet'])
+@pytest.mark.parametrize('name', ['vit', 'swin', 'resnet', 'efficientnet'])
 def test_names_of_the_layers_are_names_of_parameters(name):
   encoder, params, _ = _params(name)
   assert set(encoder.block_names) <= set(encoder.layer_names) <= set(params)

@@ -9,6 +9,7 @@ _ENCODERS = {
   'vit': dict(variant='Mu', depth=1, image_px=16, patch_px=8),
   'swin': dict(variant='Mu', image_px=16, window=2),
   'resnet': dict(variant='Mu'),
+  'efficientnet': dict(variant='Mu'),
 }
 
 

@@ -22,6 +22,7 @@ _ENCODERS = {
   ),
   'swin': dict(variant='Mu', image_px=16, window=2, width=8),
   'resnet': dict(variant='Mu', width_ratio=0.25),
+  'efficientnet': dict(variant='Mu', width_ratio=0.25, drop_path_rate=0.2),
 }
 
 
@@ -86,7 +87,7 @@ def test_values_and_gradients_stay_and_memory_falls(name):
   assert name == 'resnet' or kept['full'] < kept['dots']
 
 
-@pytest.mark.parametrize('name', ['vit', 'swin', 'resnet'])
+@pytest.mark.parametrize('name', ['vit', 'swin', 'resnet', 'efficientnet'])
 def test_unknown_remat_lists_the_known(name):
   with pytest.raises(errors.UserError, match=r'remat.*none, dots, full'):
     _make(name, 'some')

@@ -25,6 +25,7 @@ def _config(argument='', **fields):
     ('', {'teacher.normalisation': 'sinkhorn'}, 'normalisation=sinkhorn'),
     ('', {'head.use_bn': True}, 'use_bn=True'),
     ('encoder=resnet', {}, 'model.name=resnet'),
+    ('encoder=efficientnet', {}, 'statistics=synchronised.*use .*=frozen'),
   ],
 )
 def test_layouts_that_cannot_be_are_refused(argument, fields, words):
@@ -45,6 +46,13 @@ def test_methods_that_compare_images_are_refused_parts_of_a_batch():
     recipe.check_accumulates(config, method)
   method.is_mean_over_examples = True
   recipe.check_accumulates(config, method)
+
+
+def test_frozen_statistics_can_be_computed_part_by_part():
+  config = _config(
+    'encoder=efficientnet', **{'model.batch_statistics': 'frozen'}
+  )
+  recipe.check_parallel(config, 2)
 
 
 def test_whole_batches_are_never_refused():

@@ -78,6 +78,26 @@ def test_batch_statistics_are_those_of_all_devices(mode):
   assert np.any(var['teacher'] != var['student'])
 
 
+@pytest.mark.parametrize('batch_statistics', ['frozen', _slow('synchronised')])
+def test_statistics_of_an_efficientnet_move_unless_they_are_frozen(
+  batch_statistics,
+):
+  step, state = tiny.make_step(
+    'cmd', encoder='efficientnet', batch_statistics=batch_statistics
+  )
+  before = jax.tree.map(np.array, state)
+  after, history = tiny.run_steps(step, state, 2)
+  assert all(np.isfinite(metrics['loss']) for metrics in history)
+  moved = {path[1] for path in _moved(before.params, after.params)}
+  assert {'conv_stem', 'block_0', 'block_6', 'bn_head'} <= moved
+  for network in ('student', 'teacher'):
+    old, new = (
+      x.method_state[f'{network}_stats']['encoder'] for x in (before, after)
+    )
+    moved = {path[0] for path in _moved(old, new)}
+    assert moved == (set() if batch_statistics == 'frozen' else set(old))
+
+
 def _moved(before, after):
   """Paths of the parameters that training changed."""
   before, after = (traverse_util.flatten_dict(x) for x in (before, after))
