@@ -299,7 +299,7 @@ def _load_run(path: pathlib.Path, network: str, batch_size: int) -> Encoder:
     preprocessing = Preprocessing(
       config.canvas_px, config.eval.view_px, config.eval.crop_fraction or None
     )
-    saved = read_network(workdir, config, network)
+    saved = read_network(workdir, network, config)
   except (AttributeError, KeyError) as error:
     raise UserError(
       f'{workdir.config_file} lacks a field ({str(error).splitlines()[0]}): it '

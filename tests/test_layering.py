@@ -28,7 +28,7 @@ _ALLOWED = {
   'convert': {'models', 'files', '__version__'},
   'data': {'devices', 'files'},
   'parts': {'data', 'models', 'files'},
-  'evaluators': {'data', 'files'},
+  'evaluators': {'data', 'devices', 'files', 'models', 'parts'},
   'config': {'evaluators', 'devices'},
   'rundir': {'config', 'models', 'devices', 'files'},
   'api': {'convert', 'data', 'devices', 'parts', 'rundir'},

@@ -8,9 +8,13 @@ import pathlib
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cmd_jax.evaluators import Features
+from cmd_jax.evaluators.base import Splits
+from cmd_jax.evaluators.features import Features
+from cmd_jax.evaluators.frozen_network import FrozenNetwork
 from cmd_jax.files.atomic import write_atomically
 
+# Rows of the picture of neighbours.
+_NUM_QUERIES = 10
 _CELL_PX = 96
 _FRAME_PX = 4
 _RIGHT, _WRONG, _QUERY = (40, 160, 60), (205, 50, 40), (40, 40, 40)
@@ -48,6 +52,37 @@ def _cell(image: np.ndarray, frame: tuple[int, int, int]) -> Image.Image:
   )
   cell.paste(resized, (_FRAME_PX, _FRAME_PX))
   return cell
+
+
+def draw_neighbours(
+  network: FrozenNetwork, splits: Splits, path: pathlib.Path
+) -> None:
+  """Draws a few test images, where the network looks, and their neighbours.
+
+  Without test images, a few of the training images query the others.
+
+  Args:
+    network: that looks.
+    splits: the images.
+    path: PNG file to write; none is written where there is nothing to query.
+  """
+  queries = splits.test or splits.train
+  order = np.random.default_rng(0).permutation(len(queries.images))
+  chosen = np.sort(order[:_NUM_QUERIES])
+  gallery = np.arange(len(splits.train.images))
+  if splits.test is None:
+    gallery = np.setdiff1d(gallery, chosen)
+  if not len(gallery):
+    return
+  images = queries.images[chosen]
+  save_neighbours(
+    path,
+    queries=images,
+    query_features=network.embeddings(queries).take(chosen),
+    gallery=splits.train.images[gallery],
+    gallery_features=network.embeddings(splits.train).take(gallery),
+    attention=network.attend(images, queries.sizes[chosen]),
+  )
 
 
 def save_neighbours(

@@ -116,27 +116,41 @@ def _check_fits(
     )
 
 
-def _mil_attention(config: ConfigDict, encoder: nn.Module) -> nn.Module:
+def make_mil_attention(
+  config: ConfigDict, encoder: nn.Module
+) -> nn.Module | None:
+  """The multi-instance attention of a run's method.
+
+  Args:
+    config: of the run.
+    encoder: whose tokens are attended to.
+
+  Returns:
+    Tokens [B, N, D] -> attention [B, N]; None for a method without.
+  """
   method = config.method
+  if 'mil' not in method:
+    return None
   return heads.MilAttention(
     gated=method.pooling == 'gated_attention', dtype=encoder.dtype, **method.mil
   )
 
 
 def read_network(
-  workdir: Workdir, config: ConfigDict, network: str
+  workdir: Workdir, network: str, config: ConfigDict | None = None
 ) -> SavedNetwork:
   """Reads the encoder of a run's newest checkpoint.
 
   Args:
     workdir: of the run.
-    config: from `read_config`.
     network: 'teacher' or 'student'.
+    config: from `read_config`; None reads it.
 
   Raises:
     UserError: no checkpoint, a damaged one, or one of another model.
   """
   step, _ = newest_good_step(workdir.checkpoints)
+  config = read_config(workdir) if config is None else config
   path = (workdir.checkpoints / str(step) / 'state').absolute()
   params, stats = _read_arrays(
     path,
@@ -155,10 +169,5 @@ def read_network(
   image_px = config.augment.global_px
   _check_fits(encoder, variables, image_px, str(path.parent))
   mil_params = params.get('mil')
-  return SavedNetwork(
-    encoder,
-    variables,
-    None if mil_params is None else _mil_attention(config, encoder),
-    mil_params,
-    step,
-  )
+  mil = None if mil_params is None else make_mil_attention(config, encoder)
+  return SavedNetwork(encoder, variables, mil, mil_params, step)
