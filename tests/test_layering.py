@@ -31,7 +31,7 @@ _ALLOWED = {
   'evaluators': {'data', 'devices', 'files', 'models', 'parts'},
   'config': {'evaluators', 'devices'},
   'rundir': {'config', 'models', 'devices', 'files'},
-  'api': {'convert', 'data', 'devices', 'parts', 'rundir'},
+  'api': {'convert', 'data', 'devices', 'evaluators', 'rundir'},
   'training': {
     'config',
     'convert',
@@ -47,7 +47,7 @@ _ALLOWED = {
     'rundir',
   },
   'report': {'data', 'evaluators', 'files', 'parts', 'rundir', 'training'},
-  'export': {'api', 'convert', 'data', 'evaluators', 'files', 'rundir'},
+  'export': {'api', 'convert', 'data', 'evaluators', 'files'},
 }
 # The batch is what data and the train step agree on.
 _EXCEPTIONS = {

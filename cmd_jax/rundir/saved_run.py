@@ -53,6 +53,41 @@ def read_config(workdir: Workdir) -> ConfigDict:
   return ConfigDict(workdir.read_config())
 
 
+def method_name(method: Mapping[str, Any]) -> str:
+  """The method and, where it is not the paper's, its variant.
+
+  Args:
+    method: config.method.
+  """
+  variant = method.get('variant', 'paper')
+  name = method['name']
+  return name if variant == 'paper' else f'{name}_{variant}'
+
+
+def describe_training(
+  config: ConfigDict, network: str, step: int
+) -> dict[str, str]:
+  """How a network was trained, for people.
+
+  Args:
+    config: of the run.
+    network: 'teacher' or 'student'.
+    step: steps that it has taken.
+
+  Returns:
+    `method`, `dataset`, as its own kind of source names it, `network` and
+    `steps`.
+  """
+  dataset = config.dataset
+  names = (dataset.get(field) for field in ('path', 'train', 'name'))
+  return {
+    'method': method_name(config.method),
+    'dataset': next(filter(None, names), dataset['source']),
+    'network': network,
+    'steps': str(step),
+  }
+
+
 def _read_arrays(
   path: pathlib.Path, params: str, stats: str
 ) -> tuple[Mapping, Mapping]:

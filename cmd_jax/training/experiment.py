@@ -27,7 +27,7 @@ from cmd_jax.methods.base import Method
 from cmd_jax.models import make_encoder, partial
 from cmd_jax.parts.plan import Plan, make_plan
 from cmd_jax.rundir.checkpoint import Checkpoints
-from cmd_jax.rundir.saved_run import make_mil_attention
+from cmd_jax.rundir.saved_run import make_mil_attention, method_name
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training.recipe import (
   check_parallel,
@@ -157,12 +157,6 @@ def _import_encoder(init: ConfigDict, encoder: nn.Module) -> Imported | None:
   if not init.path:
     return None
   return load_encoder(init.path, encoder, network=init.network)
-
-
-def _method_name(method: ConfigDict) -> str:
-  """The method and, where it is not the paper's, its variant."""
-  variant = method.get('variant', 'paper')
-  return method.name if variant == 'paper' else f'{method.name}_{variant}'
 
 
 def _make_plan(config: ConfigDict, canvases: Canvases) -> Plan | None:
@@ -327,7 +321,7 @@ def build(config: ConfigDict) -> Experiment:
   )()
   return Experiment(
     name=pretrain.name,
-    method_name=_method_name(config.method),
+    method_name=method_name(config.method),
     mesh=mesh,
     encoder=encoder,
     imported=imported and imported.report,
