@@ -165,6 +165,25 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
   return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
 
 
+def principal_components(vectors: np.ndarray, count: int) -> np.ndarray:
+  """Projects vectors on the directions in which they vary most.
+
+  Args:
+    vectors: [N, D].
+    count: components wanted; fewer where D is smaller.
+
+  Returns:
+    [N, count] float32, each component's largest entry positive.
+  """
+  centred = vectors.astype(np.float64) - vectors.mean(0)
+  _, directions = np.linalg.eigh(centred.T @ centred)
+  components = centred @ directions[:, ::-1][:, :count]
+  # The sign of an eigenvector is arbitrary; the same ones must come out.
+  largest = np.abs(components).argmax(0)
+  signs = np.sign(components[largest, np.arange(components.shape[1])])
+  return (components * np.where(signs, signs, 1)).astype(np.float32)
+
+
 def in_chunks(
   fn: Callable[..., tuple[Any, ...]], chunk: int, *arrays: np.ndarray
 ) -> tuple[np.ndarray, ...]:

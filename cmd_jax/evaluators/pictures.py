@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from cmd_jax.evaluators.base import Splits
 from cmd_jax.evaluators.features import Features
 from cmd_jax.evaluators.frozen_network import FrozenNetwork
+from cmd_jax.evaluators.nearest import find_nearest
 from cmd_jax.files.atomic import write_atomically
 
 # Rows of the picture of neighbours.
@@ -110,13 +111,9 @@ def save_neighbours(
     attention: [Q, patches] of the queries.
     num_neighbours: neighbours shown, at most N.
   """
-
-  def unit(vectors):
-    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(norm, 1e-12)
-
-  similarity = unit(query_features.vectors) @ unit(gallery_features.vectors).T
-  nearest = np.argsort(-similarity, axis=1, kind='stable')[:, :num_neighbours]
+  nearest, _ = find_nearest(
+    query_features.vectors, gallery_features.vectors, num_neighbours
+  )
   columns, rows = 2 + nearest.shape[1], len(queries)
   sheet = Image.new('RGB', (columns * _CELL_PX, rows * _CELL_PX + 16), 'white')
   draw = ImageDraw.Draw(sheet)

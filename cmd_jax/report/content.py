@@ -11,13 +11,20 @@ import numpy as np
 
 from cmd_jax.data.sources.base import UNLABELLED
 from cmd_jax.errors import UserError
-from cmd_jax.evaluators import Features, FrozenNetwork, why_not_scored
-from cmd_jax.report import embedding_map, history, photos, similar
+from cmd_jax.evaluators import (
+  Features,
+  FrozenNetwork,
+  knn,
+  why_not_scored,
+)
+from cmd_jax.evaluators.nearest import find_nearest
+from cmd_jax.report import confusions, embedding_map, history, photos
 from cmd_jax.rundir.config_diff import flatten
 from cmd_jax.rundir.workdir import Workdir, read_json
 from cmd_jax.training import part_rounds, scoring
 from cmd_jax.training.experiment import Experiment
 
+_NUM_NEIGHBOURS = 20
 _MAX_PAIRS = 12
 # Classes side by side in the matrix of confusions.
 _MAX_CLASSES = 12
@@ -46,13 +53,16 @@ def _describe_neighbours(
   has_gallery = splits[0].name == 'training'
   if has_gallery:
     own[: len(gallery.vectors)] = np.arange(len(gallery.vectors))
-  nearest = similar.find_nearest(
-    gallery.vectors if has_gallery else gallery.vectors[:0], queries, own
+  nearest = find_nearest(
+    queries,
+    gallery.vectors if has_gallery else gallery.vectors[:0],
+    _NUM_NEIGHBOURS,
+    own=own,
   )
   return {
-    'count': nearest.index.shape[1],
-    'index': _numbers(nearest.index, '<u4'),
-    'similarity': _numbers(nearest.similarity, '<f4'),
+    'count': nearest.rows.shape[1],
+    'index': _numbers(nearest.rows, '<u4'),
+    'similarity': _numbers(nearest.similarities, '<f4'),
   }
 
 
@@ -67,10 +77,10 @@ def _describe_confusion(
     shown_rows: test images shown.
     offset: place on the page of the first of these.
   """
-  counts = similar.count_confusions(
+  counts = confusions.count_confusions(
     test.labels, predicted, len(test.class_names)
   )
-  pairs = similar.most_confused(counts, _MAX_PAIRS)
+  pairs = confusions.most_confused(counts, _MAX_PAIRS)
   labels, votes = test.labels[shown_rows], predicted[shown_rows]
 
   def examples(true: int, voted: int) -> list[int]:
@@ -251,7 +261,7 @@ def collect(
   splits = photos.sample(experiment.pretrain, experiment.test, max_images)
   of = {'training': pretrain, 'test': test}
   shown = [of[split.name].take(split.rows) for split in splits]
-  predicted = None if test is None else similar.predict(pretrain, test)
+  predicted = None if test is None else knn.predict(pretrain, test)
   layout = embedding_map.make_map(np.concatenate([f.vectors for f in shown]))
   drawn = photos.draw(splits, network.attend, batch_size=network.batch_size)
   notes = _notes(experiment, workdir, step, splits)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cmd_jax.errors import UserError
-from cmd_jax.evaluators.features import extract
+from cmd_jax.evaluators.features import extract, principal_components
 
 
 def _plain(images: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -57,3 +57,15 @@ def test_extract_refuses_wrong_shapes():
     extract(_plain, images, sizes[:2])
   with pytest.raises(ValueError, match=r'must give \[2, ...\]'):
     extract(lambda x, _: x[:1], images, sizes, batch_size=2)
+
+
+def test_components_are_those_of_the_singular_values():
+  vectors = np.random.default_rng(0).normal(size=(30, 12)) * np.arange(1, 13)
+  found = principal_components(vectors, 3)
+  centred = vectors - vectors.mean(0)
+  left, values, _ = np.linalg.svd(centred, full_matrices=False)
+  expected = left[:, :3] * values[:3]
+  signs = np.sign((found * expected).sum(0))
+  np.testing.assert_allclose(found, expected * signs, atol=1e-4)
+  largest = np.abs(found).argmax(0)
+  assert (found[largest, np.arange(3)] > 0).all()
