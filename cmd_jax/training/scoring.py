@@ -167,9 +167,11 @@ def evaluate_run(experiment: Experiment, workdir: Workdir) -> dict:
   if workdir.has_checkpoint() or not experiment.imported:
     trained, step = read_trained(experiment, workdir)
     check_same_start(experiment, workdir)
-  start = network_of(experiment, experiment.init_state(), workdir)
   entries = dict(
-    init=score(experiment, start),
+    # Not named: what it remembers of the images is let go.
+    init=score(
+      experiment, network_of(experiment, experiment.init_state(), workdir)
+    ),
     protocols=list(evaluation.protocols),
     eval=evaluation.settings,
   )
