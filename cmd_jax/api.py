@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
-import functools
 import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import linen as nn
 from PIL import Image
@@ -21,8 +19,12 @@ from cmd_jax.data import canvas
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
-from cmd_jax.parts.store import hash_variables
-from cmd_jax.rundir.saved_run import read_config, read_network
+from cmd_jax.evaluators import FrozenNetwork
+from cmd_jax.rundir.saved_run import (
+  describe_training,
+  read_config,
+  read_network,
+)
 from cmd_jax.rundir.workdir import Workdir
 
 # An image in one of the forms that an encoder takes.
@@ -71,9 +73,10 @@ class Encoder:
   """A frozen encoder with the preprocessing that it is evaluated with.
 
   Attributes:
-    module: the Flax module, images [B, H, W, 3] -> `layers.EncoderOutput`.
-    variables: what it is applied to.
+    network: what computes, on all devices.
     source: where it comes from, in words.
+    training: how it was trained, for people: `method`, `dataset`, `network` and
+      `steps`; empty for a file of weights.
   """
 
   def __init__(
@@ -83,6 +86,7 @@ class Encoder:
     preprocessing: Preprocessing,
     *,
     source: str,
+    training: Mapping[str, str] | None = None,
     mil: nn.Module | None = None,
     mil_params: Mapping[str, Any] | None = None,
     batch_size: int = 32,
@@ -94,6 +98,7 @@ class Encoder:
       variables: what it is applied to.
       preprocessing: of its images.
       source: where it comes from.
+      training: how it was trained.
       mil: multi-instance attention over its tokens.
       mil_params: parameters of `mil`.
       batch_size: most images encoded at once, by all devices together.
@@ -104,43 +109,33 @@ class Encoder:
     if batch_size < 1:
       raise UserError(f'batch_size is {batch_size}: make it at least 1')
     mesh = sharding.make_mesh()
-    self.module, self.source = module, source
-    self.variables = jax.device_put(variables, sharding.replicated(mesh))
-    self._mil_params = jax.device_put(mil_params, sharding.replicated(mesh))
-    self._preprocessing = preprocessing
-    self._num_devices = mesh.size
-    self._batch_size = -(-batch_size // mesh.size) * mesh.size
-    view = multi_crop.make_eval_view(
+    self.source, self.training = source, dict(training or {})
+    self._preprocessing, self._num_devices = preprocessing, mesh.size
+    self.network = FrozenNetwork(
+      module,
+      variables,
       view_px=preprocessing.view_px,
       crop_fraction=preprocessing.crop_fraction,
+      batch_size=batch_size,
+      mil=mil,
+      mil_params=mil_params,
+      mesh=mesh,
     )
 
-    def encode(variables, mil_params, canvases, sizes):
-      output = module.apply(variables, view(canvases, sizes))
-      attention = output.attention
-      if mil is not None:
-        attention = mil.apply({'params': mil_params}, output.tokens)
-      elif attention is not None:
-        attention = attention.mean(1)
-      return output.image, output.tokens, attention
+  @property
+  def module(self) -> nn.Module:
+    """The Flax module, images [B, H, W, 3] -> `layers.EncoderOutput`."""
+    return self.network.encoder
 
-    whole, split = sharding.replicated(mesh), sharding.sharded(mesh)
-    self._encode = jax.jit(
-      encode,
-      in_shardings=(whole, whole, split, split),
-      out_shardings=split,
-    )
-    # Compiled without what it doesn't return, tokens above all.
-    self._embed = jax.jit(
-      lambda *arguments: encode(*arguments)[0],
-      in_shardings=(whole, whole, split, split),
-      out_shardings=split,
-    )
+  @property
+  def variables(self) -> Mapping[str, Any]:
+    """What the module is applied to."""
+    return self.network.variables
 
-  @functools.cached_property
+  @property
   def hash(self) -> str:
     """SHA-256 of the encoder's variables."""
-    return hash_variables(jax.device_get(self.variables))
+    return self.network.hash
 
   @property
   def preprocessing(self) -> dict[str, Any]:
@@ -166,7 +161,7 @@ class Encoder:
     Raises:
       UserError: no images, or one that can't be read.
     """
-    blocks = list(self._blocks(self._encode, _listed(images)))
+    blocks = list(self._blocks(self.network.encode, _listed(images)))
     image, tokens, attention = (
       None if column[0] is None else np.concatenate(column)
       for column in zip(*blocks)
@@ -176,7 +171,7 @@ class Encoder:
 
   def embed(self, images: ImageLike | Iterable[ImageLike]) -> np.ndarray:
     """The embeddings [N, D] of images alone; arguments as in `__call__`."""
-    blocks = self._blocks(lambda *a: (self._embed(*a),), _listed(images))
+    blocks = self._blocks(self._embed, _listed(images))
     return np.concatenate([image for (image,) in blocks])
 
   def make_canvas(self, image: ImageLike) -> tuple[np.ndarray, tuple[int, int]]:
@@ -201,17 +196,20 @@ class Encoder:
     self, canvases: np.ndarray, sizes: np.ndarray
   ) -> np.ndarray:
     """The embeddings [N, D] of canvases [N, R, R, 3] of images of `sizes`."""
-    starts = range(0, len(canvases), self._batch_size)
+    size = self.network.batch_size
     return np.concatenate(
       [
         self._apply(
-          lambda *a: (self._embed(*a),),
-          canvases[start : start + self._batch_size],
-          sizes[start : start + self._batch_size],
+          self._embed,
+          canvases[start : start + size],
+          sizes[start : start + size],
         )[0]
-        for start in starts
+        for start in range(0, len(canvases), size)
       ]
     )
+
+  def _embed(self, canvases: np.ndarray, sizes: np.ndarray) -> tuple[Any]:
+    return (self.network.embed(canvases, sizes),)
 
   def _blocks(
     self, encode: Callable, images: Sequence[ImageLike]
@@ -227,8 +225,9 @@ class Encoder:
         raise UserError(f'{_name(image)}: {_reason(error)}') from error
 
     with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
-      for start in range(0, len(images), self._batch_size):
-        decoded = pool.map(decode, images[start : start + self._batch_size])
+      size = self.network.batch_size
+      for start in range(0, len(images), size):
+        decoded = pool.map(decode, images[start : start + size])
         canvases, sizes = zip(*decoded)
         yield self._apply(encode, np.stack(canvases), np.array(sizes, np.int32))
 
@@ -239,11 +238,9 @@ class Encoder:
     rows = (
       self._num_devices * 2 ** (-(-count // self._num_devices) - 1).bit_length()
     )
-    rows = min(rows, self._batch_size)
+    rows = min(rows, self.network.batch_size)
     padding = np.minimum(np.arange(rows), count - 1)
-    outputs = encode(
-      self.variables, self._mil_params, canvases[padding], sizes[padding]
-    )
+    outputs = encode(canvases[padding], sizes[padding])
     return tuple(
       None if x is None else np.asarray(x, np.float32)[:count] for x in outputs
     )
@@ -300,7 +297,8 @@ def _load_run(path: pathlib.Path, network: str, batch_size: int) -> Encoder:
     preprocessing = Preprocessing(
       config.canvas_px, config.eval.view_px, config.eval.crop_fraction or None
     )
-    saved = read_network(workdir, config, network)
+    saved = read_network(workdir, network, config)
+    training = describe_training(config, network, saved.step)
   except (AttributeError, KeyError) as error:
     raise UserError(
       f'{workdir.config_file} lacks a field ({str(error).splitlines()[0]}): it '
@@ -311,6 +309,7 @@ def _load_run(path: pathlib.Path, network: str, batch_size: int) -> Encoder:
     saved.variables,
     preprocessing,
     source=f'{network} of {path} after step {saved.step}',
+    training=training,
     mil=saved.mil,
     mil_params=saved.mil_params,
     batch_size=batch_size,

@@ -28,10 +28,10 @@ _ALLOWED = {
   'convert': {'models', 'files', '__version__'},
   'data': {'devices', 'files'},
   'parts': {'data', 'models', 'files'},
-  'evaluators': {'data', 'files'},
+  'evaluators': {'data', 'devices', 'files', 'models', 'parts'},
   'config': {'evaluators', 'devices'},
   'rundir': {'config', 'models', 'devices', 'files'},
-  'api': {'convert', 'data', 'devices', 'parts', 'rundir'},
+  'api': {'convert', 'data', 'devices', 'evaluators', 'rundir'},
   'training': {
     'config',
     'convert',
@@ -57,7 +57,7 @@ _ALLOWED = {
     'rundir',
     'training',
   },
-  'export': {'api', 'convert', 'data', 'evaluators', 'files', 'rundir'},
+  'export': {'api', 'convert', 'data', 'evaluators', 'files'},
 }
 _EXCEPTIONS = {
   ('cmd_jax.rundir.checkpoint', 'cmd_jax.training.state.TrainState'),

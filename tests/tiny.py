@@ -109,6 +109,12 @@ def inside(method):
   return method.loss.__self__
 
 
+def encode(method, params, stats, images):
+  """What the encoder of a method says of images."""
+  encoder = inside(method).networks.encoder
+  return encoder.apply(method.encoder_variables(params, stats), images)
+
+
 def forward(method, params, teacher, state, views, keys, step=0):
   """What both networks of a method say."""
   return inside(method).forward(

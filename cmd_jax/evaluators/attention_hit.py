@@ -8,11 +8,54 @@ import numpy as np
 
 from cmd_jax.data.canvas import Canvases
 from cmd_jax.errors import UserError
-from cmd_jax.evaluators.parts_hit import Keypoints
+from cmd_jax.evaluators.base import Evaluator, Splits
+from cmd_jax.evaluators.frozen_network import FrozenNetwork
+from cmd_jax.evaluators.parts_hit import Keypoints, read_keypoints
 
 PROTOCOL = 'parts/hit'
 # Images whose masks are looked at together: 64 MB at 256 px.
 _CHUNK = 256
+
+
+def make_attention_hit(
+  *, part_ids: Sequence[int] = (), keypoints: str = ''
+) -> Evaluator:
+  """`parts/hit`: how much of a network's attention falls on annotations.
+
+  The test images are looked at whole, or the training images where there are
+  none.
+
+  Args:
+    part_ids: the parts that tell categories apart; none leaves `parts` out.
+    keypoints: path of a table of keypoints, see `parts_hit.read_keypoints`;
+      empty leaves `keypoints` out.
+
+  Returns:
+    An evaluator, which needs no labels, giving what `attention_hit` gives. It
+    raises UserError for a network without attention, and for images without
+    annotations.
+  """
+
+  def run(network: FrozenNetwork, splits: Splits) -> dict[str, float]:
+    split = splits.test or splits.train
+    attention = network.attention(split)
+    points = None
+    if keypoints:
+      points = read_keypoints(
+        keypoints, split.file_names, np.asarray(split.sizes)
+      )
+    if not attention:
+      raise UserError(
+        f'{PROTOCOL}: neither the method nor the encoder has attention: leave '
+        'the protocol out'
+      )
+    side = round(next(iter(attention.values())).shape[1] ** 0.5)
+    annotated = annotated_shares(
+      split, (side, side), part_ids=part_ids, keypoints=points
+    )
+    return attention_hit(attention, annotated)
+
+  return Evaluator(PROTOCOL, run, needs_labels=False)
 
 
 def attention_hit(

@@ -40,12 +40,13 @@ class Features(NamedTuple):
     )
 
 
-def extract_features(
+def extract(
   encode: Callable[[np.ndarray, np.ndarray], Any],
   images: np.ndarray,
   sizes: np.ndarray,
   *,
   batch_size: int = 256,
+  dtype: type = np.float32,
   progress: bool = False,
 ) -> np.ndarray:
   """Encodes all images of a split.
@@ -56,19 +57,20 @@ def extract_features(
 
   Args:
     encode: maps canvases [B, R, R, 3] uint8 and sizes [B, 2] int32 to features
-      [B, D]; jitted by the caller.
+      [B, ...]; jitted by the caller.
     images: [N, R, R, 3] uint8 canvases; anything that slices like an array.
     sizes: [N, 2] int32 true height and width in pixels.
     batch_size: images in a call of `encode`.
+    dtype: of the result.
     progress: shows a progress bar on stderr where it takes long.
 
   Returns:
-    [N, D] float32 features in the order of `images`.
+    [N, ...] features in the order of `images`.
 
   Raises:
     UserError: there are no images.
     ValueError: `batch_size` isn't positive, `images` and `sizes` differ in
-      length, or `encode` doesn't give [B, D].
+      length, or `encode` doesn't give B rows.
   """
   count = len(images)
   if count == 0:
@@ -78,12 +80,17 @@ def extract_features(
   if len(sizes) != count:
     raise ValueError(f'{count} images but {len(sizes)} sizes')
 
-  blocks = []
+  features = None
   pending = collections.deque()
 
   def fetch() -> None:
-    kept, block = pending.popleft()
-    blocks.append(np.asarray(block)[:kept].astype(np.float32))
+    nonlocal features
+    first, block = pending.popleft()
+    if features is None:
+      # Once, at full length: maps of all images are the largest array of all.
+      features = np.empty((count, *block.shape[1:]), dtype)
+    rows = features[first : first + batch_size]
+    rows[:] = np.asarray(block)[: len(rows)].astype(dtype)
 
   with tqdm.tqdm(
     total=count, desc='encode', unit='image', disable=not progress, delay=2
@@ -97,17 +104,17 @@ def extract_features(
           np.asarray(sizes[start : start + batch_size], np.int32), batch_size
         ),
       )
-      if block.ndim != 2 or block.shape[0] != batch_size:
+      if block.shape[:1] != (batch_size,):
         raise ValueError(
-          f'encode must give [{batch_size}, D], got {tuple(block.shape)}'
+          f'encode must give [{batch_size}, ...], got {tuple(block.shape)}'
         )
-      pending.append((kept, block))
+      pending.append((start, block))
       if len(pending) == _IN_FLIGHT:
         fetch()
       bar.update(kept)
     while pending:
       fetch()
-  return np.concatenate(blocks)
+  return features
 
 
 def usable(
@@ -156,6 +163,25 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
   vectors = vectors.astype(np.float64)
   norms = np.linalg.norm(vectors, axis=1, keepdims=True)
   return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+
+
+def principal_components(vectors: np.ndarray, count: int) -> np.ndarray:
+  """Projects vectors on the directions in which they vary most.
+
+  Args:
+    vectors: [N, D].
+    count: components wanted; fewer where D is smaller.
+
+  Returns:
+    [N, count] float32, each component's largest entry positive.
+  """
+  centred = vectors.astype(np.float64) - vectors.mean(0)
+  _, directions = np.linalg.eigh(centred.T @ centred)
+  components = centred @ directions[:, ::-1][:, :count]
+  # The sign of an eigenvector is arbitrary; the same ones must come out.
+  largest = np.abs(components).argmax(0)
+  signs = np.sign(components[largest, np.arange(components.shape[1])])
+  return (components * np.where(signs, signs, 1)).astype(np.float32)
 
 
 def in_chunks(

@@ -7,17 +7,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from cmd_jax.evaluators.features import (
-  Features,
-  in_chunks,
-  unit_rows,
-  usable,
-)
+from cmd_jax.evaluators.features import Features, in_chunks, usable
+from cmd_jax.evaluators.nearest import MAX_SIMILARITIES, find_nearest
 
 
 def make_knn(
-  k: int = 20, temperature: float = 0.07, max_similarities: int = 2**23
+  k: int = 20,
+  temperature: float = 0.07,
+  max_similarities: int = MAX_SIMILARITIES,
 ) -> Callable[[Features, Features], dict[str, float]]:
   """The weighted kNN classifier of DINO and EsViT (`eval_knn.py`).
 
@@ -47,19 +46,7 @@ def make_knn(
 
   def evaluate(train: Features, test: Features) -> dict[str, float]:
     train, test = usable(f'knn/{k}', train, test)
-    count = len(train.labels)
-    ranks_of = functools.partial(
-      _label_ranks,
-      jax.device_put(unit_rows(train.vectors)),
-      jax.device_put(train.labels),
-      temperature,
-      k=min(k, count),
-      num_classes=len(train.class_names),
-    )
-    # A row of the working memory is one of similarities and one of votes.
-    row = max(count, len(train.class_names))
-    chunk = min(max(max_similarities // row, 1), len(test.labels))
-    (ranks,) = in_chunks(ranks_of, chunk, unit_rows(test.vectors), test.labels)
+    ranks, _ = _votes(train, test, k, temperature, max_similarities)
     return {
       'top1': float((ranks < 1).mean()),
       'top5': float((ranks < 5).mean()),
@@ -68,30 +55,80 @@ def make_knn(
   return evaluate
 
 
-@functools.partial(jax.jit, static_argnames=('k', 'num_classes'))
-def _label_ranks(
-  gallery: jax.Array,
-  gallery_labels: jax.Array,
+def predict(
+  train: Features, test: Features, k: int = 20, temperature: float = 0.07
+) -> np.ndarray | None:
+  """The classes that `make_knn`'s neighbours vote for, by default `knn/20`'s.
+
+  Args:
+    train: features that vote, where they have a label.
+    test: features that are voted on, whether they have a label or not.
+    k: neighbours.
+    temperature: of the votes.
+
+  Returns:
+    [Q] int32 labels; None if no training image has one.
+  """
+  train = train.take(np.flatnonzero(train.labels >= 0))
+  if not len(train.labels):
+    return None
+  return _votes(train, test, k, temperature, MAX_SIMILARITIES)[1]
+
+
+def _votes(
+  train: Features,
+  test: Features,
+  k: int,
   temperature: float,
-  queries: jax.Array,
+  max_similarities: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Ranks [Q] of the true classes, and the classes [Q] with the most votes."""
+  nearest = find_nearest(
+    test.vectors, train.vectors, k, max_similarities=max_similarities
+  )
+  num_classes = len(train.class_names)
+  chunk = min(max(max_similarities // num_classes, 1), len(test.labels))
+  return in_chunks(
+    functools.partial(
+      _count_votes, temperature=temperature, num_classes=num_classes
+    ),
+    chunk,
+    nearest.similarities,
+    train.labels[nearest.rows],
+    test.labels,
+  )
+
+
+@functools.partial(jax.jit, static_argnames='num_classes')
+def _count_votes(
+  similarities: jax.Array,
+  voted: jax.Array,
   labels: jax.Array,
   *,
-  k: int,
+  temperature: float,
   num_classes: int,
-) -> tuple[jax.Array]:
-  """Ranks [B] of the true classes by votes; `num_classes` without a vote."""
-  similarities = jnp.matmul(
-    queries, gallery.T, precision=jax.lax.Precision.HIGHEST
-  )
-  nearest, indices = jax.lax.top_k(similarities, k)  # [B, k]
-  # A common factor of a query's votes changes no order: no overflow. Slicing
-  # the maximum off would make XLA on CPU sort all similarities, which took 17
-  # times as long.
-  weights = jnp.exp((nearest - nearest.max(1, keepdims=True)) / temperature)
-  rows = jnp.arange(len(queries))
-  votes = jnp.zeros((len(queries), num_classes))
-  votes = votes.at[rows[:, None], gallery_labels[indices]].add(weights)
+) -> tuple[jax.Array, jax.Array]:
+  """Lets neighbours vote.
+
+  Args:
+    similarities: [B, k] of the neighbours.
+    voted: [B, k] their labels.
+    labels: [B] of the queries; -1 where unknown.
+    temperature: of the votes.
+    num_classes: C.
+
+  Returns:
+    Ranks [B] of the true classes, C without a vote and meaningless without a
+    label; and the classes [B] with the most votes.
+  """
+  # A common factor of a query's votes changes no order: no overflow.
+  relative = similarities - similarities.max(1, keepdims=True)
+  weights = jnp.exp(relative / temperature)
+  rows = jnp.arange(len(labels))
+  votes = jnp.zeros((len(labels), num_classes))
+  votes = votes.at[rows[:, None], voted].add(weights)
   own = votes[rows, labels][:, None]
   earlier = jnp.arange(num_classes) < labels[:, None]
   ahead = (votes > own) | ((votes == own) & earlier)
-  return (jnp.where(own[:, 0] > 0, ahead.sum(axis=1), num_classes),)
+  ranks = jnp.where(own[:, 0] > 0, ahead.sum(axis=1), num_classes)
+  return ranks, votes.argmax(1).astype(jnp.int32)

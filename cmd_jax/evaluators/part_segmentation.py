@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
-import tqdm
 from flax import linen as nn
 
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators import iou
+from cmd_jax.evaluators.base import Evaluator, Splits
 from cmd_jax.evaluators.features import in_chunks
+from cmd_jax.evaluators.frozen_network import FrozenNetwork
+from cmd_jax.models.fcn import make_decoder
+from cmd_jax.models.feature_maps import check_facet
 
 PROTOCOL = 'seg/pascub5'
 # Images decoded at once when scoring: 16 at 224 px with 64 channels are 200 MB.
@@ -32,6 +35,59 @@ class PartMaps(NamedTuple):
 
   maps: np.ndarray
   masks: np.ndarray
+
+
+def make_pascub5(
+  *,
+  view_px: int,
+  facet: str,
+  decoder: str,
+  channels: Sequence[int],
+  **recipe: Any,
+) -> Evaluator:
+  """`seg/pascub5` of a network: `make_part_segmentation` on its feature maps.
+
+  Args:
+    view_px: side of the views of the whole images.
+    facet: what of the encoder is decoded, see `models.feature_maps`.
+    decoder: kind of decoder, see `models.fcn.make_decoder`.
+    channels: widths of its up-blocks.
+    **recipe: arguments of `make_part_segmentation`.
+
+  Returns:
+    An evaluator, which needs part masks and no labels, giving `miou` and
+    `miou_last`. Its check raises UserError for splits without part masks, a
+    facet that the encoder lacks, and what `make_decoder` and
+    `make_part_segmentation` refuse.
+  """
+
+  def make_score(*masks: np.ndarray) -> Callable:
+    num_classes = max(int(part_ids.max()) for part_ids in masks) + 1
+    module = make_decoder(
+      num_classes=num_classes, variant=decoder, channels=tuple(channels)
+    )
+    return make_part_segmentation(module, **recipe)
+
+  def check(encoder: nn.Module, splits: Splits) -> None:
+    if any(split is None or split.part_ids is None for split in splits):
+      raise UserError(
+        f'config.eval.protocols has {PROTOCOL}, but not all splits have part '
+        'masks: leave it out'
+      )
+    check_facet(encoder, facet)
+    make_score(*(split.part_ids for split in splits))
+
+  def run(network: FrozenNetwork, splits: Splits) -> dict[str, float]:
+    data = [
+      PartMaps(
+        network.feature_maps(split, view_px=view_px, facet=facet),
+        np.asarray(split.part_ids),
+      )
+      for split in splits
+    ]
+    return make_score(*(x.masks for x in data))(*data)
+
+  return Evaluator(PROTOCOL, run, needs_labels=False, check=check)
 
 
 def make_part_segmentation(
@@ -132,66 +188,6 @@ def make_part_segmentation(
     }
 
   return evaluate
-
-
-def extract_maps(
-  encode: Callable[[np.ndarray, np.ndarray], Any],
-  images: np.ndarray,
-  sizes: np.ndarray,
-  *,
-  batch_size: int = 64,
-  progress: bool = False,
-) -> np.ndarray:
-  """Encodes a split into feature maps, kept in float16 to halve the memory.
-
-  Args:
-    encode: maps canvases [B, R, R, 3] uint8 and sizes [B, 2] int32 to maps
-      [B, h, w, C], or to the tokens [B, N, C] of square views, row by row;
-      jitted by the caller.
-    images: [N, R, R, 3] uint8 canvases.
-    sizes: [N, 2] int32 true height and width in pixels.
-    batch_size: images in a call of `encode`.
-    progress: shows a progress bar on stderr.
-
-  Returns:
-    [N, h, w, C] float16.
-
-  Raises:
-    UserError: there are no images.
-    ValueError: `encode` gives tokens that are no square.
-  """
-  count = len(images)
-  if count == 0:
-    raise UserError(f'{PROTOCOL}: the split has no images; give it at least 1')
-  maps = None
-  with tqdm.tqdm(
-    total=count, desc='encode maps', unit='image', disable=not progress
-  ) as bar:
-    for start in range(0, count, batch_size):
-      rows = slice(start, start + batch_size)
-      (batch,) = in_chunks(
-        lambda *arrays: (_as_maps(encode(*arrays)),),
-        batch_size,
-        images[rows],
-        sizes[rows],
-      )
-      if maps is None:
-        maps = np.empty((count, *batch.shape[1:]), np.float16)
-      maps[rows] = batch
-      bar.update(len(batch))
-  return maps
-
-
-def _as_maps(encoded: jax.Array) -> np.ndarray:
-  if encoded.ndim == 4:
-    return np.asarray(encoded, np.float16)
-  batch, count, dim = encoded.shape
-  side = round(count**0.5)
-  if side**2 != count:
-    raise ValueError(
-      f'{PROTOCOL}: {count} tokens are no square; let encode give [B, h, w, C]'
-    )
-  return np.asarray(encoded, np.float16).reshape(batch, side, side, dim)
 
 
 def _check(split: str, data: PartMaps, num_classes: int) -> None:

@@ -8,9 +8,14 @@ import pathlib
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cmd_jax.evaluators import Features
+from cmd_jax.evaluators.base import Splits
+from cmd_jax.evaluators.features import Features
+from cmd_jax.evaluators.frozen_network import FrozenNetwork
+from cmd_jax.evaluators.nearest import find_nearest
 from cmd_jax.files.atomic import write_atomically
 
+# Rows of the picture of neighbours.
+_NUM_QUERIES = 10
 _CELL_PX = 96
 _FRAME_PX = 4
 _RIGHT, _WRONG, _QUERY = (40, 160, 60), (205, 50, 40), (40, 40, 40)
@@ -50,6 +55,37 @@ def _cell(image: np.ndarray, frame: tuple[int, int, int]) -> Image.Image:
   return cell
 
 
+def draw_neighbours(
+  network: FrozenNetwork, splits: Splits, path: pathlib.Path
+) -> None:
+  """Draws a few test images, where the network looks, and their neighbours.
+
+  Without test images, a few of the training images query the others.
+
+  Args:
+    network: that looks.
+    splits: the images.
+    path: PNG file to write; none is written where there is nothing to query.
+  """
+  queries = splits.test or splits.train
+  order = np.random.default_rng(0).permutation(len(queries.images))
+  chosen = np.sort(order[:_NUM_QUERIES])
+  gallery = np.arange(len(splits.train.images))
+  if splits.test is None:
+    gallery = np.setdiff1d(gallery, chosen)
+  if not len(gallery):
+    return
+  images = queries.images[chosen]
+  save_neighbours(
+    path,
+    queries=images,
+    query_features=network.embeddings(queries).take(chosen),
+    gallery=splits.train.images[gallery],
+    gallery_features=network.embeddings(splits.train).take(gallery),
+    attention=network.attend(images, queries.sizes[chosen]),
+  )
+
+
 def save_neighbours(
   path: pathlib.Path,
   *,
@@ -75,13 +111,9 @@ def save_neighbours(
     attention: [Q, patches] of the queries.
     num_neighbours: neighbours shown, at most N.
   """
-
-  def unit(vectors):
-    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(norm, 1e-12)
-
-  similarity = unit(query_features.vectors) @ unit(gallery_features.vectors).T
-  nearest = np.argsort(-similarity, axis=1, kind='stable')[:, :num_neighbours]
+  nearest, _ = find_nearest(
+    query_features.vectors, gallery_features.vectors, num_neighbours
+  )
   columns, rows = 2 + nearest.shape[1], len(queries)
   sheet = Image.new('RGB', (columns * _CELL_PX, rows * _CELL_PX + 16), 'white')
   draw = ImageDraw.Draw(sheet)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cmd_jax.errors import UserError, missing_extra
-from cmd_jax.evaluators.features import unit_rows
+from cmd_jax.evaluators.features import principal_components, unit_rows
 from cmd_jax.export.images import Embeddings
 
 ALONE = -1
@@ -82,7 +82,7 @@ def find_clusters(
     )
   check(num_clusters, min_size)
   unit = unit_rows(vectors)
-  points = _principal_components(unit)
+  points = principal_components(unit, _MAX_DIM)
   if num_clusters:
     kmeans = KMeans(num_clusters, n_init=4, random_state=seed)
     labels = kmeans.fit_predict(points)
@@ -94,12 +94,6 @@ def find_clusters(
     ).fit_predict(points)
     labels = np.where(labels < 0, ALONE, labels)
   return _summarise(unit, labels)
-
-
-def _principal_components(unit: np.ndarray) -> np.ndarray:
-  centred = unit - unit.mean(axis=0)
-  _, basis = np.linalg.eigh(centred.T.astype(np.float64) @ centred)
-  return np.ascontiguousarray(centred @ basis[:, ::-1][:, :_MAX_DIM])
 
 
 def _summarise(unit: np.ndarray, labels: np.ndarray) -> Clusters:

@@ -7,8 +7,9 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
+import cmd_jax
+from cmd_jax.api import Encoder
 from cmd_jax.errors import UserError, missing_extra
-from cmd_jax.export.network import Network, load_network
 from cmd_jax.export.preprocessing import describe
 from cmd_jax.export.stablehlo import describe_stablehlo, to_stablehlo
 from cmd_jax.export.weights import export_weights
@@ -71,16 +72,16 @@ def _output_file(request: Request) -> pathlib.Path:
   return path
 
 
-def _as_stablehlo(network: Network, request: Request) -> Exported:
+def _as_stablehlo(encoder: Encoder, request: Request) -> Exported:
   exported = to_stablehlo(
-    network, attention=request.attention, canvases=request.canvases
+    encoder, attention=request.attention, canvases=request.canvases
   )
   return bytes(exported.serialize()), describe(
-    network, canvases=request.canvases, **describe_stablehlo(exported)
+    encoder, canvases=request.canvases, **describe_stablehlo(exported)
   )
 
 
-def _as_onnx(network: Network, request: Request) -> Exported:
+def _as_onnx(encoder: Encoder, request: Request) -> Exported:
   try:
     from cmd_jax.export.onnx import describe_onnx, to_onnx
   except ModuleNotFoundError as error:
@@ -89,8 +90,8 @@ def _as_onnx(network: Network, request: Request) -> Exported:
     raise missing_extra(
       '--format=onnx needs the onnx package', 'onnx'
     ) from error
-  model = to_onnx(network, attention=request.attention)
-  return model.SerializeToString(), describe(network, **describe_onnx(model))
+  model = to_onnx(encoder, attention=request.attention)
+  return model.SerializeToString(), describe(encoder, **describe_onnx(model))
 
 
 def _write(
@@ -128,10 +129,10 @@ def export_model(request: Request) -> str:
     UserError: anything about the request that cannot be.
   """
   path = _output_file(request)
-  network = load_network(request.source, request.network)
+  encoder = cmd_jax.load(request.source, network=request.network)
   if request.format == 'safetensors':
-    constructor = export_weights(network, path)
+    constructor = export_weights(encoder, path)
     return f'{path}: the state dict of\n{constructor}'
   convert = {'stablehlo': _as_stablehlo, 'onnx': _as_onnx}[request.format]
-  sidecar = _write(path, *convert(network, request))
+  sidecar = _write(path, *convert(encoder, request))
   return f'{path}\n{sidecar}: what goes in and comes out'

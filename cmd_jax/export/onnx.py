@@ -1,4 +1,4 @@
-"""A network as ONNX, converted from its jaxpr."""
+"""An encoder as ONNX, converted from its jaxpr."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import onnx
 from jax.extend import core
 
 import cmd_jax
+from cmd_jax.api import Encoder
 from cmd_jax.errors import UserError
-from cmd_jax.export.network import ATTENTION, EMBEDDING, Network, make_function
+from cmd_jax.export.function import ATTENTION, EMBEDDING, make_function
 from cmd_jax.export.onnx_graph import (
   OPSET,
   Graph,
@@ -192,27 +193,27 @@ def _to_model(
   return model
 
 
-def to_onnx(network: Network, *, attention: bool = False) -> onnx.ModelProto:
-  """Converts a network, weights and all, for batches of any size.
+def to_onnx(encoder: Encoder, *, attention: bool = False) -> onnx.ModelProto:
+  """Converts an encoder, weights and all, for batches of any size.
 
   It takes views [B, 3, H, W] float32, normalised, and computes in float32.
 
   Args:
-    network: the network.
-    attention: see `network.make_function`.
+    encoder: the encoder.
+    attention: see `function.make_function`.
 
   Raises:
     UserError: attention is wanted of a network that has none, or as
       `function_to_onnx`.
   """
   function, variables = make_function(
-    network, attention=attention, dtype=jnp.float32
+    encoder, attention=attention, dtype=jnp.float32
   )
 
   def encode(variables, images):
     return function(variables, images.transpose(0, 2, 3, 1))
 
-  side = network.encoder.preprocessing['view_px']
+  side = encoder.preprocessing['view_px']
   outputs = (EMBEDDING, ATTENTION) if attention else (EMBEDDING,)
   return function_to_onnx(encode, variables, (3, side, side), outputs)
 

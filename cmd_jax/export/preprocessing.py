@@ -7,7 +7,8 @@ from typing import Any
 import jax
 
 import cmd_jax
-from cmd_jax.export.network import ATTENTION, Network
+from cmd_jax.api import Encoder
+from cmd_jax.export.function import ATTENTION
 
 _CANVAS = (
   "Decode the image, a JPEG with Pillow's draft(None, (canvas_px, canvas_px)), "
@@ -25,15 +26,15 @@ _VIEW = (
 
 
 def describe_preprocessing(
-  network: Network, *, canvases: bool = False
+  encoder: Encoder, *, canvases: bool = False
 ) -> dict[str, Any]:
   """Sizes, constants and the rule by which an image becomes an input.
 
   Args:
-    network: what is exported.
+    encoder: what is exported.
     canvases: the exported function takes canvases and makes the views itself.
   """
-  fields = network.encoder.preprocessing
+  fields = encoder.preprocessing
   steps = [_CANVAS]
   if not canvases:
     steps += [_CROP] if fields['crop_fraction'] else []
@@ -42,26 +43,26 @@ def describe_preprocessing(
 
 
 def describe(
-  network: Network, *, canvases: bool = False, **signature: Any
+  encoder: Encoder, *, canvases: bool = False, **signature: Any
 ) -> dict[str, Any]:
-  """The sidecar of an exported network, without the name of its file.
+  """The sidecar of an exported encoder, without the name of its file.
 
   Args:
-    network: what was exported.
+    encoder: what was exported.
     canvases: see `describe_preprocessing`.
     **signature: what goes in and comes out, and what the format tells.
   """
-  encoder = network.encoder
   for output in signature['outputs']:
     if output['name'] == ATTENTION:
       side = round(output['shape'][1] ** 0.5)
       output['grid'] = [side, side]
-      output['kind'] = 'multi-instance' if network.mil else "the encoder's own"
+      has_mil = encoder.network.mil is not None
+      output['kind'] = 'multi-instance' if has_mil else "the encoder's own"
   return {
     'source': encoder.source,
-    'training': dict(network.training),
+    'training': encoder.training,
     'encoder_sha256': encoder.hash,
     **signature,
-    'preprocessing': describe_preprocessing(network, canvases=canvases),
+    'preprocessing': describe_preprocessing(encoder, canvases=canvases),
     'versions': {'cmd_jax': cmd_jax.__version__, 'jax': jax.__version__},
   }

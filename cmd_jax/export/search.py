@@ -3,80 +3,27 @@
 from __future__ import annotations
 
 import csv
-import functools
 import io
 import pathlib
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
 from cmd_jax.data import canvas
 from cmd_jax.errors import UserError, missing_extra
 from cmd_jax.evaluators.features import unit_rows
+from cmd_jax.evaluators.nearest import Nearest, find_nearest
 from cmd_jax.export.images import Embeddings
 from cmd_jax.files.atomic import write_atomically
 
 INDEXES = ('exact', 'faiss')
-# Entries of the matrix of similarities held at once: 64 MB.
-_MAX_SIMILARITIES = 2**24
 _CELL_PX, _TEXT_PX, _COLUMNS = 160, 32, 5
 
 
-class Found(NamedTuple):
-  """The nearest images of a query.
-
-  Attributes:
-    rows: [k] their numbers in the gallery, the nearest first.
-    similarities: [k] cosine similarities.
-  """
-
-  rows: np.ndarray
-  similarities: np.ndarray
-
-
-def nearest(queries: np.ndarray, gallery: np.ndarray, k: int) -> Found:
-  """The k most similar rows of a gallery by cosine, exactly, on the device.
-
-  Queries come in blocks, so the whole matrix of similarities never exists.
-
-  Args:
-    queries: [Q, D].
-    gallery: [N, D].
-    k: all N where there are fewer.
-
-  Returns:
-    Rows and similarities [Q, k], of equally similar ones the first.
-  """
-  k = min(k, len(gallery))
-  in_gallery = jax.device_put(unit_rows(gallery))
-  chunk = max(_MAX_SIMILARITIES // len(gallery), 1)
-  blocks = [
-    _nearest(in_gallery, unit_rows(queries[start : start + chunk]), k)
-    for start in range(0, len(queries), chunk)
-  ]
-  similarities, rows = map(np.concatenate, zip(*blocks))
-  return Found(rows, similarities)
-
-
-def _nearest(gallery: jax.Array, queries: np.ndarray, k: int) -> tuple:
-  return tuple(map(np.asarray, _top_k(gallery, queries, k)))
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _top_k(
-  gallery: jax.Array, queries: jax.Array, k: int
-) -> tuple[jax.Array, jax.Array]:
-  similarities = jnp.matmul(
-    queries, gallery.T, precision=jax.lax.Precision.HIGHEST
-  )
-  return jax.lax.top_k(similarities, k)
-
-
-def nearest_by_faiss(queries: np.ndarray, gallery: np.ndarray, k: int) -> Found:
-  """As `nearest`, from an inner-product index of FAISS on the CPU.
+def nearest_by_faiss(
+  queries: np.ndarray, gallery: np.ndarray, k: int
+) -> Nearest:
+  """As `find_nearest`, from an inner-product index of FAISS on the CPU.
 
   Raises:
     UserError: FAISS is not installed.
@@ -88,12 +35,12 @@ def nearest_by_faiss(queries: np.ndarray, gallery: np.ndarray, k: int) -> Found:
   index = faiss.IndexFlatIP(gallery.shape[1])
   index.add(unit_rows(gallery))
   similarities, rows = index.search(unit_rows(queries), min(k, len(gallery)))
-  return Found(rows, similarities)
+  return Nearest(rows, similarities)
 
 
 def search(
   query: np.ndarray, gallery: Embeddings, k: int, index: str = 'exact'
-) -> Found:
+) -> Nearest:
   """The k images of a gallery that look most like one query.
 
   Args:
@@ -105,12 +52,12 @@ def search(
   Raises:
     UserError: FAISS is asked for and not installed.
   """
-  find = {'exact': nearest, 'faiss': nearest_by_faiss}[index]
+  find = {'exact': find_nearest, 'faiss': nearest_by_faiss}[index]
   found = find(query[None], gallery.vectors, k)
-  return Found(found.rows[0], found.similarities[0])
+  return Nearest(found.rows[0], found.similarities[0])
 
 
-def table(gallery: Embeddings, found: Found) -> str:
+def table(gallery: Embeddings, found: Nearest) -> str:
   """The result as lines of rank, similarity and file name."""
   lines = ['rank  similarity  file']
   for rank, (row, similarity) in enumerate(zip(*found), 1):
@@ -136,7 +83,7 @@ def save_results(
   path: pathlib.Path,
   query: pathlib.Path,
   gallery: Embeddings,
-  found: Found,
+  found: Nearest,
 ) -> pathlib.Path:
   """Writes the result as CSV, and as a picture beside it.
 

@@ -1,4 +1,4 @@
-"""A network as StableHLO, which JAX runs without this package."""
+"""An encoder as StableHLO, which JAX runs without this package."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cmd_jax.api import Encoder
 from cmd_jax.data.augment.multi_crop import make_eval_view
-from cmd_jax.export.network import Network, make_function
+from cmd_jax.export.function import make_function
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
 def to_stablehlo(
-  network: Network, *, attention: bool = False, canvases: bool = False
+  encoder: Encoder, *, attention: bool = False, canvases: bool = False
 ) -> jax.export.Exported:
-  """Exports a network, weights and all, for batches of any size.
+  """Exports an encoder, weights and all, for batches of any size.
 
   Args:
-    network: the network.
-    attention: see `network.make_function`.
+    encoder: the encoder.
+    attention: see `function.make_function`.
     canvases: takes canvases [B, R, R, 3] uint8 and the sizes [B, 2] int32 of
       their images, of which it makes the views itself, in place of the views
       [B, H, W, 3] float32.
@@ -29,10 +30,10 @@ def to_stablehlo(
     What `jax.export.deserialize` gives back of its `serialize()`.
 
   Raises:
-    UserError: attention is wanted of a network that has none.
+    UserError: attention is wanted of an encoder that has none.
   """
-  function, variables = make_function(network, attention=attention)
-  preprocessing = network.encoder.preprocessing
+  function, variables = make_function(encoder, attention=attention)
+  preprocessing = encoder.preprocessing
   (batch,) = jax.export.symbolic_shape('batch')
   if canvases:
     view = make_eval_view(

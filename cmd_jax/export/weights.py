@@ -1,4 +1,4 @@
-"""A network as a file of weights."""
+"""An encoder as a file of weights."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import pathlib
 
 import jax
 
+from cmd_jax.api import Encoder
 from cmd_jax.convert import save
-from cmd_jax.export.network import Network
 
 
-def export_weights(network: Network, path: pathlib.Path) -> str:
+def export_weights(encoder: Encoder, path: pathlib.Path) -> str:
   """Writes an encoder in timm's naming, adapters merged in.
 
   How it was trained and the preprocessing are in the file's metadata.
 
   Args:
-    network: whose encoder; attention has no place in timm's classes.
+    encoder: the encoder; attention has no place in timm's classes.
     path: of the file, ending in .safetensors.
 
   Returns:
@@ -26,13 +26,12 @@ def export_weights(network: Network, path: pathlib.Path) -> str:
   Raises:
     UserError: a directory that cannot be written.
   """
-  encoder = network.encoder
   save.save_encoder(
     path,
     encoder.module,
     jax.device_get(encoder.variables),
     metadata={
-      **network.training,
+      **encoder.training,
       'preprocessing': json.dumps(encoder.preprocessing),
     },
   )

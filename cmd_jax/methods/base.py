@@ -36,22 +36,6 @@ class Loss(NamedTuple):
   state: MethodState
 
 
-class Encoded(NamedTuple):
-  """What a frozen network says of images.
-
-  Attributes:
-    image: [B, D] embeddings of the images.
-    tokens: [B, N, D] embeddings of their regions.
-    attention: [B, N], what each region counts: the multi-instance attention,
-      which adds up to 1; without, the encoder's own, mean over its heads;
-      without that, the length of the region's embedding.
-  """
-
-  image: jax.Array
-  tokens: jax.Array
-  attention: jax.Array
-
-
 class Method(NamedTuple):
   """A self-supervised objective over a student and an EMA teacher.
 
@@ -62,10 +46,10 @@ class Method(NamedTuple):
     loss: (params, teacher_params, state, views, keys, step) -> `Loss`, with
       gradient by `params` alone. `views` are `data.batch.Views`; `keys` [B] are
       random keys of the examples, `step` is the number of the step.
-    encode: (params, stats, images [B, H, W, 3]) -> `Encoded`, by a network and
-      its running batch statistics, {} where it has none.
     encoder_variables: (params, stats) -> what the encoder is applied to,
-      adapters merged in.
+      adapters merged in; `stats` are a network's running batch statistics, {}
+      where it has none. It is what evaluation sees of a network, beside the
+      multi-instance attention that is in `params` as 'mil' where there is any.
     finish: the means of `Loss.stats` over all examples -> scalars to watch.
     is_mean_over_examples: whether an example's loss, gradient and share of the
       state depend on no other example, so that a batch can be seen in parts.
@@ -73,7 +57,6 @@ class Method(NamedTuple):
 
   init: Callable[[jax.Array], tuple[Params, MethodState]]
   loss: Callable[..., Loss]
-  encode: Callable[[Params, Any, jax.Array], Encoded]
   encoder_variables: Callable[[Params, Any], Mapping[str, Any]]
   finish: Callable[[Any], Mapping[str, jax.Array]]
   is_mean_over_examples: bool

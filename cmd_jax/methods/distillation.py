@@ -13,7 +13,6 @@ from cmd_jax.data.batch import Views
 from cmd_jax.losses import blockwise
 from cmd_jax.methods import features, metrics
 from cmd_jax.methods.base import (
-  Encoded,
   Loss,
   Method,
   MethodState,
@@ -33,7 +32,6 @@ from cmd_jax.methods.networks import (
   Stats,
   apply_networks,
   draw_uniforms,
-  encode,
   encoder_variables,
   init_networks,
   prototypes_of,
@@ -87,7 +85,6 @@ class Distillation:
     return Method(
       init=self.init,
       loss=self.loss,
-      encode=self.encode,
       encoder_variables=self.encoder_variables,
       finish=metrics.finish,
       # Sinkhorn balances a whole batch, and batch statistics are of one.
@@ -251,7 +248,3 @@ class Distillation:
   def encoder_variables(self, params: Params, stats: Stats) -> Mapping:
     """See `Method`."""
     return encoder_variables(self.networks, params, stats)
-
-  def encode(self, params: Params, stats: Stats, images: jax.Array) -> Encoded:
-    """See `Method`."""
-    return encode(self.networks, params, stats, images)

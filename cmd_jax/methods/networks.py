@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cmd_jax.methods.base import Encoded, Params, Setting
+from cmd_jax.methods.base import Params, Setting
 from cmd_jax.models import partial
 from cmd_jax.models.heads import PrototypeHead, PrototypeWeights
 from cmd_jax.models.layers import EncoderOutput
@@ -163,22 +163,6 @@ def encoder_variables(
   if 'encoder' in stats:
     variables['batch_stats'] = stats['encoder']
   return variables
-
-
-def encode(
-  networks: Networks, params: Params, stats: Stats, images: jax.Array
-) -> Encoded:
-  """What a frozen network says of images [B, H, W, 3]; see `Method.encode`."""
-  encoded = networks.encoder.apply(
-    encoder_variables(networks, params, stats), images
-  )
-  if networks.mil is not None:
-    attention = networks.mil.apply({'params': params['mil']}, encoded.tokens)
-  elif encoded.attention is not None:
-    attention = encoded.attention.mean(1)
-  else:
-    attention = jnp.linalg.norm(encoded.tokens, axis=-1)
-  return Encoded(encoded.image, encoded.tokens, attention)
 
 
 def _concatenate_rows(arrays: Sequence[jax.Array]) -> jax.Array:

@@ -19,7 +19,6 @@ from cmd_jax.errors import UserError
 from cmd_jax.losses import blockwise, detcon
 from cmd_jax.methods import dino, features, metrics
 from cmd_jax.methods.base import (
-  Encoded,
   Loss,
   Method,
   MethodState,
@@ -39,7 +38,6 @@ from cmd_jax.methods.networks import (
   Prototypes,
   Stats,
   draw_uniforms,
-  encode,
   encoder_variables,
   prototypes_of,
 )
@@ -142,7 +140,6 @@ class PartContrast:
     return Method(
       init=self.init,
       loss=self.loss,
-      encode=self.encode,
       encoder_variables=self.encoder_variables,
       finish=_finish,
       # The contrast is with the parts of all other examples.
@@ -273,10 +270,6 @@ class PartContrast:
   def encoder_variables(self, params: Params, stats: Stats) -> Mapping:
     """See `Method`."""
     return encoder_variables(self.modules.networks, params, stats)
-
-  def encode(self, params: Params, stats: Stats, images: jax.Array) -> Encoded:
-    """See `Method`."""
-    return encode(self.modules.networks, params, stats, images)
 
 
 def _stats(output: ForwardOutput, compared: Compared) -> dict[str, jax.Array]:

@@ -18,7 +18,6 @@ from cmd_jax.errors import UserError
 from cmd_jax.losses.simclr import nt_xent
 from cmd_jax.methods import metrics
 from cmd_jax.methods.base import (
-  Encoded,
   Loss,
   Method,
   MethodState,
@@ -30,7 +29,6 @@ from cmd_jax.methods.networks import (
   Stats,
   apply_networks,
   draw_uniforms,
-  encode,
   encoder_variables,
   init_networks,
   make_networks,
@@ -61,7 +59,6 @@ class SimClr:
     return Method(
       init=self.init,
       loss=self.loss,
-      encode=self.encode,
       encoder_variables=self.encoder_variables,
       finish=metrics.finish,
       is_mean_over_examples=False,
@@ -130,10 +127,6 @@ class SimClr:
   def encoder_variables(self, params: Params, stats: Stats) -> Mapping:
     """See `Method`."""
     return encoder_variables(self.networks, params, stats)
-
-  def encode(self, params: Params, stats: Stats, images: jax.Array) -> Encoded:
-    """See `Method`."""
-    return encode(self.networks, params, stats, images)
 
 
 def make_simclr(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmd_jax.errors import UserError
+from cmd_jax.models.heads import l2_normalise
 from cmd_jax.parts.features import log_bin as bin_maps
 from cmd_jax.parts.kmeans import kmeans
 from cmd_jax.parts.points import einsum
@@ -56,8 +57,7 @@ def _descriptors(keys: jax.Array, log_bin: bool) -> jax.Array:
   keys = keys.astype(jnp.float32)
   maps = bin_maps(keys) if log_bin else keys
   vectors = maps.reshape(len(maps), -1, maps.shape[-1])
-  norms = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-  return vectors / jnp.maximum(norms, 1e-12)
+  return l2_normalise(vectors)
 
 
 @functools.partial(jax.jit, static_argnames=('log_bin', 'per_image'))

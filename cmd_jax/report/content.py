@@ -11,15 +11,20 @@ import numpy as np
 
 from cmd_jax.data.sources.base import UNLABELLED
 from cmd_jax.errors import UserError
-from cmd_jax.evaluators import Features
-from cmd_jax.report import embedding_map, history, photos, similar
+from cmd_jax.evaluators import (
+  Features,
+  FrozenNetwork,
+  knn,
+  why_not_scored,
+)
+from cmd_jax.evaluators.nearest import find_nearest
+from cmd_jax.report import confusions, embedding_map, history, photos
 from cmd_jax.rundir.config_diff import flatten
 from cmd_jax.rundir.workdir import Workdir, read_json
 from cmd_jax.training import part_rounds, scoring
 from cmd_jax.training.experiment import Experiment
-from cmd_jax.training.frozen_network import FrozenNetwork, network_variables
-from cmd_jax.training.state import TrainState
 
+_NUM_NEIGHBOURS = 20
 _MAX_PAIRS = 12
 # Classes side by side in the matrix of confusions.
 _MAX_CLASSES = 12
@@ -30,10 +35,10 @@ def _numbers(array: np.ndarray, dtype: str) -> str:
   return photos.encode_base64(np.ascontiguousarray(array, dtype).tobytes())
 
 
-def _attention_name(experiment: Experiment, variables: tuple) -> str:
-  if 'mil' in variables[0]:
+def _attention_name(network: FrozenNetwork) -> str:
+  if network.mil is not None:
     return 'multi-instance attention'
-  if hasattr(experiment.encoder, 'num_heads'):
+  if hasattr(network.encoder, 'num_heads'):
     return "the encoder's own attention"
   return "the length of each patch's features"
 
@@ -48,13 +53,16 @@ def _describe_neighbours(
   has_gallery = splits[0].name == 'training'
   if has_gallery:
     own[: len(gallery.vectors)] = np.arange(len(gallery.vectors))
-  nearest = similar.find_nearest(
-    gallery.vectors if has_gallery else gallery.vectors[:0], queries, own
+  nearest = find_nearest(
+    queries,
+    gallery.vectors if has_gallery else gallery.vectors[:0],
+    _NUM_NEIGHBOURS,
+    own=own,
   )
   return {
-    'count': nearest.index.shape[1],
-    'index': _numbers(nearest.index, '<u4'),
-    'similarity': _numbers(nearest.similarity, '<f4'),
+    'count': nearest.rows.shape[1],
+    'index': _numbers(nearest.rows, '<u4'),
+    'similarity': _numbers(nearest.similarities, '<f4'),
   }
 
 
@@ -69,10 +77,10 @@ def _describe_confusion(
     shown_rows: test images shown.
     offset: place on the page of the first of these.
   """
-  counts = similar.count_confusions(
+  counts = confusions.count_confusions(
     test.labels, predicted, len(test.class_names)
   )
-  pairs = similar.most_confused(counts, _MAX_PAIRS)
+  pairs = confusions.most_confused(counts, _MAX_PAIRS)
   labels, votes = test.labels[shown_rows], predicted[shown_rows]
 
   def examples(true: int, voted: int) -> list[int]:
@@ -165,14 +173,11 @@ def _describe_photos(
 
 
 def _describe_run(
-  experiment: Experiment, workdir: Workdir, state: TrainState
+  experiment: Experiment, workdir: Workdir, network: FrozenNetwork, step: int
 ) -> dict[str, Any]:
   """Where the numbers come from: the run, its config, its machine."""
   results = workdir.results()
-  variables = experiment.method.encoder_variables(
-    *network_variables(experiment, state)
-  )
-  parameters = sum(x.size for x in jax.tree.leaves(variables['params']))
+  parameters = sum(x.size for x in jax.tree.leaves(network.variables['params']))
   config = {}
   if workdir.config_file.exists():
     config = flatten(workdir.read_config())
@@ -189,7 +194,7 @@ def _describe_run(
       if key in config
     ),
     'parameters': int(parameters),
-    'step': int(state.step),
+    'step': step,
     'total_steps': experiment.total_steps,
     'counts': counts,
     'seconds': results.get('seconds'),
@@ -205,12 +210,12 @@ def _describe_run(
 def _notes(
   experiment: Experiment,
   workdir: Workdir,
-  state: TrainState,
+  step: int,
   splits: Sequence[photos.Split],
 ) -> list[str]:
   """What a reader of the page must know."""
   notes = []
-  reason = scoring.why_not_scored(experiment)
+  reason = why_not_scored(experiment.splits)
   if reason:
     notes.append(
       f'{reason[0].upper()}{reason[1:]}. Scores and confusions need labels: '
@@ -226,10 +231,10 @@ def _notes(
       'Confusions are counted on all test images.'
     )
   scored = workdir.results().get('steps')
-  if 'final' in workdir.results() and scored != int(state.step):
+  if 'final' in workdir.results() and scored != step:
     notes.append(
       f'The scores are those of step {scored}; the photographs are seen by '
-      f'the network of step {int(state.step)}. --mode=evaluate scores anew.'
+      f'the network of step {step}. --mode=evaluate scores anew.'
     )
   return notes
 
@@ -247,33 +252,29 @@ def collect(
   Raises:
     UserError: no checkpoint, or one that does not fit.
   """
-  state = scoring.restore(experiment, workdir)
+  network, step = scoring.read_trained(experiment, workdir)
   scoring.check_same_start(experiment, workdir)
-  network = FrozenNetwork(experiment, state, workdir.features)
-  pretrain = network.embed(experiment.pretrain, 'pretrain')
-  test = network.embed(experiment.test, 'test')
+  pretrain, test = (
+    None if split is None else network.embeddings(split)
+    for split in experiment.splits
+  )
   splits = photos.sample(experiment.pretrain, experiment.test, max_images)
   of = {'training': pretrain, 'test': test}
   shown = [of[split.name].take(split.rows) for split in splits]
-  predicted = None if test is None else similar.predict(pretrain, test)
+  predicted = None if test is None else knn.predict(pretrain, test)
   layout = embedding_map.make_map(np.concatenate([f.vectors for f in shown]))
-  variables = network_variables(experiment, state)
-  drawn = photos.draw(
-    splits,
-    scoring.make_attend(experiment, variables),
-    batch_size=experiment.evaluation.batch_size,
-  )
-  notes = _notes(experiment, workdir, state, splits)
+  drawn = photos.draw(splits, network.attend, batch_size=network.batch_size)
+  notes = _notes(experiment, workdir, step, splits)
   if layout.note:
     notes.append(f'The map shows principal components: {layout.note}.')
-  is_scored = scoring.why_not_scored(experiment) is None
+  is_scored = why_not_scored(experiment.splits) is None
   test_rows = splits[-1].rows if splits[-1].name == 'test' else np.zeros(0, int)
   return {
-    'run': _describe_run(experiment, workdir, state),
+    'run': _describe_run(experiment, workdir, network, step),
     'results': history.table(workdir.results()),
     'curves': history.read_curves(workdir.metrics_file),
     'classes': list(experiment.pretrain.class_names),
-    'attention_name': _attention_name(experiment, variables),
+    'attention_name': _attention_name(network),
     'crop_fraction': experiment.evaluation.settings.get('crop_fraction') or 0,
     'photos': _describe_photos(splits, shown, predicted, layout, drawn),
     'confusion': _describe_confusion(

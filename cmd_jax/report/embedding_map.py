@@ -9,7 +9,7 @@ import numpy as np
 import tqdm
 
 from cmd_jax.errors import missing_extra
-from cmd_jax.evaluators.features import unit_rows
+from cmd_jax.evaluators.features import principal_components, unit_rows
 
 _NUM_COMPONENTS = 50
 _PERPLEXITY = 30
@@ -30,25 +30,6 @@ class Map(NamedTuple):
   method: str
   points: np.ndarray
   note: str = ''
-
-
-def principal_components(vectors: np.ndarray, count: int) -> np.ndarray:
-  """Projects vectors on the directions in which they vary most.
-
-  Args:
-    vectors: [N, D].
-    count: components wanted; fewer where D is smaller.
-
-  Returns:
-    [N, count] float32, each component's largest entry positive.
-  """
-  centred = vectors.astype(np.float64) - vectors.mean(0)
-  _, directions = np.linalg.eigh(centred.T @ centred)
-  components = centred @ directions[:, ::-1][:, :count]
-  # The sign of an eigenvector is arbitrary; the same map must come out.
-  largest = np.abs(components).argmax(0)
-  signs = np.sign(components[largest, np.arange(components.shape[1])])
-  return (components * np.where(signs, signs, 1)).astype(np.float32)
 
 
 def _fill_square(points: np.ndarray) -> np.ndarray:

@@ -53,6 +53,41 @@ def read_config(workdir: Workdir) -> ConfigDict:
   return ConfigDict(workdir.read_config())
 
 
+def method_name(method: Mapping[str, Any]) -> str:
+  """The method and, where it is not the paper's, its variant.
+
+  Args:
+    method: config.method.
+  """
+  variant = method.get('variant', 'paper')
+  name = method['name']
+  return name if variant == 'paper' else f'{name}_{variant}'
+
+
+def describe_training(
+  config: ConfigDict, network: str, step: int
+) -> dict[str, str]:
+  """How a network was trained, for people.
+
+  Args:
+    config: of the run.
+    network: 'teacher' or 'student'.
+    step: steps that it has taken.
+
+  Returns:
+    `method`, `dataset`, as its own kind of source names it, `network` and
+    `steps`.
+  """
+  dataset = config.dataset
+  names = (dataset.get(field) for field in ('path', 'train', 'name'))
+  return {
+    'method': method_name(config.method),
+    'dataset': next(filter(None, names), dataset['source']),
+    'network': network,
+    'steps': str(step),
+  }
+
+
 def _read_arrays(
   path: pathlib.Path, params: str, stats: str
 ) -> tuple[Mapping, Mapping]:
@@ -116,27 +151,41 @@ def _check_fits(
     )
 
 
-def _mil_attention(config: ConfigDict, encoder: nn.Module) -> nn.Module:
+def make_mil_attention(
+  config: ConfigDict, encoder: nn.Module
+) -> nn.Module | None:
+  """The multi-instance attention of a run's method.
+
+  Args:
+    config: of the run.
+    encoder: whose tokens are attended to.
+
+  Returns:
+    Tokens [B, N, D] -> attention [B, N]; None for a method without.
+  """
   method = config.method
+  if 'mil' not in method:
+    return None
   return heads.MilAttention(
     gated=method.pooling == 'gated_attention', dtype=encoder.dtype, **method.mil
   )
 
 
 def read_network(
-  workdir: Workdir, config: ConfigDict, network: str
+  workdir: Workdir, network: str, config: ConfigDict | None = None
 ) -> SavedNetwork:
   """Reads the encoder of a run's newest checkpoint.
 
   Args:
     workdir: of the run.
-    config: from `read_config`.
     network: 'teacher' or 'student'.
+    config: from `read_config`; None reads it.
 
   Raises:
     UserError: no checkpoint, a damaged one, or one of another model.
   """
   step, _ = newest_good_step(workdir.checkpoints)
+  config = read_config(workdir) if config is None else config
   path = (workdir.checkpoints / str(step) / 'state').absolute()
   params, stats = _read_arrays(
     path,
@@ -155,10 +204,5 @@ def read_network(
   image_px = config.augment.global_px
   _check_fits(encoder, variables, image_px, str(path.parent))
   mil_params = params.get('mil')
-  return SavedNetwork(
-    encoder,
-    variables,
-    None if mil_params is None else _mil_attention(config, encoder),
-    mil_params,
-    step,
-  )
+  mil = None if mil_params is None else make_mil_attention(config, encoder)
+  return SavedNetwork(encoder, variables, mil, mil_params, step)

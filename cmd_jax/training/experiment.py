@@ -23,13 +23,12 @@ from cmd_jax.data.pipeline.order import batch_indices
 from cmd_jax.data.pipeline.resident import batch_like
 from cmd_jax.devices import processes, sharding
 from cmd_jax.errors import UserError
-from cmd_jax.evaluators import part_segmentation
+from cmd_jax.evaluators import Evaluator, Splits, make_evaluators
 from cmd_jax.methods.base import Method
 from cmd_jax.models import make_encoder, partial
-from cmd_jax.models.fcn import make_decoder
-from cmd_jax.models.feature_maps import check_facet
 from cmd_jax.parts.plan import Plan, make_plan
 from cmd_jax.rundir.checkpoint import Checkpoints
+from cmd_jax.rundir.saved_run import make_mil_attention, method_name
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training.recipe import (
   check_accumulates,
@@ -45,38 +44,25 @@ from cmd_jax.training.step import make_train_step, multi_step
 _INIT, _STEPS = range(2)
 
 
-class Segmentation(NamedTuple):
-  """How parts are segmented.
-
-  Attributes:
-    view: (canvases, sizes) -> whole images as the encoder sees them.
-    facet: what of the encoder is decoded, see `feature_maps`.
-    evaluate: (train, test) `PartMaps` -> scores.
-  """
-
-  view: Callable
-  facet: str
-  evaluate: Callable
-
-
 class Evaluation(NamedTuple):
   """How an encoder is scored.
 
   Attributes:
-    protocols: names of the evaluators.
-    view: (canvases, sizes) -> images as the encoder sees them.
-    batch_size: images encoded at a time.
+    evaluators: by what.
     network: 'teacher' or 'student'.
+    mil: the multi-instance attention of the method; None without.
     settings: all of config.eval, as JSON gives it back.
-    segmentation: how parts are segmented; None if they are not.
   """
 
-  protocols: tuple[str, ...]
-  view: Callable
-  batch_size: int
+  evaluators: tuple[Evaluator, ...]
   network: str
+  mil: nn.Module | None
   settings: dict
-  segmentation: Segmentation | None = None
+
+  @property
+  def protocols(self) -> tuple[str, ...]:
+    """Names of the evaluators."""
+    return tuple(evaluator.name for evaluator in self.evaluators)
 
 
 class Experiment(NamedTuple):
@@ -145,6 +131,11 @@ class Experiment(NamedTuple):
   num_prototypes: int
   batch_indices: Callable[[int], np.ndarray]
 
+  @property
+  def splits(self) -> Splits:
+    """The images that the encoder is scored on."""
+    return Splits(self.pretrain, self.test)
+
   def open_checkpoints(self, workdir: Workdir) -> Checkpoints:
     """The checkpoints of a work directory."""
     return Checkpoints(workdir.checkpoints, keep=self.checkpoints_kept)
@@ -170,12 +161,6 @@ def _import_encoder(init: ConfigDict, encoder: nn.Module) -> Imported | None:
   return load_encoder(init.path, encoder, network=init.network)
 
 
-def _method_name(method: ConfigDict) -> str:
-  """The method and, where it is not the paper's, its variant."""
-  variant = method.get('variant', 'paper')
-  return method.name if variant == 'paper' else f'{method.name}_{variant}'
-
-
 def _make_plan(config: ConfigDict, canvases: Canvases) -> Plan | None:
   if 'parts' not in config:
     return None
@@ -198,49 +183,22 @@ def _round_ends(total_steps: int, plan: Plan | None) -> tuple[int, ...]:
   return tuple(total_steps * (i + 1) // rounds for i in range(rounds))
 
 
-def _make_segmentation(
-  config: ConfigDict, encoder: nn.Module, *splits: Canvases | None
-) -> Segmentation | None:
-  """How parts are segmented; None where the protocol is not asked for."""
-  if part_segmentation.PROTOCOL not in config.protocols:
-    return None
-  masks = [split.part_ids for split in splits if split is not None]
-  if len(masks) < 2 or any(part_ids is None for part_ids in masks):
-    raise UserError(
-      f'config.eval.protocols has {part_segmentation.PROTOCOL}, but not all '
-      'splits have part masks: leave it out'
-    )
-  fields = config.segmentation.to_dict()
-  facet = fields.pop('facet')
-  check_facet(encoder, facet)
-  view = multi_crop.make_eval_view(
-    view_px=fields.pop('view_px'), crop_fraction=None
-  )
-  num_classes = max(int(part_ids.max()) for part_ids in masks) + 1
-  decoder = make_decoder(
-    num_classes=num_classes,
-    variant=fields.pop('decoder'),
-    channels=fields.pop('channels'),
-  )
-  evaluate = part_segmentation.make_part_segmentation(decoder, **fields)
-  return Segmentation(view, facet, evaluate)
-
-
 def _make_evaluation(
-  config: ConfigDict,
-  encoder: nn.Module,
-  pretrain: Canvases,
-  test: Canvases | None,
+  config: ConfigDict, encoder: nn.Module, splits: Splits
 ) -> Evaluation:
+  fields = config.eval.to_dict()
+  # What cannot be is refused now, not after the training.
+  multi_crop.make_eval_view(
+    view_px=fields['view_px'], crop_fraction=fields['crop_fraction'] or None
+  )
+  evaluators = make_evaluators(fields['protocols'], fields)
+  for evaluator in evaluators:
+    evaluator.check(encoder, splits)
   return Evaluation(
-    protocols=tuple(config.protocols),
-    view=multi_crop.make_eval_view(
-      view_px=config.view_px, crop_fraction=config.crop_fraction or None
-    ),
-    batch_size=config.batch_size,
-    network=config.network,
-    settings=json.loads(json.dumps(config.to_dict())),
-    segmentation=_make_segmentation(config, encoder, pretrain, test),
+    evaluators=evaluators,
+    network=fields['network'],
+    mil=make_mil_attention(config, encoder),
+    settings=json.loads(json.dumps(fields)),
   )
 
 
@@ -366,7 +324,7 @@ def build(config: ConfigDict) -> Experiment:
   )()
   return Experiment(
     name=pretrain.name,
-    method_name=_method_name(config.method),
+    method_name=method_name(config.method),
     mesh=mesh,
     encoder=encoder,
     imported=imported and imported.report,
@@ -393,7 +351,7 @@ def build(config: ConfigDict) -> Experiment:
       steps_rng,
     ),
     rng=steps_rng,
-    evaluation=_make_evaluation(config.eval, encoder, pretrain, test),
+    evaluation=_make_evaluation(config, encoder, Splits(pretrain, test)),
     batch_size=config.batch_size,
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,

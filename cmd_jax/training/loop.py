@@ -16,6 +16,7 @@ import numpy as np
 import cmd_jax
 from cmd_jax.devices import host_memory, processes
 from cmd_jax.errors import UserError
+from cmd_jax.evaluators.pictures import draw_neighbours
 from cmd_jax.files.formats import VERSION_FIELD, check_format
 from cmd_jax.rundir.checkpoint import Checkpoints
 from cmd_jax.rundir.workdir import Workdir
@@ -24,12 +25,7 @@ from cmd_jax.training.collapse import CollapseWatch
 from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.metrics import MetricWriter, Progress
 from cmd_jax.training.non_finite import NonFiniteSteps
-from cmd_jax.training.scoring import (
-  describe_start,
-  draw_neighbours,
-  encode,
-  score,
-)
+from cmd_jax.training.scoring import describe_start, network_of, score
 from cmd_jax.training.state import TrainState
 from cmd_jax.training.summary import announce, describe_hardware, report_skipped
 
@@ -320,7 +316,7 @@ def _score_start(experiment: Experiment, workdir: Workdir) -> None:
   alone, state = experiment.on_this_process(experiment.init_state())
   processes.from_first(
     lambda: workdir.update_results(
-      init=score(alone, encode(alone, state, workdir.features))
+      init=score(alone, network_of(alone, state, workdir))
     )
   )
 
@@ -329,10 +325,10 @@ def _score_end(
   experiment: Experiment, state: TrainState, workdir: Workdir, skipped: int
 ) -> dict[str, float]:
   """Scores the trained encoder and draws neighbours."""
-  encoded = encode(experiment, state, workdir.features)
+  network = network_of(experiment, state, workdir)
+  draw_neighbours(network, experiment.splits, workdir.neighbours_file)
   report_skipped(experiment, workdir, skipped)
-  draw_neighbours(experiment, state, encoded, workdir.neighbours_file)
-  return score(experiment, encoded)
+  return score(experiment, network)
 
 
 def train(experiment: Experiment, workdir: Workdir) -> dict:

@@ -10,11 +10,12 @@ import jax
 from cmd_jax.data.canvas import skip_report
 from cmd_jax.data.inspect.report_text import TEXT_FILE, notable
 from cmd_jax.devices import processes, sharding
+from cmd_jax.evaluators import why_not_scored
 from cmd_jax.files.atomic import write_atomically
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.inspection import report_on, write_data_report
-from cmd_jax.training.scoring import results_table, why_not_scored
+from cmd_jax.training.scoring import results_table
 
 
 def describe_hardware(experiment: Experiment) -> str:
@@ -92,7 +93,7 @@ def report_skipped(
 
 def summary(experiment: Experiment, workdir: Workdir, results: dict) -> str:
   """What a person reads at the end: the table and where to look."""
-  reason = why_not_scored(experiment)
+  reason = why_not_scored(experiment.splits)
   table = results_table(results['init'], results['final'])
   if reason:
     table = f'{reason}\n{table}' if results['final'] else reason

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cmd_jax.evaluators import Features
-from cmd_jax.evaluators.knn import make_knn
+from cmd_jax.evaluators.knn import make_knn, predict
 
 
 def _splits(train: int, test: int, classes: int = 12) -> list[Features]:
@@ -79,3 +79,21 @@ def test_refuses_bad_arguments():
     make_knn(0)
   with pytest.raises(ValueError, match='positive'):
     make_knn(5, 0.0)
+
+
+def test_what_is_predicted_is_what_is_scored():
+  train, test = _splits(150, 61)
+  predicted = predict(train, test)
+  assert predicted.shape == (61,) and predicted.dtype == np.int32
+  scores = make_knn()(train, test)
+  assert (predicted == test.labels).mean() == pytest.approx(scores['top1'])
+  # An image without a label has no vote, and can be voted on.
+  hidden = train.labels.copy()
+  hidden[::3] = -1
+  np.testing.assert_array_equal(
+    predict(train._replace(labels=hidden), test),
+    predict(train.take(np.flatnonzero(hidden >= 0)), test),
+  )
+  unknown = test._replace(labels=np.full_like(test.labels, -1))
+  np.testing.assert_array_equal(predict(train, unknown), predicted)
+  assert predict(train._replace(labels=np.full_like(hidden, -1)), test) is None

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ from cmd_jax import errors
 from cmd_jax.evaluators import iou
 from cmd_jax.evaluators.part_segmentation import (
   PartMaps,
-  extract_maps,
   make_part_segmentation,
 )
 from cmd_jax.models import fcn
@@ -110,35 +108,6 @@ def test_a_fold_chooses_and_the_others_are_scored():
   np.testing.assert_allclose(folds.miou, [37 / 90, 0.5, *[37 / 90] * 3])
   with pytest.raises(errors.UserError, match='4 test image'):
     iou.cross_validate(intersections[:, :4], unions[:, :4])
-
-
-def test_maps_of_every_image_in_order():
-  rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (7, 4, 4, 3), np.uint8)
-  sizes = np.arange(14, dtype=np.int32).reshape(7, 2)
-
-  @jax.jit
-  def tokens(images, sizes):
-    cells = images.reshape(-1, 2, 2, 2, 2, 3).mean((2, 4))
-    return (cells + sizes.sum(1)[:, None, None, None]).reshape(-1, 4, 3)
-
-  maps = extract_maps(tokens, images, sizes, batch_size=3)
-  expected = images.reshape(7, 2, 2, 2, 2, 3).mean((2, 4))
-  expected = expected + sizes.sum(1)[:, None, None, None]
-  assert maps.dtype == np.float16
-  np.testing.assert_allclose(maps, expected, rtol=1e-3)
-
-  def as_maps(images, sizes):
-    return tokens(images, sizes).reshape(-1, 1, 4, 3)
-
-  np.testing.assert_array_equal(
-    extract_maps(as_maps, images, sizes, batch_size=3),
-    maps.reshape(7, 1, 4, 3),
-  )
-  with pytest.raises(ValueError, match='3 tokens are no square'):
-    extract_maps(lambda *x: tokens(*x)[:, :3], images, sizes)
-  with pytest.raises(errors.UserError, match='no images'):
-    extract_maps(tokens, images[:0], sizes[:0])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Networks to export, of random weights."""
+"""Encoders to export, of random weights."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from cmd_jax.api import Encoder, Preprocessing
-from cmd_jax.export.network import Network
 from cmd_jax.models import heads, make_encoder
 from tests import tiny
 
@@ -24,7 +23,7 @@ _MODERN = dict(
   layer_scale=1e-5,
 )
 # The encoder, and the side of the images.
-_NETWORKS = {
+_ENCODERS = {
   'vit': (lambda: tiny.make_tiny_encoder('vit'), 16),
   'vit on another grid': (lambda: tiny.make_tiny_encoder('vit'), 20),
   'modern vit': (lambda: make_encoder('vit', **_MODERN), 16),
@@ -44,14 +43,14 @@ def _draw(module, *args):
 
 
 @pytest.fixture
-def make_network():
-  """Makes a network of `_NETWORKS`, with multi-instance attention or without.
+def draw_encoder():
+  """Makes an encoder of `_ENCODERS`, with multi-instance attention or without.
 
-  Returns also images for it and what its encoder and its attention say of them.
+  Returns also images for it and what it and its attention say of them.
   """
 
   def make(name, *, mil=False, num_images=3, crop_fraction=None):
-    make_module, side = _NETWORKS[name]
+    make_module, side = _ENCODERS[name]
     module = make_module()
     images = np.random.default_rng(0).normal(size=(num_images, side, side, 3))
     images = images.astype(np.float32)
@@ -59,7 +58,7 @@ def make_network():
     variables = _draw(module, images[:1, :16, :16])
     output = jax.jit(module.apply)(variables, images)
     attention = None if output.attention is None else output.attention.mean(1)
-    mil_params = None
+    head = mil_params = None
     if mil:
       head = heads.MilAttention(8, dtype=module.dtype)
       mil_params = _draw(head, output.tokens)['params']
@@ -69,9 +68,10 @@ def make_network():
       variables,
       Preprocessing(side, side, crop_fraction),
       source=name,
+      mil=head,
+      mil_params=mil_params,
       batch_size=8,
     )
-    network = Network(encoder, {}, head if mil else None, mil_params)
-    return network, images, output.image, attention
+    return encoder, images, output.image, attention
 
   return make

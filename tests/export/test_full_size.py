@@ -9,7 +9,6 @@ import onnxruntime
 import pytest
 
 from cmd_jax.api import Encoder, Preprocessing
-from cmd_jax.export.network import Network
 from cmd_jax.export.onnx import to_onnx
 from cmd_jax.export.stablehlo import to_stablehlo
 from cmd_jax.models import make_encoder
@@ -50,12 +49,10 @@ def test_it_computes_what_the_encoder_computes(name):
   variables = _draw(shapes)
   want = np.asarray(jax.jit(module.apply)(variables, images).image)
   preprocessing = Preprocessing(256, 224, 0.875)
-  network = Network(
-    Encoder(module, variables, preprocessing, source=name, batch_size=8), {}
-  )
+  encoder = Encoder(module, variables, preprocessing, source=name, batch_size=8)
   size = np.abs(want).max()
 
-  content = to_onnx(network).SerializeToString()
+  content = to_onnx(encoder).SerializeToString()
   session = onnxruntime.InferenceSession(content)
   by_onnx = 0.0
   for count in (1, 3):
@@ -63,7 +60,7 @@ def test_it_computes_what_the_encoder_computes(name):
     (got,) = session.run(['embedding'], inputs)
     by_onnx = max(by_onnx, np.abs(got - want[:count]).max() / size)
 
-  serialised = to_stablehlo(network).serialize()
+  serialised = to_stablehlo(encoder).serialize()
   call = jax.jit(jax.export.deserialize(serialised).call)
   by_stablehlo = np.abs(call(images)['embedding'] - want).max() / size
   megabytes = len(content) / 1e6

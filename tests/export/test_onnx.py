@@ -27,10 +27,10 @@ def _run(model, images):
     ('efficientnet', True),
   ],
 )
-def test_it_computes_what_the_encoder_computes(make_network, name, mil):
-  network, images, embedding, attention = make_network(name, mil=mil)
+def test_it_computes_what_the_encoder_computes(draw_encoder, name, mil):
+  encoder, images, embedding, attention = draw_encoder(name, mil=mil)
   has_attention = attention is not None
-  model = onnx.to_onnx(network, attention=has_attention)
+  model = onnx.to_onnx(encoder, attention=has_attention)
   for count in (1, 3):
     got = _run(model, images[:count])
     np.testing.assert_allclose(got['embedding'], embedding[:count], atol=1e-5)
@@ -38,9 +38,9 @@ def test_it_computes_what_the_encoder_computes(make_network, name, mil):
       np.testing.assert_allclose(got['attention'], attention[:count], atol=1e-6)
 
 
-def test_depthwise_convolutions_stay_convolutions(make_network):
-  network, *_ = make_network('efficientnet')
-  nodes = onnx.to_onnx(network).graph.node
+def test_depthwise_convolutions_stay_convolutions(draw_encoder):
+  encoder, *_ = draw_encoder('efficientnet')
+  nodes = onnx.to_onnx(encoder).graph.node
   groups = [
     attribute.i
     for node in nodes
@@ -53,28 +53,28 @@ def test_depthwise_convolutions_stay_convolutions(make_network):
   assert groups == [1, 32, 12, 18, 24, 36, 48, 72]
 
 
-def test_attention_is_left_out_or_refused(make_network):
-  network, images, embedding, _ = make_network('vit', mil=True)
-  got = _run(onnx.to_onnx(network), images)
+def test_attention_is_left_out_or_refused(draw_encoder):
+  encoder, images, embedding, _ = draw_encoder('vit', mil=True)
+  got = _run(onnx.to_onnx(encoder), images)
   assert got.keys() == {'embedding'}
   np.testing.assert_allclose(got['embedding'], embedding, atol=1e-5)
-  network, *_ = make_network('resnet')
+  encoder, *_ = draw_encoder('resnet')
   with pytest.raises(UserError, match='resnet has no attention: leave out'):
-    onnx.to_onnx(network, attention=True)
+    onnx.to_onnx(encoder, attention=True)
 
 
-def test_bfloat16_is_computed_in_float32(make_network):
-  network, images, embedding, _ = make_network('bfloat16')
-  _, _, exact, _ = make_network('vit')
-  got = _run(onnx.to_onnx(network), images)['embedding']
+def test_bfloat16_is_computed_in_float32(draw_encoder):
+  encoder, images, embedding, _ = draw_encoder('bfloat16')
+  _, _, exact, _ = draw_encoder('vit')
+  got = _run(onnx.to_onnx(encoder), images)['embedding']
   assert got.dtype == np.float32
   np.testing.assert_allclose(got, exact, atol=1e-5)
   assert np.abs(embedding - exact).max() > 1e-4
 
 
-def test_the_model_describes_itself(make_network):
-  network, *_ = make_network('vit', mil=True)
-  model = onnx.to_onnx(network, attention=True)
+def test_the_model_describes_itself(draw_encoder):
+  encoder, *_ = draw_encoder('vit', mil=True)
+  model = onnx.to_onnx(encoder, attention=True)
   assert onnx.describe_onnx(model) == {
     'inputs': [
       {
@@ -96,8 +96,8 @@ def test_the_model_describes_itself(make_network):
   assert 'mil.params.hidden.kernel' in names
 
 
-def test_what_is_too_large_is_refused(make_network, monkeypatch):
-  network, *_ = make_network('vit')
+def test_what_is_too_large_is_refused(draw_encoder, monkeypatch):
+  encoder, *_ = draw_encoder('vit')
   monkeypatch.setattr(onnx, '_MAX_BYTES', 10_000)
   with pytest.raises(UserError, match='holds 2: use --format=stablehlo'):
-    onnx.to_onnx(network)
+    onnx.to_onnx(encoder)

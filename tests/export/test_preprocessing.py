@@ -9,7 +9,6 @@ from PIL import Image, ImageOps
 
 from cmd_jax.api import Encoder, Preprocessing
 from cmd_jax.data.augment.multi_crop import IMAGENET_STD, make_eval_view
-from cmd_jax.export.network import Network
 from cmd_jax.export.preprocessing import describe_preprocessing
 from tests import saved_runs, tiny
 
@@ -35,7 +34,7 @@ def test_pillow_alone_makes_the_views(tmp_path, crop_fraction):
     Preprocessing(64, 48, crop_fraction),
     source='a test',
   )
-  told = describe_preprocessing(Network(encoder, {}))
+  told = describe_preprocessing(encoder)
   assert len(told['steps']) == (2 if crop_fraction is None else 3)
   view = make_eval_view(view_px=48, crop_fraction=crop_fraction)
   for name in names:

@@ -26,7 +26,7 @@ assert 'flax' not in sys.modules
 
 
 def test_a_process_without_this_package_computes_the_same(
-  make_network, tmp_path
+  draw_encoder, tmp_path
 ):
   wanted = {}
   for name, mil in (
@@ -35,11 +35,11 @@ def test_a_process_without_this_package_computes_the_same(
     ('resnet', True),
     ('efficientnet', True),
   ):
-    network, images, embedding, attention = make_network(
+    encoder, images, embedding, attention = draw_encoder(
       name, mil=mil, num_images=5
     )
     has_attention = attention is not None
-    exported = to_stablehlo(network, attention=has_attention)
+    exported = to_stablehlo(encoder, attention=has_attention)
     folder = tmp_path / name.replace(' ', '_')
     folder.mkdir()
     (folder / 'model').write_bytes(exported.serialize())
@@ -62,15 +62,15 @@ def test_a_process_without_this_package_computes_the_same(
         np.testing.assert_allclose(got[name], want[:count], atol=1e-6)
 
 
-def test_canvases_are_viewed_as_by_the_encoder(make_network):
-  network, *_ = make_network('vit', crop_fraction=0.8)
+def test_canvases_are_viewed_as_by_the_encoder(draw_encoder):
+  encoder, *_ = draw_encoder('vit', crop_fraction=0.8)
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (3, 20, 30, 3), np.uint8)
-  made = [network.encoder.make_canvas(image) for image in images]
+  made = [encoder.make_canvas(image) for image in images]
   canvases, sizes = (np.stack(column) for column in zip(*made))
-  exported = to_stablehlo(network, canvases=True)
+  exported = to_stablehlo(encoder, canvases=True)
   got = jax.jit(exported.call)(canvases, sizes.astype(np.int32))
-  want = network.encoder.embed(images)
+  want = encoder.embed(images)
   np.testing.assert_allclose(got['embedding'], want, atol=1e-6)
   assert describe_stablehlo(exported)['inputs'] == [
     {
@@ -83,15 +83,15 @@ def test_canvases_are_viewed_as_by_the_encoder(make_network):
   ]
 
 
-def test_it_is_for_all_platforms_and_any_batch(make_network):
-  network, *_ = make_network('swin')
-  exported = to_stablehlo(network)
+def test_it_is_for_all_platforms_and_any_batch(draw_encoder):
+  encoder, *_ = draw_encoder('swin')
+  exported = to_stablehlo(encoder)
   description = describe_stablehlo(exported)
   assert description['platforms'] == ['cpu', 'cuda', 'tpu']
   assert description['inputs'][0]['shape'] == ['batch', 16, 16, 3]
   assert description['outputs'] == [
     {'name': 'embedding', 'shape': ['batch', 16], 'dtype': 'float32'}
   ]
-  network, *_ = make_network('resnet')
+  encoder, *_ = draw_encoder('resnet')
   with pytest.raises(UserError, match='has no attention'):
-    to_stablehlo(network, attention=True)
+    to_stablehlo(encoder, attention=True)

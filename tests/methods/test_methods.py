@@ -212,7 +212,7 @@ def test_embedding_is_what_the_teacher_sees():
   views = _views()
   output = tiny.forward(method, params, teacher, state, views, _keys())
   np.testing.assert_allclose(
-    method.encode(teacher, {}, views.global_views[:, 0]).image,
+    tiny.encode(method, teacher, {}, views.global_views[:, 0]).image,
     output.teacher.embedding[:, 0],
     rtol=1e-4,
     atol=1e-5,

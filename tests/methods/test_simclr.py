@@ -32,7 +32,7 @@ def test_the_loss_is_nt_xent_of_the_projected_views():
   loss = method.loss(params, params, state, _views(), _keys(), 0)
   views = _views().global_views
   images = views.reshape(6, *views.shape[2:])
-  embedding = method.encode(params, {}, images).image
+  embedding = tiny.encode(method, params, {}, images).image
   projector = tiny.inside(method).projector
   projected = projector.apply({'params': params['projector']}, embedding)
   expected = nt_xent(

@@ -3,99 +3,24 @@ import re
 import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax.data import canvas
-from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
-from cmd_jax.methods.base import Encoded
 from cmd_jax.parts import store
 from cmd_jax.report.write import write_report
-from cmd_jax.rundir.checkpoint import Checkpoints
 from cmd_jax.rundir.workdir import Workdir
-from cmd_jax.training import experiment
-from cmd_jax.training.state import TrainState
+from tests import scored_runs
+from tests.scored_runs import PX
 
-_PX, _DIM = 4, 5
-_SETTINGS = {'view_px': _PX, 'crop_fraction': 0.0}
+_STEP = 7
 
 
-def _canvases(split, count, seed, labelled):
-  rng = np.random.default_rng(seed)
-  labels = np.arange(count) % 3 if labelled else -np.ones(count)
-  return canvas.Canvases(
-    name=f'birds/{split}',
-    images=rng.integers(0, 256, (count, _PX, _PX, 3), np.uint8),
-    sizes=np.full((count, 2), _PX, np.int32),
-    labels=labels.astype(np.int32),
-    file_names=tuple(f'{split}/{i}.png' for i in range(count)),
-    class_names=('robin', 'tit', 'wren') if labelled else (),
-    part_ids=None,
-    boxes=None,
-    skipped=(),
+def _trained(tmp_path, **results):
+  state = scored_runs.make_state(1, _STEP)
+  return scored_runs.make_workdir(
+    tmp_path / 'run', state, **dict(steps=_STEP) | results
   )
-
-
-def _params(seed):
-  kernel = np.random.default_rng(seed).normal(size=(_PX * _PX * 3, _DIM))
-  return {'encoder': jnp.float32(kernel)}
-
-
-def _state(seed, step=0):
-  return TrainState(
-    step=jnp.int32(step),
-    params=_params(seed),
-    teacher_params=_params(seed + 1),
-    opt_state=(),
-    method_state={},
-  )
-
-
-_METHOD = types.SimpleNamespace(
-  encode=lambda params, stats, images: Encoded(
-    image=images.reshape(len(images), -1) @ params['encoder'],
-    tokens=images,
-    attention=images.mean(-1).reshape(len(images), -1),
-  ),
-  encoder_variables=lambda params, stats: {'params': params['encoder']},
-)
-
-
-def _experiment(*, labelled=True, test=True):
-  """What a report needs of an `Experiment`, with a matrix for an encoder."""
-  return types.SimpleNamespace(
-    name='birds/train',
-    method_name='cmd',
-    mesh=sharding.make_mesh(1),
-    encoder='a matrix',
-    imported=None,
-    data_sha256='0' * 64,
-    pretrain=_canvases('train', 31, 0, labelled),
-    test=_canvases('test', 13, 1, labelled) if test else None,
-    method=_METHOD,
-    parts=None,
-    total_steps=20,
-    evaluation=experiment.Evaluation(
-      ('knn/20',), lambda images, sizes: images / 255, 8, 'teacher', _SETTINGS
-    ),
-    state_like=jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-      _state(0),
-    ),
-    open_checkpoints=lambda w: Checkpoints(w.checkpoints, keep=2),
-  )
-
-
-def _trained(tmp_path, tiny, step=7, **results):
-  workdir = Workdir(str(tmp_path / 'run'))
-  workdir.open({'seed': 0, 'model': {'name': 'vit', 'variant': 'S'}})
-  checkpoints = tiny.open_checkpoints(workdir)
-  checkpoints.save(_state(1, step), {})
-  checkpoints.close()
-  workdir.update_results(data_sha256=tiny.data_sha256, steps=step, **results)
-  return workdir
 
 
 def _data(path):
@@ -105,22 +30,19 @@ def _data(path):
 
 
 def test_a_report_shows_the_newest_checkpoint(tmp_path):
-  tiny = _experiment()
+  tiny = scored_runs.make_experiment()
   scores = dict(init={'knn/20/top1': 0.1}, final={'knn/20/top1': 0.4})
-  workdir = _trained(tmp_path, tiny, **scores)
+  workdir = _trained(tmp_path, **scores)
   path = write_report(tiny, workdir)
   assert path == workdir.path / 'report.html'
   data = _data(path)
   assert data['notes'] == []
   assert data['results'] == [{'name': 'knn/20/top1', 'init': 0.1, 'final': 0.4}]
   run, photos = data['run'], data['photos']
-  assert (run['step'], run['encoder']) == (7, 'vit S')
-  assert run['parameters'] == _PX * _PX * 3 * _DIM
-  assert run['config'] == {
-    'model.name': '"vit"',
-    'model.variant': '"S"',
-    'seed': '0',
-  }
+  assert (run['step'], run['encoder']) == (7, 'vit Mu')
+  params = scored_runs.make_params(0)
+  assert run['parameters'] == sum(x.size for x in jax.tree.leaves(params))
+  assert run['config'].items() >= {'model.name': '"vit"', 'seed': '0'}.items()
   assert photos['names'][0] == 'train/0.png'
   assert photos['names'][31] == 'test/0.png'
   assert photos['is_test'] == [0] * 31 + [1] * 13
@@ -142,9 +64,9 @@ def test_a_report_shows_the_newest_checkpoint(tmp_path):
 
 
 def test_a_folder_without_labels_is_browsed_and_the_page_says_why(tmp_path):
-  tiny = _experiment(labelled=False, test=False)
+  tiny = scored_runs.make_experiment(labelled=False, test=False)
   path = tmp_path / 'mine.html'
-  assert write_report(tiny, _trained(tmp_path, tiny), path) == path
+  assert write_report(tiny, _trained(tmp_path), path) == path
   data = _data(path)
   assert 'No labelled training images' in data['notes'][0]
   assert data['confusion'] is None and data['results'] == []
@@ -153,8 +75,8 @@ def test_a_folder_without_labels_is_browsed_and_the_page_says_why(tmp_path):
 
 
 def test_a_sample_and_old_scores_are_told(tmp_path):
-  tiny = _experiment()
-  workdir = _trained(tmp_path, tiny, final={'knn/20/top1': 0.4})
+  tiny = scored_runs.make_experiment()
+  workdir = _trained(tmp_path, final={'knn/20/top1': 0.4})
   workdir.update_results(steps=5)
   data = _data(write_report(tiny, workdir, max_images=10))
   assert len(data['photos']['names']) == 10
@@ -167,20 +89,20 @@ def test_a_sample_and_old_scores_are_told(tmp_path):
 
 
 def test_parts_are_shown_where_they_are_of_these_images(tmp_path):
-  tiny = _experiment()
+  tiny = scored_runs.make_experiment()
   tiny.parts = types.SimpleNamespace(
     as_json=lambda: {'num_parts': 2}, seed=0, has_background=True
   )
-  workdir = _trained(tmp_path, tiny)
+  workdir = _trained(tmp_path)
   assert _data(write_report(tiny, workdir))['parts'] is None
   manifest = store.make_manifest(
     {},
     tiny.pretrain.file_names,
     settings={'num_parts': 2},
     seed=0,
-    mask_px=_PX,
+    mask_px=PX,
   )
-  masks = np.zeros((31, _PX, _PX), np.uint8)
+  masks = np.zeros((31, PX, PX), np.uint8)
   store.save_masks(workdir.parts / 'round_1', masks, manifest)
   parts = _data(write_report(tiny, workdir))['parts']
   assert parts['name'] == 'round_1'
@@ -193,11 +115,11 @@ def test_parts_are_shown_where_they_are_of_these_images(tmp_path):
 
 
 def test_what_cannot_be_is_refused_before_anything_is_computed(tmp_path):
-  tiny = _experiment()
+  tiny = scored_runs.make_experiment()
   with pytest.raises(UserError, match='no checkpoint in .*: train first'):
     write_report(tiny, Workdir(str(tmp_path)))
   assert not list(tmp_path.glob('*.html'))
-  workdir = _trained(tmp_path, tiny)
+  workdir = _trained(tmp_path)
   with pytest.raises(UserError, match='--report_images is 1'):
     write_report(tiny, workdir, max_images=1)
   for path in (tmp_path, tmp_path / 'missing' / 'page.html'):

@@ -230,13 +230,12 @@ def test_a_saved_network_is_that_of_the_newest_good_checkpoint(tmp_path, capfd):
   workdir = Workdir(str(tmp_path / 'run'))
   first = workdir.checkpoints / str(saved_runs.STEP)
   shutil.copytree(first, workdir.checkpoints / '7')
-  config = saved_run.read_config(workdir)
-  assert saved_run.read_network(workdir, config, 'teacher').step == 7
+  assert saved_run.read_network(workdir, 'teacher').step == 7
 
   manifest = json.loads((first / checkpoint.MANIFEST).read_text())
   name = next(x for x in manifest['files'] if '/d/' in x)
   path = workdir.checkpoints / '7' / name
   path.write_bytes(_flip(path.read_bytes()))
-  found = saved_run.read_network(workdir, config, 'teacher')
+  found = saved_run.read_network(workdir, 'teacher')
   assert found.step == saved_runs.STEP
   assert f'{name} is not what was written' in capfd.readouterr().err

@@ -11,7 +11,7 @@ from configs import toybirds
     ('augment.local_px', 20, 'local_px is 20.*patch_px, which is 8'),
     ('augment.global_px', 0, 'global_px is 0'),
     ('eval.view_px', 50, 'view_px is 50'),
-    ('model.patch_px', 0, 'patch_px, which is 0'),
+    ('model.patch_px', 0, 'patch_px is 0: it must be at least 1'),
     ('model.depth', -1, 'depth is -1: it must be at least 0'),
     ('parallel.num_devices', -2, 'num_devices is -2'),
     ('log.every_steps', 0, 'every_steps is 0: it must be at least 1'),

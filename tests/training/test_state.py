@@ -7,7 +7,9 @@ import pytest
 
 from cmd_jax.devices import sharding
 from cmd_jax.rundir.checkpoint import Checkpoints
-from cmd_jax.training import frozen_network, part_rounds
+from cmd_jax.rundir.workdir import Workdir
+from cmd_jax.training import part_rounds, scoring
+from cmd_jax.training.experiment import Evaluation
 from cmd_jax.training.state import TrainState, state_shardings
 
 
@@ -66,21 +68,27 @@ def test_a_checkpoint_is_restored_in_either_layout(tmp_path, saved, restored):
     assert x.sharding.is_equivalent_to(want.sharding, x.ndim)
 
 
-def test_a_spread_network_is_gathered_to_be_scored_and_to_find_parts():
+def test_a_spread_network_is_gathered_to_be_scored_and_to_find_parts(tmp_path):
   state = _state()
   spread = jax.device_put(state, _shardings(state, 8, True))
   experiment = types.SimpleNamespace(
     mesh=sharding.make_mesh(8),
-    evaluation=types.SimpleNamespace(network='teacher'),
+    encoder='none',
+    data_sha256='none',
+    evaluation=Evaluation(
+      evaluators=(),
+      network='teacher',
+      mil=None,
+      settings=dict(view_px=16, crop_fraction=0.0, batch_size=8),
+    ),
     method=types.SimpleNamespace(
       encoder_variables=lambda params, stats: {'params': params}
     ),
   )
-  params, stats = frozen_network.network_variables(experiment, spread)
-  assert params['kernel'].is_fully_replicated and stats == {}
-  np.testing.assert_array_equal(
-    params['kernel'], state.teacher_params['kernel']
-  )
+  network = scoring.network_of(experiment, spread, Workdir(str(tmp_path)))
+  kernel = network.variables['params']['kernel']
+  assert kernel.is_fully_replicated
+  np.testing.assert_array_equal(kernel, state.teacher_params['kernel'])
   variables = part_rounds.encoder_variables(experiment, spread)
   np.testing.assert_array_equal(
     variables['params']['kernel'], state.teacher_params['kernel']
