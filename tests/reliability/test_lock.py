@@ -17,7 +17,7 @@ from tests.reliability import runs
 _REPO = pathlib.Path(__file__).resolve().parents[2]
 _HOLDER = """
 import pathlib, sys, time
-from cmd_jax.lock import Lock
+from cmd_jax.rundir.lock import Lock
 Lock(pathlib.Path(sys.argv[1])).take()
 print('taken', flush=True)
 time.sleep(600)
