@@ -56,11 +56,11 @@ def _train(values: flags.FlagValues) -> int:
     try:
       results = run.train_in(opened)
     except loop.Interrupted as stop:
-      if processes.is_first():
+      if processes.is_main_process():
         print(stop, file=sys.stderr)
       # As a shell reports a process that died of the signal.
       return 128 + stop.signal
-    if processes.is_first():
+    if processes.is_main_process():
       print(summary.summary(opened.experiment, opened.workdir, results))
   return 0
 

@@ -132,7 +132,7 @@ def process_index() -> int:
   return 0 if _group is None else _group.index
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
   """Whether this is the process that writes and prints."""
   return process_index() == 0
 
@@ -355,7 +355,7 @@ def failing_together() -> Iterator[None]:
     _group.close()
 
 
-def from_first(compute: Callable[[], Any]) -> Any:
+def broadcast_from_main(compute: Callable[[], Any]) -> Any:
   """What the first process computes, told to all.
 
   All processes must call it in the same order. The others wait; should the
@@ -380,13 +380,13 @@ def from_first(compute: Callable[[], Any]) -> Any:
         raise
 
 
-def meet() -> None:
+def barrier() -> None:
   """Waits until all processes are here."""
   if _group is not None:
     _group.client.wait_at_barrier(_group.next_key(), _MEET_MS)
 
 
-def check_same(what: str, value: str) -> None:
+def assert_same_on_all(what: str, value: str) -> None:
   """Refuses a run whose processes differ in what must be equal.
 
   Args:
@@ -396,7 +396,7 @@ def check_same(what: str, value: str) -> None:
   Raises:
     UserError: it is another one in the first process.
   """
-  first = from_first(lambda: value)
+  first = broadcast_from_main(lambda: value)
   if value != first:
     raise UserError(
       f'{what} of process {process_index()} are others than those of process '

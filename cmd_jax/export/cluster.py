@@ -1,4 +1,4 @@
-"""`--mode=cluster`: the images of a folder in groups of look-alikes."""
+"""`cmd-jax cluster`: the images of a folder in groups of look-alikes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def find_clusters(
     from sklearn.cluster import HDBSCAN, KMeans
   except ImportError as error:
     raise missing_extra(
-      '--mode=cluster needs scikit-learn', 'export'
+      'cmd-jax cluster needs scikit-learn', 'export'
     ) from error
   count = len(vectors)
   if not 0 <= num_clusters <= count:

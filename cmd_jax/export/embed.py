@@ -1,4 +1,4 @@
-"""`--mode=embed`: the embeddings of a folder as a table."""
+"""`cmd-jax embed`: the embeddings of a folder as a table."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def load_embeddings(path: pathlib.Path, encoder: Encoder) -> Embeddings:
   """
   if path.suffix not in FORMATS:
     raise UserError(
-      f'--input is {path}: give a folder of images, or a file of --mode=embed'
+      f'--input is {path}: give a folder of images, or a file of cmd-jax embed'
     )
   read = _read_npz if path.suffix == '.npz' else _read_parquet
   try:
@@ -116,7 +116,7 @@ def load_embeddings(path: pathlib.Path, encoder: Encoder) -> Embeddings:
     ValueError,
   ) as error:
     raise UserError(
-      f'{path} cannot be read ({one_line(error)}): give a file of --mode=embed'
+      f'{path} cannot be read ({one_line(error)}): give a file of cmd-jax embed'
     ) from error
   here = {
     'encoder_sha256': encoder.hash,

@@ -1,4 +1,4 @@
-"""What `--mode=embed`, `search` and `cluster` do with a folder of images."""
+"""What `cmd-jax embed`, `search` and `cluster` do with a folder of images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Request(NamedTuple):
 
   Attributes:
     source: work directory of a run, or file of weights.
-    input: folder of images, or a file that `--mode=embed` wrote.
+    input: folder of images, or a file that `cmd-jax embed` wrote.
     output: file or folder to write.
     query: image to search for; None in the other modes.
     top_k: images to find.
@@ -123,7 +123,7 @@ def run(mode: str, request: Request) -> str:
   if not request.input:
     raise UserError(
       '--input is missing: give a folder of images, or a file that '
-      '--mode=embed wrote'
+      'cmd-jax embed wrote'
     )
   if mode == 'search' and not request.query:
     raise UserError('--query is missing: give an image file')

@@ -1,4 +1,4 @@
-"""What `--mode=export` writes."""
+"""What `cmd-jax export` writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--mode=search`: the images of a folder that look most like a query."""
+"""`cmd-jax search`: the images of a folder that look most like a query."""
 
 from __future__ import annotations
 

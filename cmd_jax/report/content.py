@@ -234,7 +234,7 @@ def _notes(
   if 'final' in workdir.results() and scored != step:
     notes.append(
       f'The scores are those of step {scored}; the photographs are seen by '
-      f'the network of step {step}. --mode=evaluate scores anew.'
+      f'the network of step {step}. cmd-jax evaluate scores anew.'
     )
   return notes
 

@@ -48,7 +48,7 @@ def write_report(
   except ValueError as error:
     raise UserError(
       f'{workdir.path} holds results that are not finite ({error}): '
-      '--mode=evaluate scores the run anew'
+      'cmd-jax evaluate scores the run anew'
     ) from error
   try:
     write_atomically(path, html)

@@ -204,7 +204,7 @@ def restore_newest(
   Raises:
     UserError: no good checkpoint, or one that does not fit.
   """
-  step = processes.from_first(lambda: newest_good_step(directory)[0])
+  step = processes.broadcast_from_main(lambda: newest_good_step(directory)[0])
   return _read(directory, step, like)
 
 
@@ -269,7 +269,7 @@ class Checkpoints:
   def latest_step(self) -> int | None:
     """Step of the newest complete checkpoint, None if there is none."""
     # Elsewhere a shared directory may look as it did a moment ago.
-    return processes.from_first(self._manager.latest_step)
+    return processes.broadcast_from_main(self._manager.latest_step)
 
   def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
     """Saves, and returns when it is on the disk.
@@ -300,7 +300,7 @@ class Checkpoints:
         )
         self._manager.wait_until_finished()
     except BaseException:
-      if processes.is_first():
+      if processes.is_main_process():
         # On a full disk what is unfinished is in the way.
         for path in self._unfinished():
           shutil.rmtree(path, ignore_errors=True)
@@ -319,7 +319,7 @@ class Checkpoints:
     Raises:
       UserError: no good checkpoint, or one that does not fit.
     """
-    step, damaged = processes.from_first(
+    step, damaged = processes.broadcast_from_main(
       lambda: newest_good_step(self._directory)
     )
     found = _read(self._directory, step, like)
@@ -328,7 +328,7 @@ class Checkpoints:
       for number in damaged:
         _set_aside(self._directory, number)
 
-    processes.from_first(set_aside)
+    processes.broadcast_from_main(set_aside)
     self._manager.reload()
     return found
 

@@ -110,14 +110,14 @@ class _Loop:
       file_names=experiment.pretrain.file_names,
     )
     # The first process alone warns, and writes the file.
-    results = workdir.results() if processes.is_first() else {}
+    results = workdir.results() if processes.is_main_process() else {}
     self._collapse = CollapseWatch(
       num_prototypes=experiment.num_prototypes,
       total_steps=experiment.total_steps,
       known=[x['kind'] for x in results.get('warnings', [])],
     )
     self._writer = None
-    if processes.is_first():
+    if processes.is_main_process():
       self._writer = MetricWriter(
         workdir.metrics_file, workdir.tensorboard, step=self._step
       )
@@ -125,7 +125,7 @@ class _Loop:
       step=self._step,
       total_steps=experiment.total_steps,
       batch_size=experiment.batch_size,
-      shown=processes.is_first(),
+      shown=processes.is_main_process(),
     )
 
   def train_seconds(self) -> float:
@@ -142,7 +142,7 @@ class _Loop:
 
   def _warn(self, found: list[dict[str, Any]]) -> None:
     """Says what is wrong, here and in results.json."""
-    if not found or not processes.is_first():
+    if not found or not processes.is_main_process():
       return
     for warning in found:
       self._progress.note(f'warning: {warning["text"]}')
@@ -214,7 +214,7 @@ class _Loop:
       )
       return part_rounds.hash_of_encoder(alone, state)
 
-    self._parts_hash = processes.from_first(find)
+    self._parts_hash = processes.broadcast_from_main(find)
     if part_ids is None:
       part_ids = part_rounds.load_part_masks(
         experiment, self._workdir, name, self._parts_hash
@@ -311,10 +311,10 @@ def _score_start(experiment: Experiment, workdir: Workdir) -> None:
 
   Only now, made again from its seed: the first step need not wait for it.
   """
-  if processes.from_first(lambda: bool(workdir.results().get('init'))):
+  if processes.broadcast_from_main(lambda: bool(workdir.results().get('init'))):
     return
   alone, state = experiment.on_this_process(experiment.init_state())
-  processes.from_first(
+  processes.broadcast_from_main(
     lambda: workdir.update_results(
       init=score(alone, network_of(alone, state, workdir))
     )
@@ -360,11 +360,11 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
     with futures.ThreadPoolExecutor(1) as pool:
       train_step = pool.submit(experiment.compile_step)
       state, meta = experiment.init_state(), {}
-      processes.from_first(lambda: _note_start(experiment, workdir))
+      processes.broadcast_from_main(lambda: _note_start(experiment, workdir))
     if checkpoints.latest_step() is not None:
       state, meta = checkpoints.restore(experiment.state_like)
       check_format(meta, _META_VERSION, workdir.checkpoints)
-      if processes.is_first():
+      if processes.is_main_process():
         print(f'resumed after step {int(state.step)}', file=sys.stderr)
     compiled = train_step.result()
     host_memory.give_back_freed()
@@ -376,7 +376,9 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
   _score_start(experiment, workdir)
   alone = experiment.on_this_process(state)
   entries = dict(
-    final=processes.from_first(lambda: _score_end(*alone, workdir, skipped)),
+    final=processes.broadcast_from_main(
+      lambda: _score_end(*alone, workdir, skipped)
+    ),
     steps=int(state.step),
     skipped_steps=loop.skipped_steps(),
     seconds=round(loop.train_seconds(), 1),
@@ -389,4 +391,6 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
   )
   if loop.images_per_second() is not None:
     entries['images_per_second'] = round(loop.images_per_second(), 1)
-  return processes.from_first(lambda: workdir.update_results(**entries))
+  return processes.broadcast_from_main(
+    lambda: workdir.update_results(**entries)
+  )

@@ -60,7 +60,7 @@ class NonFiniteSteps:
 
   def _record(self, step: int, metrics: Mapping[str, float]) -> None:
     """Adds the step, its terms and its batch to non_finite.json."""
-    if not processes.is_first():
+    if not processes.is_main_process():
       return
     path, steps = self._workdir.non_finite_file, []
     if path.exists():

@@ -38,7 +38,7 @@ class Run(NamedTuple):
 
   def take(self) -> None:
     """Takes the lock: one process writes for all."""
-    if processes.is_first():
+    if processes.is_main_process():
       self.lock.take()
 
   def begin(self) -> None:
@@ -47,7 +47,7 @@ class Run(NamedTuple):
     Raises:
       UserError: the run that is there began elsewhere, or another uses it.
     """
-    processes.from_first(self._begin_first)
+    processes.broadcast_from_main(self._begin_first)
 
   def _begin_first(self) -> None:
     if self.workdir.has_checkpoint():
@@ -59,7 +59,7 @@ class Run(NamedTuple):
 
 def _with_route_of(workdir: Workdir, config: ConfigDict) -> ConfigDict:
   """The config, its images where the run has had them if that is open."""
-  route = processes.from_first(lambda: workdir.results().get('route'))
+  route = processes.broadcast_from_main(lambda: workdir.results().get('route'))
   if config.placement != 'auto' or not route:
     return config
   config = ConfigDict(config)
@@ -92,12 +92,12 @@ def opened(
     workdir.check(config.to_dict())
     if workdir.config_file.exists() and not reads_only:
       # Where there is a run, the second of two need not wait for its data.
-      if processes.is_first():
+      if processes.is_main_process():
         lock.take()
     # Each host may keep the images elsewhere; that they are the same ones is
     # looked at later.
     fields = {k: v for k, v in config.to_dict().items() if k != 'dataset'}
-    processes.check_same('the flags', repr(fields))
+    processes.assert_same_on_all('the flags', repr(fields))
     try:
       built = experiment.build(_with_route_of(workdir, config))
     except AttributeError as error:

@@ -41,7 +41,7 @@ def _describe_state(experiment: Experiment) -> str:
 
 def announce(experiment: Experiment, workdir: Workdir) -> None:
   """Says what is about to be trained, and writes the data report."""
-  if not processes.is_first():
+  if not processes.is_main_process():
     return
   pretrain = experiment.pretrain
   num_test = 0 if experiment.test is None else len(experiment.test.images)
@@ -74,7 +74,7 @@ def report_skipped(
     known: how many were named already: streamed images are found out late.
   """
   path, splits = workdir.skipped_file, (experiment.pretrain, experiment.test)
-  if not processes.is_first():
+  if not processes.is_main_process():
     # It has decoded all that the first one has, or a share of its own.
     if experiment.route == 'device':
       return 0

@@ -37,12 +37,12 @@ def test_a_run_in_one_process_needs_no_address():
   assert processes.check_address(None, None, None) is None
   processes.start(None, timeout_s=1)
   assert processes.process_count() == 1
-  assert processes.is_first()
-  assert processes.from_first(lambda: 3) == 3
+  assert processes.is_main_process()
+  assert processes.broadcast_from_main(lambda: 3) == 3
   assert processes.agree_on_signal(15) == 15
-  processes.check_same('anything', 'x')
+  processes.assert_same_on_all('anything', 'x')
   with processes.failing_together():
-    processes.meet()
+    processes.barrier()
 
 
 @pytest.mark.parametrize(

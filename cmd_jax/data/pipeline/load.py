@@ -128,7 +128,7 @@ def load_data(config: ConfigDict, mesh: Mesh) -> Data:
     )
   make = lazy_canvases if route == 'stream' else make_canvases
   canvases = make(pretrain, canvas_px=canvas_px)
-  processes.check_same('the training images', _hash_of_data(canvases))
+  processes.assert_same_on_all('the training images', _hash_of_data(canvases))
   check_num_examples(canvases, config.batch_size)
 
   def make_batches(part_ids):
@@ -152,12 +152,14 @@ def load_data(config: ConfigDict, mesh: Mesh) -> Data:
   test_canvases = None
   if test.file_names:
     # Only the first process scores; the others never look at these.
-    make = make if processes.is_first() else lazy_canvases
+    make = make if processes.is_main_process() else lazy_canvases
     test_canvases = make(test, canvas_px=canvas_px)
   return Data(
     canvases,
     test_canvases,
-    processes.from_first(lambda: _hash_of_data(canvases, test_canvases)),
+    processes.broadcast_from_main(
+      lambda: _hash_of_data(canvases, test_canvases)
+    ),
     route,
     reason,
     make_batches,
