@@ -126,7 +126,7 @@ def measure_waiting(path: str, placement: str, num_steps: int) -> dict:
   built = experiment.build(config)
   step, state = built.compile_step(), built.init_state()
   pending = collections.deque()
-  with built.make_batches(None) as batches:
+  with built.data.make_batches(None) as batches:
     state, metrics = step(state, batches(0), built.rng)
     jax.block_until_ready(metrics)
     waited, start = 0.0, time.perf_counter()

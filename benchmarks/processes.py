@@ -104,7 +104,7 @@ def work(options: argparse.Namespace) -> None:
     built = experiment.build(config)
     state, train_step = built.init_state(), built.compile_step()
     step = 0
-    with built.make_batches(None) as batches:
+    with built.data.make_batches(None) as batches:
       for line in sys.stdin:
         for _ in range(int(line)):
           state, metrics = train_step(state, batches(step), built.rng)

@@ -34,6 +34,8 @@ import pytest  # noqa: E402
 from cmd_jax.devices.host_memory import give_back_freed  # noqa: E402
 
 jax.config.update('jax_platforms', 'cpu')
+# Tracing makes millions of small objects, few of them garbage.
+gc.set_threshold(100_000, 50, 50)
 jax.config.update('jax_num_cpu_devices', 8)
 
 pytest_plugins = ['tests.budget']

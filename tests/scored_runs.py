@@ -74,20 +74,22 @@ def make_experiment(
   )
   settings = CONFIG['eval'] | {'protocols': list(protocols), 'batch_size': 8}
   return types.SimpleNamespace(
-    name='birds/train',
     method_name='dino',
     mesh=sharding.make_mesh(8),
     encoder=make_encoder_module(),
     imported=None,
-    data_sha256=DATA_SHA256,
-    pretrain=splits.train,
-    test=splits.test,
+    data=types.SimpleNamespace(
+      name='birds/train',
+      sha256=DATA_SHA256,
+      pretrain=splits.train,
+      test=splits.test,
+    ),
     splits=splits,
     method=types.SimpleNamespace(
       encoder_variables=lambda params, stats: {'params': params['encoder']}
     ),
     parts=None,
-    total_steps=20,
+    steps=types.SimpleNamespace(total=20),
     evaluation=Evaluation(
       make_evaluators(protocols, settings),
       network,

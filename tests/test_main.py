@@ -370,10 +370,6 @@ def test_parts_are_found_contrasted_and_found_again(program, tmp_path):
     with Image.open(workdir / 'parts' / f'{name}.png') as sheet:
       assert sheet.size[0] > 100
 
-  found = program.run([*command, '--mode=discover'])
-  assert found.returncode == 0, found.stderr
-  assert 'discovered_' in found.stdout
-
 
 @pytest.mark.slow
 def test_rounds_that_are_stopped_end_as_if_undisturbed(program, tmp_path):

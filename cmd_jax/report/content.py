@@ -181,11 +181,11 @@ def _describe_run(
   config = {}
   if workdir.config_file.exists():
     config = flatten(workdir.read_config())
-  counts = {'training images': len(experiment.pretrain.file_names)}
-  if experiment.test is not None:
-    counts['test images'] = len(experiment.test.file_names)
+  counts = {'training images': len(experiment.data.pretrain.file_names)}
+  if experiment.data.test is not None:
+    counts['test images'] = len(experiment.data.test.file_names)
   return {
-    'dataset': experiment.name,
+    'dataset': experiment.data.name,
     'method': experiment.method_name,
     'network': experiment.evaluation.network,
     'encoder': ' '.join(
@@ -195,12 +195,12 @@ def _describe_run(
     ),
     'parameters': int(parameters),
     'step': step,
-    'total_steps': experiment.total_steps,
+    'total_steps': experiment.steps.total,
     'counts': counts,
     'seconds': results.get('seconds'),
     'images_per_second': results.get('images_per_second'),
     'init_from': results.get('init_from'),
-    'data_sha256': experiment.data_sha256,
+    'data_sha256': experiment.data.sha256,
     'hardware': results.get('hardware'),
     'versions': results.get('versions') or {},
     'config': {key: json.dumps(config[key]) for key in sorted(config)},
@@ -221,7 +221,7 @@ def _notes(
       f'{reason[0].upper()}{reason[1:]}. Scores and confusions need labels: '
       'add class folders or a labels.csv.'
     )
-  given = [experiment.pretrain, experiment.test]
+  given = [experiment.data.pretrain, experiment.data.test]
   total = sum(len(split.file_names) for split in given if split is not None)
   count = sum(len(split.rows) for split in splits)
   if count < total:
@@ -258,7 +258,9 @@ def collect(
     None if split is None else network.embeddings(split)
     for split in experiment.splits
   )
-  splits = photos.sample(experiment.pretrain, experiment.test, max_images)
+  splits = photos.sample(
+    experiment.data.pretrain, experiment.data.test, max_images
+  )
   of = {'training': pretrain, 'test': test}
   shown = [of[split.name].take(split.rows) for split in splits]
   predicted = None if test is None else knn.predict(pretrain, test)
@@ -273,7 +275,7 @@ def collect(
     'run': _describe_run(experiment, workdir, network, step),
     'results': history.table(workdir.results()),
     'curves': history.read_curves(workdir.metrics_file),
-    'classes': list(experiment.pretrain.class_names),
+    'classes': list(experiment.data.pretrain.class_names),
     'attention_name': _attention_name(network),
     'crop_fraction': experiment.evaluation.settings.get('crop_fraction') or 0,
     'photos': _describe_photos(splits, shown, predicted, layout, drawn),

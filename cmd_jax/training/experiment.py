@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,8 +17,7 @@ from cmd_jax.convert.load import Imported, Report, load_encoder
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.batch import MultiStepBatch
 from cmd_jax.data.canvas import Canvases
-from cmd_jax.data.pipeline.load import load_data
-from cmd_jax.data.pipeline.order import batch_indices
+from cmd_jax.data.pipeline.load import Data, load_data
 from cmd_jax.data.pipeline.resident import batch_like
 from cmd_jax.devices import processes, sharding
 from cmd_jax.errors import UserError
@@ -65,80 +63,75 @@ class Evaluation(NamedTuple):
     return tuple(evaluator.name for evaluator in self.evaluators)
 
 
+class Steps(NamedTuple):
+  """When what happens in a run, in steps.
+
+  Attributes:
+    batch_size: B of all devices together.
+    per_epoch: steps of an epoch.
+    total: steps of the run.
+    per_call: steps of one call of the compiled step, at most.
+    round_ends: steps after which parts are found anew, the last of all.
+    log_every: from one log line to the next.
+    checkpoint_every: from one checkpoint to the next.
+    checkpoints_kept: number of checkpoints kept.
+    non_finite_allowed: steps that may be left out, see `NonFiniteSteps`.
+  """
+
+  batch_size: int
+  per_epoch: int
+  total: int
+  per_call: int
+  round_ends: tuple[int, ...]
+  log_every: int
+  checkpoint_every: int
+  checkpoints_kept: int
+  non_finite_allowed: int
+
+
 class Experiment(NamedTuple):
   """A config made real.
 
   Attributes:
-    name: name of the data set.
     method_name: name of the method.
+    num_prototypes: K.
     mesh: the devices.
     encoder: the encoder.
     imported: where its initial weights come from; None if they are drawn.
-    pretrain: the images trained on.
-    test: the images evaluated on.
-    data_sha256: hash of the names and labels of both.
+    data: the images.
     method: the objective for global batches, as evaluation needs it.
+    parts: how the parts of the images are found; None for a method without.
     init_state: () -> `TrainState` on the mesh, a function of the seed.
     state_like: shapes and shardings of that state.
-    parts: how the parts of the images are found; None for a method without.
-    route: 'device' or 'stream', by which images come.
-    placement: one line: where the images are while they are trained on.
-    make_batches: part ids [N, R, R] or None -> context of (step -> `Batch`);
-      puts the images on the devices, or streams them.
     compile_step: () -> the compiled train step.
     rng: root key of the steps.
+    steps: when what happens.
     evaluation: how the encoder is scored.
-    batch_size: B of all devices together.
-    steps_per_epoch: steps of an epoch.
-    total_steps: steps of the run.
-    steps_per_dispatch: steps of one call of the compiled step, at most.
-    round_ends: steps after which parts are found anew, the last of all.
-    log_every_steps: steps from one log line to the next.
-    checkpoint_every_steps: steps from one checkpoint to the next.
-    checkpoints_kept: number of checkpoints kept.
-    skip_non_finite_steps: steps that may be left out, see `NonFiniteSteps`.
-    num_prototypes: K.
-    batch_indices: step, from 0 -> [B] numbers of its examples.
   """
 
-  name: str
   method_name: str
+  num_prototypes: int
   mesh: Mesh
   encoder: nn.Module
   imported: Report | None
-  pretrain: Canvases
-  test: Canvases | None
-  data_sha256: str
+  data: Data
   method: Method
+  parts: Plan | None
   init_state: Callable[[], TrainState]
   state_like: TrainState
-  parts: Plan | None
-  route: str
-  placement: str
-  make_batches: Callable
   compile_step: Callable[[], Callable]
   rng: jax.Array
+  steps: Steps
   evaluation: Evaluation
-  batch_size: int
-  steps_per_epoch: int
-  total_steps: int
-  steps_per_dispatch: int
-  round_ends: tuple[int, ...]
-  log_every_steps: int
-  checkpoint_every_steps: int
-  checkpoints_kept: int
-  skip_non_finite_steps: int
-  num_prototypes: int
-  batch_indices: Callable[[int], np.ndarray]
 
   @property
   def splits(self) -> Splits:
     """The images that the encoder is scored on."""
-    return Splits(self.pretrain, self.test)
+    return Splits(self.data.pretrain, self.data.test)
 
   def open_checkpoints(self, workdir: Workdir) -> Checkpoints:
     """The checkpoints of a work directory."""
-    return Checkpoints(workdir.checkpoints, keep=self.checkpoints_kept)
+    return Checkpoints(workdir.checkpoints, keep=self.steps.checkpoints_kept)
 
   def on_this_process(self, state: TrainState) -> tuple[Experiment, TrainState]:
     """The experiment and a state on the devices of this process alone.
@@ -178,9 +171,23 @@ def _make_plan(config: ConfigDict, canvases: Canvases) -> Plan | None:
   return make_plan(canvases, view=view, seed=config.seed, **fields)
 
 
-def _round_ends(total_steps: int, plan: Plan | None) -> tuple[int, ...]:
+def _make_steps(
+  config: ConfigDict, num_examples: int, plan: Plan | None
+) -> Steps:
+  per_epoch = num_examples // config.batch_size
+  total = config.total_epochs * per_epoch
   rounds = 1 if plan is None else plan.rounds
-  return tuple(total_steps * (i + 1) // rounds for i in range(rounds))
+  return Steps(
+    batch_size=config.batch_size,
+    per_epoch=per_epoch,
+    total=total,
+    per_call=config.parallel.steps_per_dispatch,
+    round_ends=tuple(total * (i + 1) // rounds for i in range(rounds)),
+    log_every=config.log.every_steps,
+    checkpoint_every=config.checkpoint.every_steps,
+    checkpoints_kept=config.checkpoint.keep,
+    non_finite_allowed=config.optim.skip_non_finite_steps,
+  )
 
 
 def _make_evaluation(
@@ -223,18 +230,17 @@ def _make_functions(
   mesh: Mesh,
   plan: Plan | None,
   is_frozen: partial.IsFrozen,
-  steps_per_epoch: int,
+  steps: Steps,
   variables: Mapping[str, Any] | None,
 ) -> _Functions:
-  total_steps = config.total_epochs * steps_per_epoch
-  named = make_schedules(config, steps_per_epoch, total_steps)
-  optimizer = make_optimizer(config.optim, named, steps_per_epoch, is_frozen)
+  named = make_schedules(config, steps.per_epoch, steps.total)
+  optimizer = make_optimizer(config.optim, named, steps.per_epoch, is_frozen)
   # How many parts there are is what their source says.
   of_parts = {} if plan is None else {'num_parts': plan.num_ids}
 
   method_for = make_method_maker(config, named, is_frozen, **of_parts)
 
-  several = config.parallel.steps_per_dispatch > 1
+  several = steps.per_call > 1
 
   def make_step(axis_name, mesh):
     step = make_train_step(
@@ -310,39 +316,30 @@ def build(config: ConfigDict) -> Experiment:
   imported = _import_encoder(config.init, encoder)
   variables = imported and imported.variables
   data = load_data(config, mesh)
-  pretrain, test = data.pretrain, data.test
-  plan = _make_plan(config, pretrain)
-  steps_per_epoch = len(pretrain.images) // config.batch_size
-  total_steps = config.total_epochs * steps_per_epoch
-  functions = _make_functions(
-    config, mesh, plan, is_frozen, steps_per_epoch, variables
-  )
+  plan = _make_plan(config, data.pretrain)
+  steps = _make_steps(config, len(data.pretrain.images), plan)
+  functions = _make_functions(config, mesh, plan, is_frozen, steps, variables)
   # Put there once, or every step would send it to the other devices.
   steps_rng = jax.jit(
     lambda: jax.random.fold_in(jax.random.key(config.seed), _STEPS),
     out_shardings=sharding.replicated(mesh),
   )()
   return Experiment(
-    name=pretrain.name,
     method_name=method_name(config.method),
+    num_prototypes=config.head.num_prototypes,
     mesh=mesh,
     encoder=encoder,
     imported=imported and imported.report,
-    pretrain=pretrain,
-    test=test,
-    data_sha256=data.sha256,
+    data=data,
     method=functions.method,
+    parts=plan,
     init_state=functions.init,
     state_like=functions.state_like,
-    parts=plan,
-    route=data.route,
-    placement=data.placement,
-    make_batches=data.make_batches,
     compile_step=lambda: sharding.compile_ahead(
       functions.step,
       functions.state_like,
       batch_like(
-        pretrain,
+        data.pretrain,
         batch_size=config.batch_size,
         mesh=mesh,
         with_parts=plan is not None,
@@ -351,21 +348,8 @@ def build(config: ConfigDict) -> Experiment:
       steps_rng,
     ),
     rng=steps_rng,
-    evaluation=_make_evaluation(config, encoder, Splits(pretrain, test)),
-    batch_size=config.batch_size,
-    steps_per_epoch=steps_per_epoch,
-    total_steps=total_steps,
-    steps_per_dispatch=config.parallel.steps_per_dispatch,
-    round_ends=_round_ends(total_steps, plan),
-    log_every_steps=config.log.every_steps,
-    checkpoint_every_steps=config.checkpoint.every_steps,
-    checkpoints_kept=config.checkpoint.keep,
-    skip_non_finite_steps=config.optim.skip_non_finite_steps,
-    num_prototypes=config.head.num_prototypes,
-    batch_indices=functools.partial(
-      batch_indices,
-      config.seed,
-      num_examples=len(pretrain.images),
-      batch_size=config.batch_size,
+    steps=steps,
+    evaluation=_make_evaluation(
+      config, encoder, Splits(data.pretrain, data.test)
     ),
   )

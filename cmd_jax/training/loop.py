@@ -104,16 +104,16 @@ class _Loop:
     self._saved = self._step
     self._non_finite = NonFiniteSteps(
       workdir,
-      allowed=experiment.skip_non_finite_steps,
+      allowed=experiment.steps.non_finite_allowed,
       skipped=meta.get('skipped_steps', 0),
-      batch_indices=experiment.batch_indices,
-      file_names=experiment.pretrain.file_names,
+      batch_indices=experiment.data.batch_indices,
+      file_names=experiment.data.pretrain.file_names,
     )
     # The first process alone warns, and writes the file.
     results = workdir.results() if processes.is_main_process() else {}
     self._collapse = CollapseWatch(
       num_prototypes=experiment.num_prototypes,
-      total_steps=experiment.total_steps,
+      total_steps=experiment.steps.total,
       known=[x['kind'] for x in results.get('warnings', [])],
     )
     self._writer = None
@@ -123,8 +123,8 @@ class _Loop:
       )
     self._progress = Progress(
       step=self._step,
-      total_steps=experiment.total_steps,
-      batch_size=experiment.batch_size,
+      total_steps=experiment.steps.total,
+      batch_size=experiment.steps.batch_size,
       shown=processes.is_main_process(),
     )
 
@@ -153,12 +153,12 @@ class _Loop:
     self._non_finite.look(step, metrics, self._saved)
     self._warn(self._collapse.look(step, metrics))
     experiment = self._experiment
-    if step % experiment.log_every_steps and step != experiment.total_steps:
+    if step % experiment.steps.log_every and step != experiment.steps.total:
       return
     if self._writer is None:
       return
-    metrics['epoch'] = step / experiment.steps_per_epoch
-    if experiment.skip_non_finite_steps:
+    metrics['epoch'] = step / experiment.steps.per_epoch
+    if experiment.steps.non_finite_allowed:
       metrics['skipped_steps'] = self._non_finite.skipped
     rate = self._progress.images_per_second()
     if rate is not None:
@@ -230,10 +230,10 @@ class _Loop:
 
   def _next_batches(self, batches: Callable, end: int) -> tuple[Any, int]:
     """What the next call is given, and how many steps it takes."""
-    most = self._experiment.steps_per_dispatch
+    most = self._experiment.steps.per_call
     if most == 1:
       return batches(self._step), 1
-    every = self._experiment.checkpoint_every_steps
+    every = self._experiment.steps.checkpoint_every
     count = min(most, end - self._step, every - self._step % every)
     return batches(self._step, count), count
 
@@ -250,7 +250,7 @@ class _Loop:
       self._pending.append((self._step + 1, count, metrics))
       self._step += count
       self._report_down_to(_STEPS_AHEAD)
-      if self._step % self._experiment.checkpoint_every_steps == 0:
+      if self._step % self._experiment.steps.checkpoint_every == 0:
         self._save()
       if received := self._asked_to_stop(signals):
         self._save()
@@ -265,12 +265,12 @@ class _Loop:
     """
     experiment, start = self._experiment, 0
     try:
-      for number, end in enumerate(experiment.round_ends):
+      for number, end in enumerate(experiment.steps.round_ends):
         if self._step < end:
           # A signal ends the search at once: what is found is kept.
           part_ids = self._find_parts(number, start)
           with (
-            experiment.make_batches(part_ids) as batches,
+            experiment.data.make_batches(part_ids) as batches,
             _StopSignals() as signals,
           ):
             self._take_steps(batches, end, signals)
@@ -289,17 +289,17 @@ class _Loop:
 def _note_start(experiment: Experiment, workdir: Workdir) -> None:
   """Records what is trained, and drops a start that was scored otherwise."""
   start = {
-    'data_sha256': experiment.data_sha256,
+    'data_sha256': experiment.data.sha256,
     'eval': experiment.evaluation.settings,
     'init_from': describe_start(experiment),
   }
   before = workdir.results()
   if any(before.get(key) != value for key, value in start.items()):
     workdir.update_results(
-      dataset=experiment.name,
+      dataset=experiment.data.name,
       method=experiment.method_name,
       protocols=list(experiment.evaluation.protocols),
-      route=experiment.route,
+      route=experiment.data.route,
       **start,
       # A gain needs one protocol.
       init={},

@@ -40,7 +40,7 @@ def hash_of_encoder(experiment: Experiment, state: TrainState) -> str:
 
 
 def _manifest(experiment: Experiment, encoder_sha256: str) -> store.Manifest:
-  canvases = experiment.pretrain
+  canvases = experiment.data.pretrain
   manifest = store.make_manifest(
     {},
     canvases.file_names,
@@ -120,7 +120,7 @@ def find_part_masks(
   Raises:
     UserError: masks in `path` of another encoder, other images or settings.
   """
-  parts, canvases = experiment.parts, experiment.pretrain
+  parts, canvases = experiment.parts, experiment.data.pretrain
   keypoints = _read_keypoints(experiment)
   manifest = _manifest(experiment, hash_of_encoder(experiment, state))
   folder = workdir.parts / name
@@ -169,7 +169,7 @@ def find_part_masks(
 
 def _read_keypoints(experiment: Experiment) -> parts_hit.Keypoints | None:
   """The keypoints that parts are compared with, read before the search."""
-  canvases, path = experiment.pretrain, experiment.parts.keypoints
+  canvases, path = experiment.data.pretrain, experiment.parts.keypoints
   if not path:
     return None
   return parts_hit.read_keypoints(path, canvases.file_names, canvases.sizes)

@@ -34,7 +34,7 @@ def _freeze(
     mil_params=mil_params,
     mesh=experiment.mesh,
   )
-  network.keep_features(workdir.features, experiment.data_sha256)
+  network.keep_features(workdir.features, experiment.data.sha256)
   return network
 
 
@@ -127,12 +127,12 @@ def check_same_start(experiment: Experiment, workdir: Workdir) -> None:
   before = workdir.results()
   if not before:
     return
-  if before.get('data_sha256') != experiment.data_sha256:
+  if before.get('data_sha256') != experiment.data.sha256:
     raise UserError(
-      f'{workdir.path} was trained on other images than {experiment.name} has '
-      'now (files or labels were added, removed or changed, or some cannot be '
-      'read and config.placement was another): restore them or choose another '
-      '--workdir'
+      f'{workdir.path} was trained on other images than '
+      f'{experiment.data.name} has now (files or labels were added, removed '
+      'or changed, or some cannot be read and config.placement was another): '
+      'restore them or choose another --workdir'
     )
   weights = (before.get('init_from') or {}).get('sha256')
   if experiment.imported and weights != experiment.imported.sha256:
@@ -178,7 +178,7 @@ def evaluate_run(experiment: Experiment, workdir: Workdir) -> dict:
   if trained is None:
     return workdir.update_results(
       **entries,
-      dataset=experiment.name,
+      dataset=experiment.data.name,
       init_from=describe_start(experiment),
     )
   return workdir.update_results(

@@ -43,17 +43,19 @@ def announce(experiment: Experiment, workdir: Workdir) -> None:
   """Says what is about to be trained, and writes the data report."""
   if not processes.is_main_process():
     return
-  pretrain = experiment.pretrain
-  num_test = 0 if experiment.test is None else len(experiment.test.images)
+  pretrain = experiment.data.pretrain
+  num_test = (
+    0 if experiment.data.test is None else len(experiment.data.test.images)
+  )
   print(
     f'{experiment.method_name} on {pretrain.name}: {len(pretrain.images)} '
     f'training and {num_test} test images of {len(pretrain.class_names)} '
     f'classes on {describe_hardware(experiment)}',
     file=sys.stderr,
   )
-  print(experiment.placement, file=sys.stderr)
+  print(experiment.data.placement, file=sys.stderr)
   print(_describe_state(experiment), file=sys.stderr)
-  report = report_on(pretrain, experiment.test, experiment.placement)
+  report = report_on(pretrain, experiment.data.test, experiment.data.placement)
   write_data_report(report, workdir.path)
   if lines := notable(report):
     lines.append(f'see {workdir.path / TEXT_FILE}')
@@ -73,10 +75,13 @@ def report_skipped(
     workdir: of the run.
     known: how many were named already: streamed images are found out late.
   """
-  path, splits = workdir.skipped_file, (experiment.pretrain, experiment.test)
+  path, splits = (
+    workdir.skipped_file,
+    (experiment.data.pretrain, experiment.data.test),
+  )
   if not processes.is_main_process():
     # It has decoded all that the first one has, or a share of its own.
-    if experiment.route == 'device':
+    if experiment.data.route == 'device':
       return 0
     index = processes.process_index()
     path, splits = path.with_stem(f'{path.stem}_{index}'), splits[:1]

@@ -127,3 +127,17 @@ def test_commands_of_one_process_are_refused_to_several(
   workdir = ['--workdir=x'] * ('workdir' in COMMANDS[name].options)
   assert program.run([name, '--config=folder', *workdir]) == 2
   assert 'runs in one process' in capsys.readouterr().err
+
+
+def test_discover_says_where_the_masks_are(capsys, monkeypatch, tmp_path):
+  asked = []
+
+  def discover(config, workdir):
+    asked.append((config.method.name, workdir))
+    return tmp_path / 'parts'
+
+  monkeypatch.setattr('cmd_jax.training.run.discover', discover)
+  argv = ['--config=folder:method=particle', '--compilation_cache=']
+  assert program.run(['discover', *argv, f'--workdir={tmp_path}']) == 0
+  assert capsys.readouterr().out == f'part masks in {tmp_path / "parts"}\n'
+  assert asked == [('particle', str(tmp_path))]

@@ -78,7 +78,7 @@ def test_every_config_builds_with_every_method(
   built = experiment.build(config)
   assert built.method_name == method
   assert (built.parts is None) == (method not in ('particle', 'detcon'))
-  assert built.round_ends[-1] == built.total_steps
+  assert built.steps.round_ends[-1] == built.steps.total
   terms = set(getattr(tiny.inside(built.method), 'terms', ()))
   weights = config.method.get('weights', {})
   assert terms == {name for name, w in weights.items() if w}
@@ -89,7 +89,7 @@ def test_every_config_builds_with_every_method(
     lambda s, t: s.shape == t.shape, state.params, state.teacher_params
   )
   assert all(jax.tree.leaves(same))
-  assert built.total_steps == config.total_epochs * built.steps_per_epoch
+  assert built.steps.total == config.total_epochs * built.steps.per_epoch
 
 
 @pytest.mark.parametrize('path', _CONFIGS, ids=lambda path: path.stem)
@@ -103,14 +103,15 @@ def test_every_config_builds_with_every_encoder(without_data, path, encoder):
   assert has_stats == (encoder != 'swin' or config.head.use_bn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'name, encoder',
   [
     ('toybirds', 'vit'),
+    ('toybirds', 'resnet'),
+    ('folder', 'vit'),
     ('folder', 'resnet'),
-    pytest.param('folder', 'efficientnet', marks=pytest.mark.slow),
-    pytest.param('folder', 'vit', marks=pytest.mark.slow),
-    pytest.param('toybirds', 'resnet', marks=pytest.mark.slow),
+    ('folder', 'efficientnet'),
   ],
 )
 def test_the_step_of_a_quicktest_runs(without_data, name, encoder):
@@ -122,7 +123,7 @@ def test_the_step_of_a_quicktest_runs(without_data, name, encoder):
   config.augment.num_local = 1
   built = experiment.build(config)
   step = built.compile_step()
-  with built.make_batches(None) as batches:
+  with built.data.make_batches(None) as batches:
     batch = batches(0)
   state, metrics = step(built.init_state(), batch, built.rng)
   assert jax.tree.structure(state) == jax.tree.structure(built.state_like)

@@ -14,6 +14,7 @@ from cmd_jax import __version__
 from cmd_jax.convert import load, save
 from cmd_jax.errors import UserError
 from cmd_jax.models import vit
+from tests import tiny
 from tests.convert import family_fixtures as fixtures
 
 
@@ -45,7 +46,9 @@ def test_round_trip_keeps_names_shapes_and_bits(tmp_path, name):
 
 def _random_vit(**kwargs):
   encoder = vit.make_vit(**dict(variant='Mu', depth=1, image_px=16) | kwargs)
-  variables = jax.jit(encoder.init)(jax.random.key(0), jnp.ones((1, 16, 16, 3)))
+  images = jnp.ones((1, 16, 16, 3))
+  shapes = jax.eval_shape(encoder.init, jax.random.key(0), images)
+  variables = tiny.draw_like(shapes)
   return encoder, variables
 
 

@@ -82,6 +82,11 @@ def test_what_is_prepared_is_read_as_an_experiment_reads_it(name, tmp_path):
       )
 
 
+def _files(folder):
+  """When each was written; reading them is no change."""
+  return {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+
+
 def test_a_prepared_set_is_left_as_it_is(tmp_path, capfd):
   layouts.make_cars(tmp_path / 'manual')
   options = dict(data_dir=str(tmp_path / 'data'), builder_config='quicktest')
@@ -92,12 +97,12 @@ def test_a_prepared_set_is_left_as_it_is(tmp_path, capfd):
     **options,
   )
   assert capfd.readouterr() == ('', '')
-  files = {path: path.stat() for path in (tmp_path / 'data').rglob('*')}
+  files = _files(tmp_path / 'data')
   # Without the files it was made of.
   again = prepare('stanford_cars', **options)
   assert again == first._replace(is_new=False, num_examples=again.num_examples)
   assert again.num_examples == first.num_examples == {'train': 6, 'test': 6}
-  assert {p: p.stat() for p in (tmp_path / 'data').rglob('*')} == files
+  assert _files(tmp_path / 'data') == files
   assert 'already prepared' in str(again) and 'train 6' in str(again)
 
 

@@ -12,7 +12,8 @@ from tests import tiny
 def _params(name='vit'):
   encoder = tiny.make_tiny_encoder(name)
   images = jnp.ones((2, 16, 16, 3))
-  return encoder, encoder.init(jax.random.key(0), images)['params'], images
+  shapes = jax.eval_shape(encoder.init, jax.random.key(0), images)
+  return encoder, tiny.draw_like(shapes)['params'], images
 
 
 def test_adapters_change_nothing_at_first():

@@ -5,6 +5,7 @@ import pytest
 
 from cmd_jax import errors
 from cmd_jax.models import make_encoder, vit
+from tests import tiny
 
 
 def _tiny(**kwargs):
@@ -15,7 +16,8 @@ def _tiny(**kwargs):
 
 def _init(encoder, px=32, seed=0):
   images = jax.random.normal(jax.random.key(seed), (3, px, px, 3))
-  return encoder.init(jax.random.key(1), images), images
+  shapes = jax.eval_shape(encoder.init, jax.random.key(1), images)
+  return tiny.draw_like(shapes), images
 
 
 # timm's counts for the same models without a classifier.

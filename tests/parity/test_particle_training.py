@@ -13,7 +13,9 @@ from tests.parity import golden, particle_runs, small
 from tests.parity.particle_runs import STEPS, from_sequential, mlp_entries
 from tests.tiny import NO_LORA
 
-two_ways = pytest.mark.parametrize('mode', ['jit', 'pmap'])
+two_ways = pytest.mark.parametrize(
+  'mode', ['jit', pytest.param('pmap', marks=pytest.mark.slow)]
+)
 
 
 def _make_method(encoder, mlp, axis_name, **fields):
@@ -129,7 +131,7 @@ def _check(ours, theirs):
 
 
 @golden.fixtures('particle_resnet_train_3steps')
-@two_ways
+@pytest.mark.parametrize('mode', ['jit', 'pmap'])
 def test_the_resnet_program(fixture, mode):
   recipe = _resnet_recipe(fixture)
   start = _network_and_predictor(fixture, 0)

@@ -6,10 +6,10 @@ import pytest
 from flax import linen as nn
 
 from cmd_jax.methods import networks
+from cmd_jax.methods.base import Setting
 from cmd_jax.models import heads, vit
 from cmd_jax.models.positions import interpolate_positions
 from tests.parity import golden, small
-from tests.tiny import NO_LORA
 
 
 def _close(ours, theirs):
@@ -18,18 +18,17 @@ def _close(ours, theirs):
 
 def _networks(network):
   head = network.head
-  return networks.make_networks(
+  setting = Setting(
     network.encoder,
+    image_px=32,
     head=dict(
       num_prototypes=head.num_prototypes,
       hidden_dim=head.hidden_dim,
       bottleneck_dim=head.bottleneck_dim,
       norm_last_layer=head.norm_last_layer,
     ),
-    axis_name=None,
-    lora=NO_LORA,
-    regions=True,
   )
+  return networks.make_networks(setting, regions=True)
 
 
 @golden.fixtures('vit_forward')

@@ -34,7 +34,7 @@ def old_run(tmp_path, photos):
   dataset['path'] = str(photos)
   _edit(workdir.config_file, dataset=dataset)
   built = small_run.build(read_config(workdir))
-  _edit(workdir.results_file, data_sha256=built.data_sha256)
+  _edit(workdir.results_file, data_sha256=built.data.sha256)
   state = built.init_state()
   checkpoints = Checkpoints(workdir.checkpoints, keep=3)
   checkpoints.save(

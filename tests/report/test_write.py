@@ -97,7 +97,7 @@ def test_parts_are_shown_where_they_are_of_these_images(tmp_path):
   assert _data(write_report(tiny, workdir))['parts'] is None
   manifest = store.make_manifest(
     {},
-    tiny.pretrain.file_names,
+    tiny.data.pretrain.file_names,
     settings={'num_parts': 2},
     seed=0,
     mask_px=PX,

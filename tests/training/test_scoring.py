@@ -137,7 +137,7 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
   assert len(calls) == 2
   assert scoring.evaluate_run(tiny, workdir) == results
   assert len(calls) == 2
-  tiny.pretrain.images[:] = 255 - tiny.pretrain.images
+  tiny.data.pretrain.images[:] = 255 - tiny.data.pretrain.images
   assert scoring.evaluate_run(tiny, workdir) != results
   assert len(calls) == 3
 

@@ -55,7 +55,7 @@ def test_jit_on_one_device_jit_on_eight_and_pmap_agree(name):
 def test_batch_statistics_are_those_of_all_devices(mode):
   def one_step(**options):
     step, state = tiny.make_step(
-      'cmd', encoder='resnet', use_bn=True, **options
+      'esvit', encoder='resnet', use_bn=True, **options
     )
     return tiny.run_steps(step, state, 1)
 
@@ -83,7 +83,7 @@ def test_statistics_of_an_efficientnet_move_unless_they_are_frozen(
   batch_statistics,
 ):
   step, state = tiny.make_step(
-    'cmd', encoder='efficientnet', batch_statistics=batch_statistics
+    'dino', encoder='efficientnet', batch_statistics=batch_statistics
   )
   before = jax.tree.map(np.array, state)
   after, history = tiny.run_steps(step, state, 2)

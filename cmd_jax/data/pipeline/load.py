@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cmd_jax.data.canvas import Canvases, make_canvases
 from cmd_jax.data.pipeline.lazy import lazy_canvases
+from cmd_jax.data.pipeline.order import batch_indices
 from cmd_jax.data.pipeline.residency import choose_placement
 from cmd_jax.data.pipeline.resident import check_num_examples, resident_batches
 from cmd_jax.data.sources.base import Source
@@ -85,7 +88,9 @@ class Data(NamedTuple):
     sha256: hash of the names and labels of both.
     route: 'device' or 'stream'.
     placement: one line: where they are, and why.
-    make_batches: part ids [N, R, R] or None -> context of (step -> `Batch`).
+    make_batches: part ids [N, R, R] or None -> context of (step -> `Batch`);
+      puts the images on the devices, or streams them.
+    batch_indices: step, from 0 -> [B] numbers of its examples.
   """
 
   pretrain: Canvases
@@ -94,6 +99,12 @@ class Data(NamedTuple):
   route: str
   placement: str
   make_batches: Callable
+  batch_indices: Callable[[int], np.ndarray]
+
+  @property
+  def name(self) -> str:
+    """Name of the data set."""
+    return self.pretrain.name
 
 
 def load_data(config: ConfigDict, mesh: Mesh) -> Data:
@@ -163,4 +174,10 @@ def load_data(config: ConfigDict, mesh: Mesh) -> Data:
     route,
     reason,
     make_batches,
+    functools.partial(
+      batch_indices,
+      config.seed,
+      num_examples=len(canvases.images),
+      batch_size=config.batch_size,
+    ),
   )
