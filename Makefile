@@ -18,7 +18,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -rs
 
 slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow -rs
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow -rs
 
 # The wheel, without any extra, away from the clone.
 wheel: $(INSTALLED)

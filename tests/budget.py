@@ -1,7 +1,8 @@
 """What a run of the tests cost: a pytest plugin that measures and reports it.
 
 At the end of every run: CPU minutes of all processes, peak memory of each
-worker, seconds of compilation. `--costs=FILE` writes one JSON line a test.
+worker, seconds of compilation. `--costs=FILE` writes one JSON line a test. What
+a test counts, such as kills, it records as the property `counted`.
 """
 
 import collections
@@ -49,6 +50,7 @@ class Budget:
     self._compile_seconds = 0.0
     self._usages = {}
     self._costs = []
+    self._counted = []
     jax.monitoring.register_event_duration_secs_listener(self._count)
 
   def _count(self, event, seconds, **_):
@@ -81,9 +83,13 @@ class Budget:
     return report
 
   def pytest_runtest_logreport(self, report):
-    cost = dict(report.user_properties).get('cost')
-    if cost and not self._is_worker:
-      self._costs.append((report.nodeid, report.when, *cost))
+    if self._is_worker:
+      return
+    said = dict(report.user_properties)
+    if 'cost' in said:
+      self._costs.append((report.nodeid, report.when, *said['cost']))
+    if 'counted' in said and report.when == 'call':
+      self._counted.append(said['counted'])
 
   def pytest_sessionfinish(self, session):
     if self._is_worker:
@@ -104,6 +110,10 @@ class Budget:
     # Workers speak for themselves: as children they would count twice.
     own = time.process_time() if self._usages else _cpu_seconds()
     usages = {**self._usages, 'main': _usage(self._compile_seconds, own)}
+    if self._counted:
+      terminalreporter.section('what was counted')
+      for text in self._counted:
+        terminalreporter.line(text)
     terminalreporter.section('what this run cost')
     total = sum(usage['cpu_seconds'] for usage in usages.values())
     compiling = sum(usage['compile_seconds'] for usage in usages.values())

@@ -220,8 +220,17 @@ def _start_and_signal(program, command, workdir, number, *, after):
   return process.returncode, messages
 
 
-def test_a_run_stopped_three_ways_ends_as_if_undisturbed(
-  program, finished, tmp_path
+@pytest.mark.parametrize(
+  'stops',
+  [
+    ((signal.SIGTERM, 16),),
+    pytest.param(
+      ((signal.SIGTERM, 16), (signal.SIGINT, 22)), marks=pytest.mark.slow
+    ),
+  ],
+)
+def test_a_run_that_is_stopped_ends_as_if_undisturbed(
+  program, finished, tmp_path, stops
 ):
   workdir = tmp_path / 'run'
   # Neither the evaluation nor where the images are is part of what must be
@@ -240,7 +249,7 @@ def test_a_run_stopped_three_ways_ends_as_if_undisturbed(
   saved = _checkpoint_steps(workdir)[-1]
   assert saved < _STEPS
 
-  for number, after in ((signal.SIGTERM, 16), (signal.SIGINT, 22)):
+  for number, after in stops:
     code, messages = _start_and_signal(
       program, command, workdir, number, after=after
     )

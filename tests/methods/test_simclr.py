@@ -29,7 +29,7 @@ def _keys():
 def test_the_loss_is_nt_xent_of_the_projected_views():
   method = tiny.make_tiny_method('simclr', drop_path=0.0)
   params, state = _start(method)
-  loss = method.loss(params, params, state, _views(), _keys(), 0)
+  loss = jax.jit(method.loss)(params, params, state, _views(), _keys(), 0)
   views = _views().global_views
   images = views.reshape(6, *views.shape[2:])
   embedding = tiny.encode(method, params, {}, images).image
@@ -51,7 +51,8 @@ def test_encoder_and_projector_learn_and_the_teacher_does_not():
   def mean(params, teacher):
     return method.loss(params, teacher, state, _views(), _keys(), 0).mean
 
-  student, teacher = jax.grad(mean, argnums=(0, 1))(params, params)
+  gradients = jax.jit(jax.grad(mean, argnums=(0, 1)))
+  student, teacher = gradients(params, params)
   assert set(student) == {'encoder', 'projector'}
   for module in student.values():
     assert any(np.any(x != 0) for x in jax.tree.leaves(module))

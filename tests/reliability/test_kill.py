@@ -110,7 +110,7 @@ def _kill_once(launcher, workdir, chance):
 
 
 @pytest.mark.slow
-def test_fifty_kills_change_nothing(tmp_path, capsys):
+def test_fifty_kills_change_nothing(tmp_path, record_property):
   launcher = runs.Launcher(tmp_path)
   undisturbed, workdir = tmp_path / 'undisturbed', tmp_path / 'run'
   launcher.run(undisturbed, *_ARGUMENTS)
@@ -126,12 +126,12 @@ def test_fifty_kills_change_nothing(tmp_path, capsys):
       _, damaged = checkpoint.newest_good_step(workdir / 'checkpoints')
       unreadable += bool(damaged)
   launcher.run(workdir, *_ARGUMENTS)
-  with capsys.disabled():
-    print(
-      f'\nkills survived: {len(lost)}, of them inside a save: {inside}; steps '
-      f'lost: {max(lost)} at most, {np.mean(lost):.1f} on average, of '
-      f'{_EVERY} between checkpoints; unreadable work directories: {unreadable}'
-    )
+  record_property(
+    'counted',
+    f'kills survived: {len(lost)}, of them inside a save: {inside}; steps '
+    f'lost: {max(lost)} at most, {np.mean(lost):.1f} on average, of '
+    f'{_EVERY} between checkpoints; unreadable work directories: {unreadable}',
+  )
   assert max(lost) <= _EVERY
   assert inside > 5
   assert not unreadable

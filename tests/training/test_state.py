@@ -74,7 +74,7 @@ def test_a_spread_network_is_gathered_to_be_scored_and_to_find_parts(tmp_path):
   experiment = types.SimpleNamespace(
     mesh=sharding.make_mesh(8),
     encoder='none',
-    data_sha256='none',
+    data=types.SimpleNamespace(sha256='none'),
     evaluation=Evaluation(
       evaluators=(),
       network='teacher',

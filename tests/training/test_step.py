@@ -78,7 +78,9 @@ def test_batch_statistics_are_those_of_all_devices(mode):
   assert np.any(var['teacher'] != var['student'])
 
 
-@pytest.mark.parametrize('batch_statistics', ['frozen', _slow('synchronised')])
+# The encoder alone is looked at in tests/models.
+@pytest.mark.slow
+@pytest.mark.parametrize('batch_statistics', ['frozen', 'synchronised'])
 def test_statistics_of_an_efficientnet_move_unless_they_are_frozen(
   batch_statistics,
 ):
@@ -179,7 +181,7 @@ def test_parts_of_a_batch_need_less_memory_and_change_nothing():
 
 def test_a_device_keeps_its_share_of_the_state_and_nothing_changes():
   step, state = tiny.make_step(
-    'cmd', optimizer=_sgd(), num_devices=4, fsdp=True, grad_accum_steps=2
+    'dino', optimizer=_sgd(), num_devices=4, fsdp=True, grad_accum_steps=2
   )
   batch = tiny.make_batch()
   compiled = sharding.compile_ahead(step, state, batch, jax.random.key(1))
@@ -197,7 +199,7 @@ def test_a_device_keeps_its_share_of_the_state_and_nothing_changes():
   num_bytes = shares + sum(x.nbytes for x in jax.tree.leaves(batch)) / 4
   arguments = compiled.memory_analysis().argument_size_in_bytes
   assert arguments == pytest.approx(num_bytes, rel=0.02)
-  _, whole = _whole_batch_on_one_device('cmd')
+  _, whole = _whole_batch_on_one_device('dino')
   _assert_equal_runs(whole, tiny.run_steps(compiled, state, 2))
 
 
