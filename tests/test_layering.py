@@ -49,6 +49,7 @@ _ALLOWED = {
   'report': {'data', 'evaluators', 'files', 'parts', 'rundir', 'training'},
   'cli': {
     'config',
+    'convert',
     'data',
     'devices',
     'export',

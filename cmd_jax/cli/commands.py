@@ -142,6 +142,13 @@ def _on_folder(command: str) -> Callable[[flags.FlagValues], None]:
   return run
 
 
+def _weights(values: flags.FlagValues) -> None:
+  from cmd_jax.convert import pretrained
+
+  del values
+  print(pretrained.describe())
+
+
 def _prepare(values: flags.FlagValues) -> None:
   from cmd_jax.data.sources.prepare import prepare_config
 
@@ -222,6 +229,13 @@ COMMANDS = {
     config='optional',
     workdir='optional',
     needs_trained=True,
+  ),
+  'weights': Command(
+    'Lists published weights that can be used by name.',
+    _weights,
+    (),
+    config=None,
+    workdir='optional',
   ),
   'prepare': Command(
     'Makes a data set of files fetched by hand.',

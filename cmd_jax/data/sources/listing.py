@@ -17,11 +17,17 @@ UNLABELED = 'unlabeled'
 # What people call a split, and what it is called here.
 GIVEN_SPLITS = {
   'train': 'train',
+  'training': 'train',
   'test': 'test',
+  'testing': 'test',
   'val': 'val',
+  'valid': 'val',
+  'validation': 'val',
   UNLABELED: UNLABELED,
   'unlabelled': UNLABELED,
 }
+# Folders that only hold those of the splits, as in `images/train`.
+_HOLDERS = ('images', 'image', 'imgs', 'data', 'dataset')
 
 # Splits of images; '' is none.
 USES = ('', 'train', 'test', 'val', UNLABELED)
@@ -70,6 +76,12 @@ def list_folders(file_names: Iterable[str]) -> Listed:
   @functools.cache
   def of_folder(folder):
     folders = folder.split('/') if folder else []
+    if (
+      len(folders) > 1
+      and folders[0].lower() in _HOLDERS
+      and folders[1].lower() in GIVEN_SPLITS
+    ):
+      folders = folders[1:]
     split = GIVEN_SPLITS.get(folders[0].lower(), '') if folders else ''
     class_name = '/'.join(folders[1:] if split else folders)
     return '' if split == UNLABELED else class_name, split
