@@ -20,11 +20,9 @@ from cmd_jax.evaluators.pictures import draw_neighbours
 from cmd_jax.files.formats import VERSION_FIELD, check_format
 from cmd_jax.rundir.checkpoint import Checkpoints
 from cmd_jax.rundir.workdir import Workdir
-from cmd_jax.training import part_rounds
-from cmd_jax.training.collapse import CollapseWatch
+from cmd_jax.training import hooks, part_rounds
 from cmd_jax.training.experiment import Experiment
-from cmd_jax.training.metrics import MetricWriter, Progress
-from cmd_jax.training.non_finite import NonFiniteSteps
+from cmd_jax.training.metrics import Progress
 from cmd_jax.training.scoring import describe_start, network_of, score
 from cmd_jax.training.state import TrainState
 from cmd_jax.training.summary import announce, describe_hardware, report_skipped
@@ -98,101 +96,114 @@ class _Loop:
     self._state, self._step = state, int(state.step)
     self._seconds_before = meta.get('train_seconds', 0.0)
     self._parts_hash = meta.get('parts_encoder_sha256', '')
-    self._seconds = self._seconds_before
+    self.train_seconds = self._seconds_before
     self._start = time.monotonic()
     self._pending = collections.deque()
     self._saved = self._step
-    self._non_finite = NonFiniteSteps(
-      workdir,
-      allowed=experiment.steps.non_finite_allowed,
-      skipped=meta.get('skipped_steps', 0),
-      batch_indices=experiment.data.batch_indices,
-      file_names=experiment.data.pretrain.file_names,
-    )
-    # The first process alone warns, and writes the file.
-    results = workdir.results() if processes.is_main_process() else {}
-    self._collapse = CollapseWatch(
-      num_prototypes=experiment.num_prototypes,
-      total_steps=experiment.steps.total,
-      known=[x['kind'] for x in results.get('warnings', [])],
-    )
-    self._writer = None
-    if processes.is_main_process():
-      self._writer = MetricWriter(
-        workdir.metrics_file, workdir.tensorboard, step=self._step
-      )
-    self._progress = Progress(
+    self.progress = Progress(
       step=self._step,
       total_steps=experiment.steps.total,
       batch_size=experiment.steps.batch_size,
       shown=processes.is_main_process(),
     )
-
-  def train_seconds(self) -> float:
-    """Seconds spent in the loop, earlier sessions of the run included."""
-    return self._seconds
-
-  def images_per_second(self) -> float | None:
-    """Throughput of this session; None if it took fewer than two steps."""
-    return self._progress.images_per_second()
-
-  def skipped_steps(self) -> int:
-    """Steps of the run that were left out because they were not finite."""
-    return self._non_finite.skipped
-
-  def _warn(self, found: list[dict[str, Any]]) -> None:
-    """Says what is wrong, here and in results.json."""
-    if not found or not processes.is_main_process():
-      return
-    for warning in found:
-      self._progress.note(f'warning: {warning["text"]}')
-    before = self._workdir.results().get('warnings', [])
-    self._workdir.update_results(warnings=before + found)
-
-  def _report(self, step: int, metrics: dict[str, float]) -> None:
-    self._non_finite.look(step, metrics, self._saved)
-    self._warn(self._collapse.look(step, metrics))
-    experiment = self._experiment
-    if step % experiment.steps.log_every and step != experiment.steps.total:
-      return
-    if self._writer is None:
-      return
-    metrics['epoch'] = step / experiment.steps.per_epoch
-    if experiment.steps.non_finite_allowed:
-      metrics['skipped_steps'] = self._non_finite.skipped
-    rate = self._progress.images_per_second()
-    if rate is not None:
-      metrics['images_per_second'] = rate
-    self._writer.write(step, metrics)
-    shown = '  '.join(
-      f'{name.removeprefix("loss/")} {value:.4g}'
-      for name, value in sorted(
-        metrics.items(), key=lambda item: not item[0].startswith('loss')
-      )
+    self.non_finite = hooks.StopAtNonFinite(
+      experiment, workdir, meta.get('skipped_steps', 0)
     )
-    self._progress.note(f'step {step}  {shown}')
+    # In the order in which they look: what is not finite is not logged.
+    self._hooks: list[hooks.Hook] = [
+      self.non_finite,
+      hooks.WarnOfCollapse(experiment, workdir, self.progress),
+      hooks.LogMetrics(
+        experiment, workdir, self.progress, self.non_finite, self._step
+      ),
+    ]
 
-  def _report_down_to(self, ahead: int) -> None:
+  def run(self) -> TrainState:
+    """Trains to the end.
+
+    Raises:
+      Interrupted: a signal came; the state is saved.
+      UserError: a step is not finite, or part masks do not fit.
+    """
+    experiment, start = self._experiment, 0
+    try:
+      for number, end in enumerate(experiment.steps.round_ends):
+        if self._step < end:
+          # A signal ends the search at once: what is found is kept.
+          part_ids = self._find_parts(number, start)
+          with (
+            experiment.data.make_batches(part_ids) as batches,
+            _StopSignals() as signals,
+          ):
+            self._take_steps(batches, end, signals)
+            self._save()
+            if received := processes.agree_on_signal(signals.received):
+              raise Interrupted(received, self._step)
+        start = end
+    finally:
+      self.train_seconds = self._seconds_before + time.monotonic() - self._start
+      self.progress.close()
+      for hook in self._hooks:
+        hook.close()
+    return self._state
+
+  def _take_steps(
+    self, batches: Callable, end: int, signals: _StopSignals
+  ) -> None:
+    while self._step < end:
+      batch, count = self._next_batches(batches, end)
+      self._state, metrics = self._train_step(
+        self._state, batch, self._experiment.rng
+      )
+      # On their way before anybody asks for them.
+      jax.tree.map(lambda value: value.copy_to_host_async(), metrics)
+      self._pending.append((self._step + 1, count, metrics))
+      self._step += count
+      self._show_hooks(_STEPS_AHEAD)
+      if self._step % self._experiment.steps.checkpoint_every == 0:
+        self._save()
+      if received := self._asked_to_stop(signals):
+        self._save()
+        raise Interrupted(received, self._step)
+
+  def _next_batches(self, batches: Callable, end: int) -> tuple[Any, int]:
+    """What the next call is given, and how many steps it takes."""
+    most = self._experiment.steps.per_call
+    if most == 1:
+      return batches(self._step), 1
+    every = self._experiment.steps.checkpoint_every
+    count = min(most, end - self._step, every - self._step % every)
+    return batches(self._step, count), count
+
+  def _show_hooks(self, ahead: int) -> None:
+    """Hands on the metrics of all steps but the last `ahead` calls'."""
     while len(self._pending) > ahead:
       first, count, metrics = self._pending.popleft()
       metrics = {name: np.ravel(value) for name, value in metrics.items()}
-      self._progress.update(float(metrics['loss'][count - 1]), count)
+      self.progress.update(float(metrics['loss'][count - 1]), count)
       for i in range(count):
         values = {name: float(value[i]) for name, value in metrics.items()}
-        self._report(first + i, values)
+        for hook in self._hooks:
+          hook.look(first + i, values, self._saved)
 
   def _save(self) -> None:
     # Only after every loss has been seen to be finite.
-    self._report_down_to(0)
+    self._show_hooks(0)
     seconds = self._seconds_before + time.monotonic() - self._start
     meta = {
       VERSION_FIELD: _META_VERSION,
       'train_seconds': seconds,
       'parts_encoder_sha256': self._parts_hash,
-      'skipped_steps': self._non_finite.skipped,
+      'skipped_steps': self.non_finite.skipped,
     }
     self._checkpoints.save(self._state, meta)
     self._saved = self._step
+
+  def _asked_to_stop(self, signals: _StopSignals) -> int | None:
+    """The signal that one of the processes has received."""
+    if processes.process_count() > 1 and self._step % _STEPS_TO_AGREE:
+      return None
+    return processes.agree_on_signal(signals.received)
 
   def _find_parts(self, number: int, start: int) -> np.ndarray | None:
     """The part masks of a round that began at step `start`."""
@@ -219,71 +230,8 @@ class _Loop:
       part_ids = part_rounds.load_part_masks(
         experiment, self._workdir, name, self._parts_hash
       )
-    self._progress.skip_pause()
+    self.progress.skip_pause()
     return part_ids
-
-  def _asked_to_stop(self, signals: _StopSignals) -> int | None:
-    """The signal that one of the processes has received."""
-    if processes.process_count() > 1 and self._step % _STEPS_TO_AGREE:
-      return None
-    return processes.agree_on_signal(signals.received)
-
-  def _next_batches(self, batches: Callable, end: int) -> tuple[Any, int]:
-    """What the next call is given, and how many steps it takes."""
-    most = self._experiment.steps.per_call
-    if most == 1:
-      return batches(self._step), 1
-    every = self._experiment.steps.checkpoint_every
-    count = min(most, end - self._step, every - self._step % every)
-    return batches(self._step, count), count
-
-  def _take_steps(
-    self, batches: Callable, end: int, signals: _StopSignals
-  ) -> None:
-    while self._step < end:
-      batch, count = self._next_batches(batches, end)
-      self._state, metrics = self._train_step(
-        self._state, batch, self._experiment.rng
-      )
-      # On their way before anybody asks for them.
-      jax.tree.map(lambda value: value.copy_to_host_async(), metrics)
-      self._pending.append((self._step + 1, count, metrics))
-      self._step += count
-      self._report_down_to(_STEPS_AHEAD)
-      if self._step % self._experiment.steps.checkpoint_every == 0:
-        self._save()
-      if received := self._asked_to_stop(signals):
-        self._save()
-        raise Interrupted(received, self._step)
-
-  def run(self) -> TrainState:
-    """Trains to the end.
-
-    Raises:
-      Interrupted: a signal came; the state is saved.
-      UserError: a step is not finite, or part masks do not fit.
-    """
-    experiment, start = self._experiment, 0
-    try:
-      for number, end in enumerate(experiment.steps.round_ends):
-        if self._step < end:
-          # A signal ends the search at once: what is found is kept.
-          part_ids = self._find_parts(number, start)
-          with (
-            experiment.data.make_batches(part_ids) as batches,
-            _StopSignals() as signals,
-          ):
-            self._take_steps(batches, end, signals)
-            self._save()
-            if received := processes.agree_on_signal(signals.received):
-              raise Interrupted(received, self._step)
-        start = end
-    finally:
-      self._seconds = self._seconds_before + time.monotonic() - self._start
-      self._progress.close()
-      if self._writer is not None:
-        self._writer.close()
-    return self._state
 
 
 def _note_start(experiment: Experiment, workdir: Workdir) -> None:
@@ -380,8 +328,8 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
       lambda: _score_end(*alone, workdir, skipped)
     ),
     steps=int(state.step),
-    skipped_steps=loop.skipped_steps(),
-    seconds=round(loop.train_seconds(), 1),
+    skipped_steps=loop.non_finite.skipped,
+    seconds=round(loop.train_seconds, 1),
     hardware=describe_hardware(experiment),
     versions={
       'cmd_jax': cmd_jax.__version__,
@@ -389,8 +337,9 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
       'numpy': np.__version__,
     },
   )
-  if loop.images_per_second() is not None:
-    entries['images_per_second'] = round(loop.images_per_second(), 1)
+  rate = loop.progress.images_per_second()
+  if rate is not None:
+    entries['images_per_second'] = round(rate, 1)
   return processes.broadcast_from_main(
     lambda: workdir.update_results(**entries)
   )
