@@ -25,7 +25,7 @@ from benchmarks.input import (
   rates,
   to_canvases,
 )
-from cmd_jax.config import published
+from cmd_jax.config import published, vocabulary
 from cmd_jax.data.augment.multi_crop import make_augment
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -133,7 +133,7 @@ def main() -> None:
   else:
     shape = (options.images, CANVAS_PX, CANVAS_PX, 3)
     canvases = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-  fields = published.published(published.USUAL).augment.to_dict()
+  fields = published.published(vocabulary.USUAL).augment.to_dict()
   augment = jax.jit(make_augment(**fields))
   batch = jax.device_put(
     (canvases, np.tile(np.int32(PHOTO_SIZE[::-1]), (len(canvases), 1)))

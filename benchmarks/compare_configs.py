@@ -23,7 +23,7 @@ from benchmarks.compare_rows import (
   Row,
   Set,
 )
-from cmd_jax.config import published
+from cmd_jax.config import published, vocabulary
 from cmd_jax.convert import pretrained
 from cmd_jax.errors import UserError
 from cmd_jax.rundir.config_diff import FREE_FIELDS, flatten
@@ -68,7 +68,7 @@ class Resolved(NamedTuple):
 def _written(config: str, words: str, as_published: bool) -> dict[str, Any]:
   """Fields by dotted name, as a config file has them, or as published."""
   if as_published:
-    argument = published.parse_argument(words)
+    argument = vocabulary.parse_argument(words)
     return flatten(published.published(argument).to_dict())
   module = importlib.import_module(f'configs.{config}')
   return flatten(module.get_config(words).to_dict())

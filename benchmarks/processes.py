@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from benchmarks import record
-from cmd_jax.devices import processes
+from cmd_jax.devices import launchers, processes
 from cmd_jax.errors import UserError
 
 _ONE, _DONE = '1 process', 'done'
@@ -90,7 +90,7 @@ def work(options: argparse.Namespace) -> None:
   index, count, coordinator = options.worker.split('/')
   # Before JAX starts its threads.
   os.sched_setaffinity(0, map(int, options.cores.split(',')))
-  address = processes.Address(coordinator, int(count), int(index))
+  address = launchers.Address(coordinator, int(count), int(index))
   processes.start(address, timeout_s=120)
   import jax
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from cmd_jax.config import published
+from cmd_jax.config import published, vocabulary
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.batch import Batch
 from cmd_jax.devices import sharding
@@ -105,7 +105,7 @@ def make_config(
   Raises:
     UserError: an override of a field that is not there or of another kind.
   """
-  config = published.published(published.parse_argument(f'method={method}'))
+  config = published.published(vocabulary.parse_argument(f'method={method}'))
   config.batch_size = batch_size
   config.head.num_prototypes = num_prototypes
   for override in overrides:

@@ -14,7 +14,7 @@ from cmd_jax.cli import options
 from cmd_jax.cli.commands import COMMANDS, Command
 from cmd_jax.config import builtin
 from cmd_jax.config.fields import describe_config
-from cmd_jax.devices import processes
+from cmd_jax.devices import launchers, processes
 from cmd_jax.errors import UserError
 from cmd_jax.files import disk_errors
 
@@ -53,10 +53,10 @@ def _help_of(name: str, argv: Sequence[str]) -> str:
   return f'{text}\n\nThe fields of this config:\n\n{fields}'
 
 
-def _address(values: flags.FlagValues) -> processes.Address | None:
+def _address(values: flags.FlagValues) -> launchers.Address | None:
   if 'num_processes' not in values:
     return None
-  return processes.check_address(
+  return launchers.check_address(
     values.coordinator_address, values.num_processes, values.process_id
   )
 
@@ -74,7 +74,7 @@ def _check(name: str, command: Command, values: flags.FlagValues) -> None:
     )
   if command.needs_trained and bool(values.weights) == bool(values.workdir):
     raise UserError('give one of --workdir, a run, and --weights, a file')
-  several = _address(values) or processes.launcher_of(os.environ) in (
+  several = _address(values) or launchers.launcher_of(os.environ) in (
     'SLURM',
     'Open MPI',
   )

@@ -1,19 +1,19 @@
 """The built-in configs by name; `configs/` has a short file for each.
 
 A config is `NAME` or `NAME:WORDS` with words such as `method=dino,quicktest`,
-see `published.parse_argument`.
+see `vocabulary.parse_argument`.
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config import published, small
+from cmd_jax.config import published, small, vocabulary
 
 
 def _published_set(argument: str | None, **dataset: str) -> ConfigDict:
   """A published set with the published settings."""
-  words = published.parse_argument(argument)
+  words = vocabulary.parse_argument(argument)
   config = published.published(words)
   config.dataset.update(**dataset)
   if words.quicktest:
@@ -40,7 +40,7 @@ def aircraft(argument: str | None = None) -> ConfigDict:
 
 def folder(argument: str | None = None) -> ConfigDict:
   """A folder of photographs."""
-  words = published.parse_argument(argument)
+  words = vocabulary.parse_argument(argument)
   config = published.published(words)
   small.use_small_recipe(config)
   config.total_epochs = 40
@@ -79,7 +79,7 @@ def shards(argument: str | None = None) -> ConfigDict:
 
 def toybirds(argument: str | None = None) -> ConfigDict:
   """The drawn birds."""
-  words = published.parse_argument(argument)
+  words = vocabulary.parse_argument(argument)
   config = published.published(words)
   small.use_small_recipe(config)
   config.total_epochs = 20
@@ -96,8 +96,8 @@ def toybirds(argument: str | None = None) -> ConfigDict:
 
 def particle_toybirds(argument: str | None = None) -> ConfigDict:
   """The drawn birds, for methods of parts."""
-  usual = published.Argument(method='particle')
-  words = published.parse_argument(argument, usual)
+  usual = vocabulary.Argument(method='particle')
+  words = vocabulary.parse_argument(argument, usual)
   config = published.published(words)
   small.use_small_recipe(config)
   config.total_epochs = 20

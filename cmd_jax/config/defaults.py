@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cmd_jax.config import builtin, published
+from cmd_jax.config import builtin, published, vocabulary
 
 
 def _defaults_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -17,13 +17,13 @@ def _defaults_of(config: Mapping[str, Any]) -> dict[str, Any]:
   if method.get('variant') == 'released':
     name = f'{name}_released'
   encoder = model.get('name')
-  if name not in published.METHODS or encoder not in published.ENCODERS:
+  if name not in vocabulary.METHODS or encoder not in vocabulary.ENCODERS:
     return {}
   source = parts.get('source', '')
-  argument = published.Argument(
+  argument = vocabulary.Argument(
     method=name,
     encoder=encoder,
-    parts=source if source in published.PARTS else '',
+    parts=source if source in vocabulary.PARTS else '',
   )
   defaults = published.published(argument).to_dict()
   of_images = {'folder': builtin.folder, 'shards': builtin.shards}.get(

@@ -7,67 +7,9 @@ cmd_jax/training/experiment.py and recipe.py read the others. Durations end in
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from ml_collections import ConfigDict
 
-METHODS = (
-  'cmd',
-  'cmd_released',
-  'esvit',
-  'dino',
-  'particle',
-  'detcon',
-  'simclr',
-)
-ENCODERS = ('vit', 'swin', 'resnet', 'efficientnet')
-PARTS = ('hypercolumn', 'cosegmentation', 'grid', 'felzenszwalb', 'annotated')
-
-
-class Argument(NamedTuple):
-  """What follows the colon of `--config=FILE:method=dino,quicktest`.
-
-  Attributes:
-    method: one of `METHODS`.
-    encoder: one of `ENCODERS`.
-    parts: one of `PARTS`; empty for the method's and the encoder's own.
-    quicktest: whether the quick test is wanted.
-  """
-
-  method: str = 'cmd'
-  encoder: str = 'vit'
-  parts: str = ''
-  quicktest: bool = False
-
-
-USUAL = Argument()
-
-
-def parse_argument(argument: str | None, usual: Argument = USUAL) -> Argument:
-  """Reads what follows the colon of --config.
-
-  Args:
-    argument: words separated by commas.
-    usual: what holds where no word says otherwise.
-
-  Raises:
-    ValueError: an unknown word or choice; the message lists the valid ones.
-  """
-  choices = {
-    'quicktest': ('quicktest', True),
-    **{f'method={name}': ('method', name) for name in METHODS},
-    **{f'encoder={name}': ('encoder', name) for name in ENCODERS},
-    **{f'parts={name}': ('parts', name) for name in PARTS},
-  }
-  fields = {}
-  for word in filter(None, (argument or '').split(',')):
-    if word not in choices:
-      raise ValueError(
-        f'unknown config argument {word!r}: choose from {", ".join(choices)}'
-      )
-    field, value = choices[word]
-    fields[field] = value
-  return usual._replace(**fields)
+from cmd_jax.config import vocabulary
 
 
 def _part_method_fields(name: str, encoder: str) -> ConfigDict:
@@ -138,7 +80,7 @@ def part_fields(source: str) -> ConfigDict:
   )
 
 
-def _usual_parts(argument: Argument) -> str:
+def _usual_parts(argument: vocabulary.Argument) -> str:
   """Where parts come from: an encoder's features if it has what it takes."""
   if argument.parts:
     return argument.parts
@@ -261,7 +203,7 @@ def model_fields(name: str) -> ConfigDict:
   )
 
 
-def published(argument: Argument) -> ConfigDict:
+def published(argument: vocabulary.Argument) -> ConfigDict:
   """The published settings at 224 px; not locked."""
   config = ConfigDict()
   config.seed = 0

@@ -16,9 +16,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
+from cmd_jax.devices.launchers import Address, is_tpu_vm, launcher_of
 from cmd_jax.errors import UserError
 
 # Seconds between two looks at whether another process has failed.
@@ -33,20 +34,6 @@ _WAIT_MS = 2000
 # first compilation may hold one of them up.
 _MEET_MS = 30 * 60 * 1000
 _FAILURE, _GONE = 'cmd_jax/failure', 'cmd_jax/gone'
-
-
-class Address(NamedTuple):
-  """Where a process stands among the others.
-
-  Attributes:
-    coordinator: host:port of process 0.
-    num_processes: how many there are.
-    process_id: number of this one, from 0.
-  """
-
-  coordinator: str
-  num_processes: int
-  process_id: int
 
 
 class _Group:
@@ -137,83 +124,12 @@ def is_main_process() -> bool:
   return process_index() == 0
 
 
-def check_address(
-  coordinator: str | None, num_processes: int | None, process_id: int | None
-) -> Address | None:
-  """Reads the three flags; None if there are none.
-
-  Raises:
-    UserError: some are missing, or they do not fit together.
-  """
-  given = {
-    '--coordinator_address': coordinator,
-    '--num_processes': num_processes,
-    '--process_id': process_id,
-  }
-  missing = [name for name, value in given.items() if value is None]
-  if len(missing) == len(given):
-    return None
-  if missing:
-    raise UserError(
-      f'{", ".join(missing)} missing: several processes need '
-      '--coordinator_address=HOST:PORT of process 0, --num_processes and '
-      '--process_id, each with its own'
-    )
-  host, _, port = coordinator.rpartition(':')
-  if not host or not port.isdigit():
-    raise UserError(
-      f'--coordinator_address is {coordinator!r}: it must be HOST:PORT of '
-      'process 0, e.g. node1:5678'
-    )
-  if not 0 <= process_id < num_processes:
-    raise UserError(
-      f'--process_id is {process_id}: it must be from 0 to --num_processes '
-      f'minus 1, which is {num_processes - 1}'
-    )
-  return Address(coordinator, num_processes, process_id)
-
-
-def launcher_of(environ: Mapping[str, str]) -> str | None:
-  """The launcher that has started more than one process; None if none has.
-
-  Args:
-    environ: the environment's variables.
-
-  Returns:
-    'SLURM', 'Open MPI' or 'TPU', as far as variables tell.
-  """
-
-  def number(name):
-    value = environ.get(name, '')
-    return int(value) if value.isdigit() else 1
-
-  # A shell inside an allocation of many tasks is one process all the same.
-  slurm = 'SLURM_STEP_NUM_TASKS'
-  if 'SLURM_PROCID' in environ and number(slurm) > 1:
-    return 'SLURM'
-  if number('OMPI_COMM_WORLD_SIZE') > 1:
-    return 'Open MPI'
-  hosts = environ.get('TPU_PROCESS_ADDRESSES') or environ.get(
-    'TPU_WORKER_HOSTNAMES', ''
-  )
-  if ',' in hosts or number('MEGASCALE_NUM_SLICES') > 1:
-    return 'TPU'
-  return None
-
-
-def _is_tpu_vm() -> bool:
-  """Whether there are TPU chips, whose metadata tell the other hosts."""
-  from jax._src import cloud_tpu_init
-
-  return cloud_tpu_init.running_in_cloud_tpu_vm
-
-
 def start(address: Address | None, *, timeout_s: int) -> None:
   """Meets the other processes, if there are any; before JAX sees a device.
 
   Args:
-    address: from `check_address`; None asks the environment, and a machine on
-      its own goes on alone at once.
+    address: from `launchers.check_address`; None asks the environment, and a
+      machine on its own goes on alone at once.
     timeout_s: seconds to wait for the others.
 
   Raises:
@@ -223,7 +139,7 @@ def start(address: Address | None, *, timeout_s: int) -> None:
   if address is not None and address.num_processes == 1:
     return
   launcher = None if address else launcher_of(os.environ)
-  if address is None and launcher is None and not _is_tpu_vm():
+  if address is None and launcher is None and not is_tpu_vm():
     return
   import jax
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from cmd_jax.config import published
+from cmd_jax.config import vocabulary
 from cmd_jax.data import canvas
 from cmd_jax.data.pipeline import load
 from cmd_jax.training import experiment
@@ -63,7 +63,7 @@ def test_there_are_configs():
 
 @pytest.mark.parametrize(
   'method, quicktest',
-  [*((method, True) for method in published.METHODS), ('cmd', False)],
+  [*((method, True) for method in vocabulary.METHODS), ('cmd', False)],
 )
 @pytest.mark.parametrize('path', _CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds_with_every_method(
@@ -158,22 +158,26 @@ def test_quicktest_shrinks_and_changes_no_structure(path):
 )
 def test_an_unknown_argument_lists_the_choices(argument):
   with pytest.raises(ValueError, match='unknown config argument') as error:
-    published.parse_argument(argument)
+    vocabulary.parse_argument(argument)
   for choice in ('quicktest', 'method=cmd_released', 'encoder=resnet'):
     assert choice in str(error.value)
 
 
 def test_arguments_are_read_in_any_order():
-  usual = published.Argument()
+  usual = vocabulary.Argument()
   assert usual == ('cmd', 'vit', '', False)
-  assert published.parse_argument(None) == published.parse_argument('') == usual
-  assert published.parse_argument('quicktest') == usual._replace(quicktest=True)
-  expected = published.Argument('dino', 'swin', quicktest=True)
+  assert (
+    vocabulary.parse_argument(None) == vocabulary.parse_argument('') == usual
+  )
+  assert vocabulary.parse_argument('quicktest') == usual._replace(
+    quicktest=True
+  )
+  expected = vocabulary.Argument('dino', 'swin', quicktest=True)
   for words in (
     'method=dino,encoder=swin,quicktest',
     'quicktest,encoder=swin,method=dino',
   ):
-    assert published.parse_argument(words) == expected
+    assert vocabulary.parse_argument(words) == expected
 
 
 def test_a_locked_config_takes_no_new_field():

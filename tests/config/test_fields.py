@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from cmd_jax import methods, models
-from cmd_jax.config import builtin, fields, published
+from cmd_jax.config import builtin, fields, vocabulary
 from cmd_jax.config.check import check_config
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
@@ -19,10 +19,10 @@ _WORDS = [
   *(
     f'method={method},encoder={encoder}'
     for method, encoder in itertools.product(
-      published.METHODS, published.ENCODERS
+      vocabulary.METHODS, vocabulary.ENCODERS
     )
   ),
-  *(f'method=particle,parts={parts}' for parts in published.PARTS),
+  *(f'method=particle,parts={parts}' for parts in vocabulary.PARTS),
 ]
 
 
@@ -115,8 +115,8 @@ def test_choices_are_those_of_the_factories():
   assert choices('method.pooling') == set(cmd_losses.POOLINGS)
   assert choices('method.kl_direction') == set(cmd_losses.KL_DIRECTIONS)
   assert choices('method.projector.initialisation') == set(INITIALISATIONS)
-  assert choices('parts.source') == set(published.PARTS)
-  assert choices('model.name') == set(published.ENCODERS)
+  assert choices('parts.source') == set(vocabulary.PARTS)
+  assert choices('model.name') == set(vocabulary.ENCODERS)
   for name in choices('method.name'):
     with pytest.raises((UserError, TypeError), match='lacks|has no|missing'):
       methods.make_method(name)

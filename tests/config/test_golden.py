@@ -9,17 +9,17 @@ import pathlib
 
 import pytest
 
-from cmd_jax.config import builtin, fields, published
+from cmd_jax.config import builtin, fields, vocabulary
 
 _GOLDEN = pathlib.Path(__file__).with_name('golden.json')
 _WORDS = [
   'quicktest',
-  *(f'method={name}' for name in published.METHODS),
-  *(f'method={name},quicktest' for name in published.METHODS),
-  *(f'encoder={name}' for name in published.ENCODERS),
-  *(f'encoder={name},quicktest' for name in published.ENCODERS),
-  *(f'method=particle,encoder={name}' for name in published.ENCODERS),
-  *(f'method=particle,parts={name}' for name in published.PARTS),
+  *(f'method={name}' for name in vocabulary.METHODS),
+  *(f'method={name},quicktest' for name in vocabulary.METHODS),
+  *(f'encoder={name}' for name in vocabulary.ENCODERS),
+  *(f'encoder={name},quicktest' for name in vocabulary.ENCODERS),
+  *(f'method=particle,encoder={name}' for name in vocabulary.ENCODERS),
+  *(f'method=particle,parts={name}' for name in vocabulary.PARTS),
 ]
 
 

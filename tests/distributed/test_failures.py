@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from cmd_jax.devices import processes
+from cmd_jax.devices import launchers, processes
 from cmd_jax.errors import UserError
 
 
@@ -34,7 +34,7 @@ def test_processes_that_do_not_come_are_not_waited_for(launcher, tmp_path):
 
 
 def test_a_run_in_one_process_needs_no_address():
-  assert processes.check_address(None, None, None) is None
+  assert launchers.check_address(None, None, None) is None
   processes.start(None, timeout_s=1)
   assert processes.process_count() == 1
   assert processes.is_main_process()
@@ -57,7 +57,7 @@ def test_a_run_in_one_process_needs_no_address():
 )
 def test_flags_that_do_not_fit_are_refused(flags, words):
   with pytest.raises(UserError, match=words):
-    processes.check_address(*flags)
+    launchers.check_address(*flags)
 
 
 @pytest.mark.parametrize(
@@ -76,4 +76,4 @@ def test_flags_that_do_not_fit_are_refused(flags, words):
   ],
 )
 def test_a_launcher_of_several_processes_is_known(environ, launcher):
-  assert processes.launcher_of(environ) == launcher
+  assert launchers.launcher_of(environ) == launcher

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from cmd_jax.config import published
+from cmd_jax.config import published, vocabulary
 from cmd_jax.config.defaults import complete
 from cmd_jax.errors import UserError
 from cmd_jax.rundir.config_diff import differences, flatten, table
@@ -107,7 +107,7 @@ def test_a_config_of_unknown_kind_is_left_as_it_is():
   for config in ({}, {'method': {'name': 'simclr'}, 'seed': 1}):
     assert complete(config) == config
   assert set(complete({'model': {'name': 'vit'}})) == {'model'}
-  whole = published.published(published.Argument()).to_dict()
+  whole = published.published(vocabulary.Argument()).to_dict()
   assert complete(whole) == whole
 
 

@@ -2,13 +2,13 @@ import types
 
 import pytest
 
-from cmd_jax.config import published
+from cmd_jax.config import published, vocabulary
 from cmd_jax.errors import UserError
 from cmd_jax.training import recipe
 
 
 def _config(argument='', **fields):
-  config = published.published(published.parse_argument(argument))
+  config = published.published(vocabulary.parse_argument(argument))
   config.parallel.grad_accum_steps = 4
   config.update_from_flattened_dict(fields)
   return config

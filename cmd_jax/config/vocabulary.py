@@ -1,0 +1,63 @@
+"""The words after the colon of `--config=NAME:WORDS`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+METHODS = (
+  'cmd',
+  'cmd_released',
+  'esvit',
+  'dino',
+  'particle',
+  'detcon',
+  'simclr',
+)
+ENCODERS = ('vit', 'swin', 'resnet', 'efficientnet')
+PARTS = ('hypercolumn', 'cosegmentation', 'grid', 'felzenszwalb', 'annotated')
+
+
+class Argument(NamedTuple):
+  """What follows the colon of `--config=FILE:method=dino,quicktest`.
+
+  Attributes:
+    method: one of `METHODS`.
+    encoder: one of `ENCODERS`.
+    parts: one of `PARTS`; empty for the method's and the encoder's own.
+    quicktest: whether the quick test is wanted.
+  """
+
+  method: str = 'cmd'
+  encoder: str = 'vit'
+  parts: str = ''
+  quicktest: bool = False
+
+
+USUAL = Argument()
+
+
+def parse_argument(argument: str | None, usual: Argument = USUAL) -> Argument:
+  """Reads what follows the colon of --config.
+
+  Args:
+    argument: words separated by commas.
+    usual: what holds where no word says otherwise.
+
+  Raises:
+    ValueError: an unknown word or choice; the message lists the valid ones.
+  """
+  choices = {
+    'quicktest': ('quicktest', True),
+    **{f'method={name}': ('method', name) for name in METHODS},
+    **{f'encoder={name}': ('encoder', name) for name in ENCODERS},
+    **{f'parts={name}': ('parts', name) for name in PARTS},
+  }
+  fields = {}
+  for word in filter(None, (argument or '').split(',')):
+    if word not in choices:
+      raise ValueError(
+        f'unknown config argument {word!r}: choose from {", ".join(choices)}'
+      )
+    field, value = choices[word]
+    fields[field] = value
+  return usual._replace(**fields)
