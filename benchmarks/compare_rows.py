@@ -67,7 +67,7 @@ class Set(NamedTuple):
     overrides: values of config fields, as far as a row's config has them.
     words: of the config's argument, beside the method.
     folder: name of the folder of photographs; empty for none.
-    published: whether the recipe is that of `common.published` all the same.
+    published: whether the recipe is that of `published.published` all the same.
     rows: those that are run if none are named; empty for all.
     notes: by row, what a reader of the table must know of it in this set.
   """

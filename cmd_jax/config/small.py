@@ -1,6 +1,6 @@
 """What makes the published settings small enough for a CPU.
 
-Functions that change a config of `common.published`.
+Functions that change a config of `published.published`.
 """
 
 from __future__ import annotations

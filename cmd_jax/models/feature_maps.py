@@ -15,17 +15,17 @@ from cmd_jax.models.vit import VisionTransformer, encode_with_keys
 FACETS = ('token', 'key')
 
 
-def check_facet(encoder: nn.Module, facet: str) -> None:
-  """Raises UserError for a facet that the encoder does not have."""
+def check_facet(
+  encoder: nn.Module,
+  facet: str,
+  field: str = 'config.eval.segmentation.facet',
+) -> None:
+  """Raises UserError, naming the field, for what the encoder does not have."""
   if facet not in FACETS:
-    raise UserError(
-      f'config.eval.segmentation.facet is {facet!r}: choose one of '
-      f'{", ".join(FACETS)}'
-    )
+    raise UserError(f'{field} is {facet!r}: choose one of {", ".join(FACETS)}')
   if facet == 'key' and not isinstance(encoder, VisionTransformer):
     raise UserError(
-      "config.eval.segmentation.facet is 'key', which needs "
-      "--config=FILE:encoder=vit: use 'token'"
+      f"{field} is 'key', which needs --config=FILE:encoder=vit: use 'token'"
     )
 
 

@@ -80,6 +80,9 @@ def _check_grad_accum(config: ConfigDict, num_devices: int) -> None:
   steps = config.parallel.grad_accum_steps
   field = f'config.parallel.grad_accum_steps is {steps}'
   share = config.batch_size // num_devices
+  # By a head and a teacher's logits; `check_accumulates` refuses the others.
+  weights = config.method.get('weights', {})
+  learns_images = 'image' in weights and 'parts' not in weights
   if share % steps:
     divisors = [str(n) for n in range(1, share + 1) if not share % n]
     raise UserError(
@@ -89,7 +92,7 @@ def _check_grad_accum(config: ConfigDict, num_devices: int) -> None:
     )
   for is_so, of_batch, instead in (
     (
-      config.teacher.normalisation == 'sinkhorn',
+      learns_images and config.teacher.normalisation == 'sinkhorn',
       'config.teacher.normalisation=sinkhorn balances the whole batch',
       'config.teacher.normalisation=centring',
     ),
@@ -104,7 +107,7 @@ def _check_grad_accum(config: ConfigDict, num_devices: int) -> None:
       'config.model.batch_statistics=frozen',
     ),
     (
-      config.head.use_bn,
+      learns_images and config.head.use_bn,
       'config.head.use_bn=True normalises by the whole batch',
       'config.head.use_bn=False',
     ),

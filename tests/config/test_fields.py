@@ -133,7 +133,8 @@ def test_sizes_fit_the_patches():
 
 def test_the_page_of_the_documentation_is_that_of_the_table():
   page = (_DOCS / 'config.md').read_text()
-  assert page == fields.document() + '\n'
+  again = 'python -m cmd_jax.config.fields > docs/config.md'
+  assert page == fields.document() + '\n', again
 
 
 def test_a_config_is_described_with_its_values():

@@ -12,6 +12,7 @@ import pytest
 from cmd_jax.config import builtin, fields, vocabulary
 
 _GOLDEN = pathlib.Path(__file__).with_name('golden.json')
+_AGAIN = 'if it is meant: python tests/config/test_golden.py'
 _WORDS = [
   'quicktest',
   *(f'method={name}' for name in vocabulary.METHODS),
@@ -47,10 +48,10 @@ def test_configs_are_what_they_were(name):
   golden = json.loads(_GOLDEN.read_text())
   assert golden.keys() == builtin.BUILTIN.keys()
   dumped = _dump(name)
-  assert dumped['fields'] == golden[name]['fields']
-  assert dumped['words'].keys() == golden[name]['words'].keys()
+  assert dumped['fields'] == golden[name]['fields'], _AGAIN
+  assert dumped['words'].keys() == golden[name]['words'].keys(), _AGAIN
   for words, changes in dumped['words'].items():
-    assert changes == golden[name]['words'][words], words
+    assert changes == golden[name]['words'][words], f'{words}: {_AGAIN}'
 
 
 if __name__ == '__main__':

@@ -1,0 +1,5 @@
+"""`python -m cmd_jax` is `cmd-jax`."""
+
+from cmd_jax.cli.program import main
+
+main()
