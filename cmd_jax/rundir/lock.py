@@ -30,6 +30,9 @@ FILE = 'lock.json'
 # be no more: a host may hang for some of them.
 _BEAT_S = 10.0
 _SILENT_S = 45.0
+# Seconds after which a file system without locks shows what two processes have
+# written that came at once.
+_SETTLE_S = 1.0
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -103,6 +106,8 @@ class Lock:
       try:
         self._check_owner(descriptor, decisive)
         self._beat(descriptor)
+        if not decisive:
+          self._check_written(descriptor)
       except BaseException:
         os.close(descriptor)
         raise
@@ -158,6 +163,14 @@ class Lock:
       'ended without giving it back',
       file=sys.stderr,
     )
+
+  def _check_written(self, descriptor: int) -> None:
+    """Refuses if another came at the same time and wrote its name last."""
+    time.sleep(_SETTLE_S)
+    owner = _read(descriptor)
+    mine = os.getpid(), _machine(), self._started
+    if tuple(map(owner.get, ('pid', 'machine', 'started'))) != mine:
+      self._refuse(owner, None)
 
   def _beat(self, descriptor: int) -> None:
     content = json.dumps(

@@ -1,10 +1,13 @@
 """The second run in one directory is refused, a dead one is no hindrance."""
 
+import errno
+import fcntl
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -173,3 +176,43 @@ def test_the_program_refuses_a_directory_in_use(tmp_path):
       f'error: {workdir} is in use by process {os.getpid()}'
     )
     assert _content(workdir) == before
+
+
+def test_of_two_that_come_at_once_one_wins_without_locks(tmp_path, monkeypatch):
+  def has_no_locks(descriptor, operation):
+    raise OSError(errno.ENOLCK, 'no locks available')
+
+  beat = Lock._beat
+
+  def slow_beat(self, descriptor):
+    if self._descriptor is None:
+      # Until the first record is on the server.
+      time.sleep(0.02)
+    beat(self, descriptor)
+
+  monkeypatch.setattr(fcntl, 'flock', has_no_locks)
+  monkeypatch.setattr(Lock, '_beat', slow_beat)
+  monkeypatch.setattr(lock, '_SETTLE_S', 0.3)
+  # Should one be so late that it sees the other's name.
+  monkeypatch.setattr(lock, '_SILENT_S', 2.0)
+  monkeypatch.setattr(lock, '_BEAT_S', 0.05)
+  for number in range(5):
+    start, won, lost = threading.Barrier(2), [], []
+
+    def take(number=number, start=start, won=won, lost=lost):
+      mine = Lock(tmp_path / str(number))
+      start.wait()
+      try:
+        mine.take()
+        won.append(mine)
+      except UserError as error:
+        lost.append(str(error))
+
+    threads = [threading.Thread(target=take) for _ in range(2)]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
+    assert len(won) == len(lost) == 1
+    assert 'is in use by process' in lost[0]
+    won[0].release()
