@@ -308,7 +308,7 @@ def published(argument: vocabulary.Argument) -> ConfigDict:
     # Where the images are: 'device' holds all of them in the devices' memory,
     # 'stream' decodes them ahead of the step, 'auto' chooses by their size.
     placement='auto',
-    # cmd_jax.data.pipeline.stream.streamed_batches; 0 workers decode in threads.
+    # data.pipeline.stream.streamed_batches; 0 workers decode in threads.
     stream=dict(num_workers=0, ahead=2),
     log=dict(every_steps=50),
     checkpoint=dict(every_steps=500, keep=3),
