@@ -13,12 +13,14 @@ from ml_collections import ConfigDict
 from cmd_jax.devices import processes
 from cmd_jax.errors import UserError
 from cmd_jax.files import disk_errors
+from cmd_jax.rundir.config_diff import PLACES
 from cmd_jax.rundir.lock import Lock
 from cmd_jax.rundir.saved_run import read_config
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training import experiment, loop, scoring
 from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.part_rounds import discover_parts
+from cmd_jax.training.same_images import check_same_images
 
 
 class Run(NamedTuple):
@@ -89,7 +91,7 @@ def opened(
   with Lock(workdir.path) as lock:
     is_given = config is not None
     config = config if is_given else read_config(workdir)
-    workdir.check(config.to_dict())
+    differing = workdir.check(config.to_dict())
     if workdir.config_file.exists() and not reads_only:
       # Where there is a run, the second of two need not wait for its data.
       if processes.is_main_process():
@@ -107,6 +109,10 @@ def opened(
         f'{workdir.config_file} lacks a field ({error}): the run is of another '
         'version of this program; use that version'
       ) from error
+    if any(x.field in PLACES for x in differing):
+      processes.broadcast_from_main(
+        lambda: check_same_images(built.data, workdir, differing)
+      )
     yield Run(config, built, workdir, lock)
 
 
