@@ -649,6 +649,25 @@ def test_photographs_may_move(program, tmp_path):
   assert (workdir / 'config.json').read_bytes() == kept
 
 
+def test_a_run_inside_its_photographs_goes_on(program, tmp_path):
+  photos = tmp_path / 'photos'
+  for name in 'ab':
+    _write_images(photos / name, 5)
+  command = program.folder(photos / 'runs' / '1', photos)
+  assert program.run(command).returncode == 0
+  pictures = list((photos / 'runs').rglob('*.png'))
+  result = program.run(command)
+  assert result.returncode == 0 and pictures, result.stderr
+  assert 'work directories of runs: runs/1' in result.stderr
+  # In the folder itself nothing would tell the pictures apart.
+  _assert_refused(
+    program.run(program.folder(f'{photos}/', photos)),
+    'is the folder of photographs',
+    'another --workdir',
+  )
+  assert not (photos / 'config.json').exists()
+
+
 def test_flat_folder_is_trained_but_not_scored(program, tmp_path):
   _write_images(tmp_path / 'photos', 17)
   workdir = tmp_path / 'run'

@@ -13,6 +13,7 @@ import tqdm
 
 from cmd_jax.api import Encoder
 from cmd_jax.data.canvas import Skipped
+from cmd_jax.data.sources import not_photographs
 from cmd_jax.data.sources.folder import IMAGE_EXTENSIONS
 from cmd_jax.errors import UserError
 from cmd_jax.files import safe_read
@@ -41,8 +42,8 @@ class Embeddings(NamedTuple):
 def list_images(folder: str | os.PathLike[str]) -> list[str]:
   """Names of all images below a folder, relative to it and sorted.
 
-  Hidden files and folders are left out, and so is what lies behind a link to a
-  folder.
+  Hidden files and folders are left out, and so are what lies behind a link to a
+  folder, work directories of runs, and what a storage system keeps.
 
   Raises:
     UserError: no folder, or one without images.
@@ -60,7 +61,13 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
 
   found = []
   for place, folders, files in os.walk(root, onerror=fail):
-    folders[:] = [name for name in folders if not name.startswith('.')]
+    folders[:] = [
+      name
+      for name in folders
+      if not name.startswith('.')
+      and not not_photographs.is_of_system(name)
+      and not not_photographs.is_workdir(os.path.join(place, name))
+    ]
     found += [
       os.path.relpath(os.path.join(place, name), root).replace(os.sep, '/')
       for name in files

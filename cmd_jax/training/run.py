@@ -69,6 +69,27 @@ def _with_route_of(workdir: Workdir, config: ConfigDict) -> ConfigDict:
   return config
 
 
+def _check_apart(config: ConfigDict, workdir: Workdir) -> None:
+  """Refuses the folder of photographs as work directory.
+
+  Below it a work directory is known as such and never read as photographs.
+
+  Raises:
+    UserError: they are one folder.
+  """
+  path = config.to_dict().get('dataset', {}).get('path')
+  if not path or workdir.is_remote:
+    return
+  if os.path.realpath(os.path.expanduser(path)) == os.path.realpath(
+    workdir.path
+  ):
+    raise UserError(
+      f'{workdir.path} is the folder of photographs, which the pictures of a '
+      f'run must not mix with: choose another --workdir, such as '
+      f'{workdir.path / "runs" / "1"}'
+    )
+
+
 @contextlib.contextmanager
 def opened(
   config: ConfigDict | None,
@@ -88,6 +109,8 @@ def opened(
       run or in use.
   """
   workdir = Workdir(os.fspath(workdir))
+  if config is not None:
+    _check_apart(config, workdir)
   with Lock(workdir.path) as lock:
     is_given = config is not None
     config = config if is_given else read_config(workdir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from cmd_jax import errors
 from cmd_jax.data import canvas
+from cmd_jax.data.inspect import kinds
 from cmd_jax.data.sources import base, folder
 
 HEADER = 'file,class_name,label,split\n'
@@ -83,8 +85,99 @@ def test_extensions_and_hidden_files(tmp_path):
   touch(tmp_path, 'notes.txt', 'jpg', 'a.jpg.part', 'model.npz')
   (tmp_path / 'folder.jpg').mkdir()
   assert set(splits_of(tmp_path)['pretrain']) == set(names)
-  for ext in 'jpg jpeg png webp bmp gif tif tiff ppm'.split():
+  usual = 'jpg jpeg png webp bmp gif tif tiff ppm'
+  more = 'jfif jpe avif jp2 dib pgm pnm pbm j2k jpx apng mpo'
+  for ext in f'{usual} {more}'.split():
     assert f'a.{ext}' in names
+  for ext in 'eps ps pdf svg psd ico tga heic cr2 npy txt mp4 mpeg'.split():
+    assert f'.{ext}' not in folder.IMAGE_EXTENSIONS
+
+
+def _saved(path, extension):
+  """Writes a picture under an extension; False where Pillow can't write it."""
+  path = path / f'a{extension}'
+  mode = 'L' if extension == '.pgm' else 'RGB'
+  mode = {'.pbm': '1', '.pfm': 'F'}.get(extension, mode)
+  try:
+    Image.new(mode, (8, 9)).save(path)
+  except (OSError, ValueError, KeyError, DeprecationWarning):
+    return False
+  return True
+
+
+def test_the_extensions_are_those_of_what_is_opened(tmp_path):
+  written = 0
+  for extension in Image.registered_extensions():
+    if not _saved(tmp_path, extension):
+      continue
+    written += 1
+    try:
+      canvas.open_rgb(tmp_path / f'a{extension}')
+      opens = True
+    except (OSError, ValueError):
+      opens = False
+    assert opens == (extension in folder.IMAGE_EXTENSIONS), extension
+  assert written > 25
+
+
+def test_usual_extensions_are_not_misnamed(tmp_path):
+  names = ['a.jfif', 'a.jpe', 'a.dib', 'a.bmp', 'a.pgm', 'a.jp2', 'a.mpo']
+  add(tmp_path, *names)
+  # A .dib with the header of a .bmp.
+  Image.new('RGB', (3, 2)).save(tmp_path / 'b.dib', 'BMP')
+  Image.new('RGB', (3, 2)).save(tmp_path / 'b.jpg', 'PNG')
+  for path in tmp_path.iterdir():
+    noted = np.array([kinds.noted_kinds(canvas.open_rgb(path))])
+    is_misnamed = len(kinds.rows_of_kind(noted, 'misnamed')) == 1
+    assert is_misnamed == (path.name == 'b.jpg'), path.name
+
+
+def make_run(root, **files):
+  """A work directory that holds pictures of its own."""
+  root.mkdir(parents=True)
+  for name, content in files.items():
+    (root / f'{name}.json').write_text(content)
+  touch(root, 'neighbours.png', 'parts/0/sheet.png')
+
+
+def test_work_directories_are_no_photographs(tmp_path):
+  touch(tmp_path, 'a/1.jpg', 'a/2.jpg', 'b/1.jpg', 'b/2.jpg')
+  before = splits_of(tmp_path)
+  make_run(tmp_path / 'runs' / 'one', config='{}')
+  (tmp_path / 'runs' / 'one' / 'checkpoints').mkdir()
+  # Before its first checkpoint.
+  fields = ('format_version', 'dataset', 'method', 'model', 'eval', 'seed')
+  make_run(tmp_path / 'a' / 'run', config=json.dumps(dict.fromkeys(fields)))
+  assert splits_of(tmp_path) == before
+  assert classes_of(tmp_path) == ('a', 'b')
+  (note,) = folder.folder_source(str(tmp_path), 'train').notes
+  assert note.startswith('2 folders are not looked into') and (
+    note.endswith('work directories of runs: a/run, runs/one')
+  )
+  # With a file of labels too.
+  (tmp_path / 'labels.csv').write_text('file,class_name\na/1.jpg,a\n')
+  notes = folder.folder_source(str(tmp_path), 'train').notes
+  assert note in notes and '3 images of the folder are not in' in notes[1]
+
+
+def test_other_folders_with_a_config_are_photographs(tmp_path):
+  make_run(tmp_path / 'a', config='{"model": "camera"}')
+  make_run(tmp_path / 'b', config='not JSON')
+  make_run(tmp_path / 'c', other='{}')
+  (tmp_path / 'c' / 'checkpoints').mkdir()
+  assert len(splits_of(tmp_path)['pretrain']) == 6
+
+
+def test_thumbnails_of_storage_systems_are_no_class(tmp_path):
+  touch(tmp_path, 'a/1.jpg', 'b/1.jpg')
+  before = splits_of(tmp_path)
+  touch(tmp_path, 'a/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg', '@eaDir/x.jpg')
+  touch(tmp_path, '#recycle/x.jpg', '__MACOSX/a/x.jpg', '$RECYCLE.BIN/x.jpg')
+  touch(tmp_path, 'a/.@__thumb/1.jpg', 'lost+found/1.jpg')
+  assert splits_of(tmp_path) == before
+  (note,) = folder.folder_source(str(tmp_path), 'train').notes
+  assert note.startswith('6 folders are not looked into')
+  assert '#recycle, $RECYCLE.BIN, @eaDir, ...' in note
 
 
 def test_classes_at_any_depth(tmp_path):

@@ -49,6 +49,13 @@ def photos(tmp_path):
 
 def test_every_image_is_embedded_or_reported(encoder, photos):
   assert list_images(photos) == sorted([*_NAMES, 'torn.jpg'])
+  # Pictures of a run and thumbnails are no photographs of the folder.
+  (photos / 'run' / 'checkpoints').mkdir(parents=True)
+  (photos / 'run' / 'config.json').write_text('{}')
+  (photos / 'a b' / '@eaDir').mkdir()
+  for name in ('run/neighbours.png', 'a b/@eaDir/z.jpg'):
+    (photos / name).write_bytes((photos / 'e.png').read_bytes())
+  assert list_images(photos) == sorted([*_NAMES, 'torn.jpg'])
   got = embed_folder(encoder, photos, progress=False)
   assert list(got.file_names) == sorted(_NAMES)
   want = encoder.embed([photos / name for name in sorted(_NAMES)])

@@ -19,8 +19,9 @@ KINDS = (
   'misnamed',
 )
 _NOTE = 'cmd_jax.kinds'
-# A JPEG file that holds several pictures, as some cameras write.
-_ALIASES = {'MPO': 'JPEG'}
+# A JPEG file that holds several pictures, as some cameras write; and a bitmap,
+# which is called .dib with and without its file header.
+_ALIASES = {'MPO': 'JPEG', 'DIB': 'BMP'}
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -38,7 +39,7 @@ def _is_misnamed(image: Image.Image) -> bool:
   if isinstance(extension, bytes):
     extension = os.fsdecode(extension)
   expected = Image.registered_extensions().get(extension.lower())
-  found = _ALIASES.get(image.format, image.format)
+  expected, found = (_ALIASES.get(x, x) for x in (expected, image.format))
   return expected is not None and expected != found
 
 

@@ -267,4 +267,6 @@ def notable(report: Mapping[str, Any]) -> list[str]:
   lines += _repeats(report)
   for role, split in report['splits'].items():
     lines += _notable_in(role, split)
-  return lines
+  # Splits of one folder have the same.
+  notes = (x for split in report['splits'].values() for x in split['notes'])
+  return [*lines, *dict.fromkeys(notes)]
