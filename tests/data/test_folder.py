@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import unicodedata
 
 import numpy as np
 import pytest
@@ -548,7 +549,7 @@ def test_missing_files_are_skipped_and_reported(tmp_path):
   [
     ('', ('lacks the column file and class_name',)),
     ('file,label\na.jpg,1\n', ('lacks the column class_name', "'file,label'")),
-    ('file;class_name\na.jpg;x\n', ('lacks the column',)),
+    ('file|class_name\na.jpg|x\n', ('lacks the column',)),
     (HEADER, ('lists no images',)),
     (HEADER + 'n.jpg,x,1,\nm.jpg,x,1,\n', ('none of the 2 files', 'n.jpg')),
     (HEADER + 'a.jpg,x,1,\nb.jpg,x,1,\n./a.jpg,x,1,\n', ('line 4', 'twice')),
@@ -598,3 +599,107 @@ def test_forbidden_folder(tmp_path):
     assert str(tmp_path / 'b') in message_of(tmp_path)
   finally:
     (tmp_path / 'b').chmod(0o700)
+
+
+LISTED = {'a/1.jpg': 'a', 'a/2.jpg': 'a', 'b/1.jpg': 'b'}
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    'file;class_name;split\na/1.jpg;a;\n"a/2.jpg";a;\nb/1.jpg;b;\n',
+    'sep=;\nfile;class_name\na/1.jpg;a\na/2.jpg;a\nb/1.jpg;b\n',
+    'file\tclass_name\na/1.jpg\ta\na/2.jpg\ta\nb/1.jpg\tb\n',
+    'File,Class_Name\na/1.jpg,a\na/2.jpg,a\nb/1.jpg,b\n',
+    'FILE, Class name ,Label\na/1.jpg,a,0\na/2.jpg,a,0\nb/1.jpg,b,1\n',
+    'class-name;FILE\r\na;a/1.jpg\r\na;a/2.jpg\r\nb;b/1.jpg\r\n',
+    '\nfile,class_name\ra/1.jpg,a\ra/2.jpg,a\rb/1.jpg,b\r',
+  ],
+)
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig'])
+def test_labels_files_of_spreadsheets(tmp_path, text, encoding):
+  touch(tmp_path, *LISTED)
+  (tmp_path / 'labels.csv').write_bytes(text.encode(encoding))
+  assert splits_of(tmp_path, test_fraction=0.0)['train'] == LISTED
+
+
+def test_a_delimiter_within_values_is_none(tmp_path):
+  touch(tmp_path, 'a;b.jpg', 'c,d.jpg')
+  path = tmp_path / 'labels.csv'
+  path.write_text('file,class_name\na;b.jpg,x;y\n"c,d.jpg",z\n')
+  every = {'a;b.jpg': 'x;y', 'c,d.jpg': 'z'}
+  assert splits_of(tmp_path, test_fraction=0.0)['train'] == every
+  path.write_text('file;class_name\n"a;b.jpg";"x;y"\nc,d.jpg;z\n')
+  assert splits_of(tmp_path, test_fraction=0.0)['train'] == every
+  path.write_text('file;class_name\na;b.jpg;x\n')
+  assert 'line 2: 3 values for 2 columns; put quotes around values that' in (
+    message_of(tmp_path)
+  )
+  assert message_of(tmp_path).endswith('contain semicolons')
+  for header in ('file|class_name', 'file class_name', 'name;class'):
+    path.write_text(f'{header}\n')
+    assert f'its header is {header!r}' in message_of(tmp_path)
+  path.write_text('File,file,class_name\n1,2,3\n')
+  assert 'has the column file twice' in message_of(tmp_path)
+
+
+def _forms(text):
+  return [unicodedata.normalize(form, text) for form in ('NFC', 'NFD')]
+
+
+@pytest.mark.parametrize(
+  'file, name',
+  [
+    ('a/1.jpg', 'a\\1.jpg'),
+    ('a/b/1.jpg', '.\\a\\b\\1.jpg'),
+    ('a/1.jpg', 'A/1.JPG'),
+    ('möwe/ß1.jpg', 'Möwe\\ß1.JPG'),
+    _forms('möwe/é.jpg'),
+    _forms('möwe/é.jpg')[::-1],
+  ],
+)
+def test_names_that_are_spelt_otherwise_are_found(tmp_path, file, name):
+  touch(tmp_path, file, 'b/2.jpg')
+  (tmp_path / 'labels.csv').write_text(
+    f'file,class_name\n{name},x\nb/2.jpg,y\n'
+  )
+  made = splits_of(tmp_path, test_fraction=0.0)
+  assert made['train'] == {file: 'x', 'b/2.jpg': 'y'}
+  (note,) = folder.folder_source(str(tmp_path), 'train').notes
+  assert note.startswith('1 names in labels.csv are spelt otherwise')
+  assert note.isascii() and ascii(file) in note
+
+
+def test_the_very_name_comes_first(tmp_path):
+  composed, split = _forms('é.jpg')
+  names = {'a\\1.jpg': 'p', 'a/1.jpg': 'q', composed: 'r', split: 's'}
+  names |= {'B.jpg': 't', 'b.jpg': 'u'}
+  touch(tmp_path, *names)
+  rows = ''.join(f'{name},{label}\n' for name, label in names.items())
+  (tmp_path / 'labels.csv').write_text(f'file,class_name\n{rows}')
+  assert splits_of(tmp_path, test_fraction=0.0)['train'] == names
+  assert folder.folder_source(str(tmp_path), 'train').notes == ()
+
+
+def test_names_that_may_be_several_files_are_told(tmp_path):
+  touch(tmp_path, 'B.jpg', 'b.jpg', 'c.jpg')
+  path = tmp_path / 'labels.csv'
+  path.write_text('file,class_name\nc.jpg,x\n.\\b.JPG,x\n')
+  assert "line 3: .\\b.JPG may be 'B.jpg' or 'b.jpg'; write" in (
+    message_of(tmp_path)
+  )
+  path.write_text('file,class_name\nC.jpg,x\nc.JPG,y\n')
+  assert "line 3: 'c.JPG' is the file that 'C.jpg' is; keep" in (
+    message_of(tmp_path)
+  )
+
+
+def test_one_class_in_two_forms_of_unicode_is_one(tmp_path):
+  composed, split = _forms('möwe')
+  touch(tmp_path, f'train/{composed}/1.jpg', f'test/{split}/2.jpg')
+  assert classes_of(tmp_path) == (composed,)
+  (tmp_path / 'labels.csv').write_text(
+    f'file,class_name,label\ntrain/{composed}/1.jpg,{split},0\n'
+    f'test/{split}/2.jpg,{composed},0\n'
+  )
+  assert classes_of(tmp_path) == (composed,)

@@ -189,10 +189,8 @@ def _list(
   notes = scanned.notes()
   if csv_path:
     others['.csv'] -= os.path.dirname(csv_path) == root.rstrip('/')
-    listed, labels, ignored = list_csv(root, csv_path, scanned.names)
-    if ignored:
-      name = os.path.basename(csv_path)
-      notes.append(f'{ignored:,} images of the folder are not in {name}')
+    listed, labels, told = list_csv(root, csv_path, scanned.names)
+    notes += told
   else:
     listed, labels = listing.list_folders(scanned.names), Labels('')
     # Millions of strings, which are in `listed` now.

@@ -23,6 +23,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from cmd_jax.data.sources.spelling import composed
 from cmd_jax.files.safe_read import one_line, parse_json
 
 # Metadata of a photograph are smaller.
@@ -106,14 +107,14 @@ def _parse_label(extension: str, content: bytes) -> str:
   Raises:
     ValueError: it is no text, or JSON other than an object.
   """
-  text = content.decode('utf-8').strip()
+  text = composed(content.decode('utf-8-sig').strip())
   if extension != '.json':
     return text
   fields = parse_json(text)
   if not isinstance(fields, dict):
     raise ValueError(f'a .json file that holds no object: {text[:40]!r}')
   label = fields.get('class_name', fields.get('label', ''))
-  return '' if label is None else str(label)
+  return '' if label is None else composed(str(label))
 
 
 def _read_label(
