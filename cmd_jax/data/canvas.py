@@ -362,7 +362,8 @@ def skip_report(canvases: Canvases) -> str:
   used = sum(name not in names for name in canvases.file_names)
   skipped = len(canvases.skipped)
   lines = [
-    f'{canvases.name}: {used + skipped} images, {used} used, {skipped} skipped'
+    f'{printable(canvases.name)}: {used + skipped} images, {used} used, '
+    f'{skipped} skipped'
   ]
   lines += [
     f'  {printable(name)}: {reason}' for name, reason in canvases.skipped
