@@ -50,6 +50,8 @@ class Canvases(NamedTuple):
     boxes: [N, 4] float32 (top, left, bottom, right) as fractions of the height
       and width; None if the source has none.
     skipped: the examples that could not be read, in the order of the source.
+    ranges: [N, 2] uint16 smallest and largest value of the files of 16 bits,
+      see `kinds.noted_range`; None if unknown.
     kinds: [N] uint16 what was unusual about the files, see `kinds.KINDS`; None
       if they were not looked at.
     notes: sentences about files that belong to no split, one line each.
@@ -65,6 +67,7 @@ class Canvases(NamedTuple):
   boxes: np.ndarray | None
   skipped: tuple[Skipped, ...]
   kinds: np.ndarray | None = None
+  ranges: np.ndarray | None = None
   notes: tuple[str, ...] = ()
 
 
@@ -77,6 +80,7 @@ class Decoded(NamedTuple):
     part_ids: [R, R] uint8; None if the source has none.
     box: [4] float32, see `Canvases`; None if the source has none.
     kinds: what was unusual about the file, see `kinds.noted_kinds`.
+    value_range: of a file of 16 bits, see `kinds.noted_range`.
   """
 
   canvas: np.ndarray
@@ -84,6 +88,7 @@ class Decoded(NamedTuple):
   part_ids: np.ndarray | None
   box: np.ndarray | None
   kinds: int = 0
+  value_range: tuple[int, int] = (0, 0)
 
 
 def open_rgb(
@@ -195,7 +200,8 @@ def decode_example(
     if part_ids is not None:
       part_ids = _make_part_canvas(part_ids, size, canvas_px)
     kinds = kinds_lib.noted_kinds(example.image)
-    return Decoded(canvas, size, part_ids, example.box, kinds)
+    value_range = kinds_lib.noted_range(example.image)
+    return Decoded(canvas, size, part_ids, example.box, kinds, value_range)
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or str(error)
     reason = safe_read.one_line(reason) or type(error).__name__
@@ -334,6 +340,7 @@ def make_canvases(
     else None,
     skipped=tuple(skipped),
     kinds=np.array([d.kinds for d in decoded], np.uint16),
+    ranges=np.array([d.value_range for d in decoded], np.uint16).reshape(-1, 2),
     notes=source.notes,
   )
 

@@ -149,6 +149,7 @@ def upright_rgb(image: Image.Image, min_px: int) -> Image.Image:
   image.load()
   # A text in a PNG file may have this name.
   image.info.pop(FULL_SIZE, None)
+  value_range = kinds_lib.range_of_deep(image) if '16-bit' in kinds else (0, 0)
   orientation = _orientation(image)
   if orientation in _UPRIGHT:
     kinds.add('EXIF-rotated')
@@ -162,6 +163,7 @@ def upright_rgb(image: Image.Image, min_px: int) -> Image.Image:
   if kinds_lib.is_animated(opened):
     kinds.add('animated')
   kinds_lib.note_kinds(image, kinds)
+  kinds_lib.note_range(image, *value_range)
   if is_draft:
     image.info[FULL_SIZE] = (image.size, (full_height, full_width))
   return image
