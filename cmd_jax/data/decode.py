@@ -90,23 +90,29 @@ class _QuietPillow:
 quiet_pillow = _QuietPillow()
 
 
-def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-  """Scales [H, W] pixels of 16 bits, or of floats in [0, 1], to uint8."""
-  top = 1 if np.issubdtype(pixels.dtype, np.floating) else 65535
+def _eight_bits(pixels: np.ndarray, white: int) -> np.ndarray:
+  """Scales [H, W] integers up to `white`, or floats in [0, 1], to uint8."""
+  top = 1 if np.issubdtype(pixels.dtype, np.floating) else white
   # Written so that a NaN fails it too.
   if not (pixels.min() >= 0 and pixels.max() <= top):
     raise ValueError(f'pixels outside the range from 0 to {top}')
   return np.rint(pixels * (255 / top)).astype(np.uint8)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(
+  image: Image.Image, grey16_white: int = kinds_lib.TOP
+) -> Image.Image:
   """Converts any mode to RGB, showing white where it is transparent.
+
+  Args:
+    image: of any mode.
+    grey16_white: see `canvas.open_rgb`.
 
   Raises:
     ValueError: more than 8 bits whose range has no meaning as an image.
   """
   if image.mode[0] in 'IF':
-    image = Image.fromarray(_eight_bits(np.asarray(image)))
+    image = Image.fromarray(_eight_bits(np.asarray(image), grey16_white))
   if image.has_transparency_data:
     white = Image.new('RGBA', image.size, 'white')
     image = Image.alpha_composite(white, image.convert('RGBA'))
@@ -122,7 +128,9 @@ def _orientation(image: Image.Image) -> int:
     return 1
 
 
-def upright_rgb(image: Image.Image, min_px: int) -> Image.Image:
+def upright_rgb(
+  image: Image.Image, min_px: int, grey16_white: int
+) -> Image.Image:
   """Loads an image that is opened: upright, in RGB, its kinds noted.
 
   Args:
@@ -130,6 +138,7 @@ def upright_rgb(image: Image.Image, min_px: int) -> Image.Image:
     min_px: if positive, a JPEG may be decoded at a smaller scale, and the
       result's info tells under `FULL_SIZE` the size decoded and, as height and
       width, that of the original.
+    grey16_white: see `canvas.open_rgb`.
 
   Raises:
     ValueError: more pixels on a side than is safe.
@@ -149,7 +158,10 @@ def upright_rgb(image: Image.Image, min_px: int) -> Image.Image:
   image.load()
   # A text in a PNG file may have this name.
   image.info.pop(FULL_SIZE, None)
-  value_range = kinds_lib.range_of_deep(image) if '16-bit' in kinds else (0, 0)
+  value_range = (0, 0, 0)
+  if '16-bit' in kinds:
+    white = grey16_white if image.mode[0] == 'I' else kinds_lib.TOP
+    value_range = (*kinds_lib.range_of_deep(image), white)
   orientation = _orientation(image)
   if orientation in _UPRIGHT:
     kinds.add('EXIF-rotated')
@@ -158,7 +170,7 @@ def upright_rgb(image: Image.Image, min_px: int) -> Image.Image:
       full_width, full_height = full_height, full_width
   if image.has_transparency_data:
     kinds.add('alpha channel')
-  image = to_rgb(image)
+  image = to_rgb(image, grey16_white)
   # Last, because looking for a second frame moves within the file.
   if kinds_lib.is_animated(opened):
     kinds.add('animated')

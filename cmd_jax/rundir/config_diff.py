@@ -36,6 +36,7 @@ _WHY_NOT = {
   'canvas_px': 'the images would be others',
   'dataset.': 'the images would be others',
   'decode_px': 'the images would be others',
+  'grey16_white': 'the images would be others',
   'head.': 'the parameters are of another network',
   'init.': 'the run has started already',
   'lora.': 'the parameters are of another network',

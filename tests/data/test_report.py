@@ -295,6 +295,23 @@ def test_fewer_bits_in_files_of_16_are_told_with_their_range(file_format, top):
   )
   (line,) = [x for x in notable(made_report) if '16 bits' in x]
   assert f'up to {top:,} of 65,535 alone' in line and 'dark.x' in line
+  assert f'--config.grey16_white={top}' in line
+
+
+def test_files_of_fewer_bits_that_are_scaled_are_not_dark():
+  file = io.BytesIO(_encoded(_grey16(4095)))
+  image = canvas.open_rgb(file, grey16_white=4095)
+  source = source_lib.Source(
+    'set/train',
+    (),
+    ('a.png',),
+    np.array([-1]),
+    lambda _: source_lib.Example(image),
+  )
+  made = canvas.make_canvases(source, canvas_px=_PX)
+  made_report = report.make_report({'train': made})
+  assert 'of 16 bits: 0 to 4,095 of 65,535\n' in report_text(made_report)
+  assert not [x for x in notable(made_report) if '16 bits' in x]
 
 
 def test_files_of_16_bits_that_use_them_are_not_remarkable():

@@ -119,14 +119,14 @@ def range_of_deep(image: Image.Image) -> tuple[int, int]:
   return max(low, 0), min(high, TOP)
 
 
-def note_range(image: Image.Image, low: int, high: int) -> None:
-  """Leaves a note of the values of its file with an image."""
-  image.info[_RANGE_NOTE] = (low, high)
+def note_range(image: Image.Image, low: int, high: int, white: int) -> None:
+  """Leaves a note with an image of its file's values and what is white."""
+  image.info[_RANGE_NOTE] = (low, high, white)
 
 
-def noted_range(image: Image.Image) -> tuple[int, int]:
-  """Reads the note of `note_range`; 0 and 0 if there is none."""
-  return image.info.get(_RANGE_NOTE, (0, 0))
+def noted_range(image: Image.Image) -> tuple[int, int, int]:
+  """Reads the note of `note_range`; zeros if there is none."""
+  return image.info.get(_RANGE_NOTE, (0, 0, 0))
 
 
 def rows_of_kind(kinds: np.ndarray, kind: str) -> np.ndarray:

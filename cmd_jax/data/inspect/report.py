@@ -120,7 +120,8 @@ def _deep_facts(look: _Look) -> dict[str, Any] | None:
   known = ranges[:, 1] > 0
   if not known.any():
     return None
-  is_dark = known & (ranges[:, 1] <= _DARK)
+  # Where something else is white, somebody has seen to it.
+  is_dark = known & (ranges[:, 1] <= _DARK) & (ranges[:, 2] == kinds.TOP)
   return {
     'count': int(known.sum()),
     'low': int(ranges[known, 0].min()),

@@ -104,6 +104,11 @@ def _deep_lines(split: Mapping[str, Any]) -> list[str]:
   ]
 
 
+def _white(high: int) -> int:
+  """The largest value of as many bits as `high` takes, at least eight."""
+  return 2 ** max(high.bit_length(), 8) - 1
+
+
 def _skip_lines(split: Mapping[str, Any]) -> list[str]:
   lines = [
     f'    {printable(name)}: {reason}'
@@ -259,7 +264,8 @@ def _notable_in(role: str, split: Mapping[str, Any]) -> list[str]:
   if deep and deep['dark']['count']:
     lines.append(
       f'{role} images of 16 bits have values up to {deep["dark_high"]:,} of '
-      f'{TOP:,} alone and look nearly black: {_some(deep["dark"])}'
+      f'{TOP:,} alone and look nearly black: {_some(deep["dark"])}; for '
+      f'grey ones set --config.grey16_white={_white(deep["dark_high"])}'
     )
   stretched = split['smaller_than_canvas']
   if stretched > split['looked_at'] / 2:

@@ -77,7 +77,7 @@ class _Rows:
     self.count = len(source.file_names)
     self.sizes = np.zeros((self.count, 2), np.int32)
     self.kinds = np.zeros(self.count, np.uint16)
-    self.ranges = np.zeros((self.count, 2), np.uint16)
+    self.ranges = np.zeros((self.count, 3), np.uint16)
 
   def decode(self, rows: np.ndarray) -> list[Decoded]:
     """The examples of the rows, in threads."""

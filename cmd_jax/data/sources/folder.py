@@ -16,6 +16,7 @@ import tqdm
 
 from cmd_jax import errors
 from cmd_jax.data import canvas, decode
+from cmd_jax.data.inspect import kinds
 from cmd_jax.data.sources import base as source_lib
 from cmd_jax.data.sources import index, listing, not_photographs
 from cmd_jax.data.sources.labels_file import Labels, list_csv
@@ -289,10 +290,16 @@ def _as_bytes(names: Sequence[str]) -> np.ndarray:
 
 
 def _load(
-  root: str, file_names: Sequence[str], decode_px: int, index: int
+  root: str,
+  file_names: Sequence[str],
+  decode_px: int,
+  grey16_white: int,
+  index: int,
 ) -> source_lib.Example:
   path = os.path.join(root, file_names[index])
-  return source_lib.Example(canvas.open_rgb(path, min_px=decode_px))
+  return source_lib.Example(
+    canvas.open_rgb(path, min_px=decode_px, grey16_white=grey16_white)
+  )
 
 
 def folder_source(
@@ -303,6 +310,7 @@ def folder_source(
   test_fraction: float = 0.2,
   seed: int = 0,
   decode_px: int = 0,
+  grey16_white: int = kinds.TOP,
   index_file: str = '',
 ) -> source_lib.Source:
   """Lists the images of a folder, with classes and splits where it has them.
@@ -332,6 +340,8 @@ def folder_source(
       when a folder's time stamp or the labels file has changed.
     decode_px: if positive, JPEG files may be decoded at a smaller scale, with
       at least this many pixels on their shorter side: see `canvas.open_rgb`.
+    grey16_white: value that is white in grey files of 16 bits, see
+      `canvas.open_rgb`.
 
   Returns:
     The source, sorted by file name; it may have no examples. All splits of a
@@ -357,6 +367,6 @@ def folder_source(
     class_names=found.class_names,
     file_names=file_names,
     labels=found.labels[rows],
-    load=functools.partial(_load, root, file_names, decode_px),
+    load=functools.partial(_load, root, file_names, decode_px, grey16_white),
     notes=found.notes,
   )

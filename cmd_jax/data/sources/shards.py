@@ -29,6 +29,7 @@ import numpy as np
 import tqdm
 
 from cmd_jax.data import canvas
+from cmd_jax.data.inspect import kinds
 from cmd_jax.data.sources import index, shard_samples
 from cmd_jax.data.sources.base import UNLABELLED, Example, Source
 from cmd_jax.data.sources.folder import IMAGE_EXTENSIONS
@@ -235,9 +236,14 @@ class _Shards:
   """Reads images out of shards; can be pickled."""
 
   def __init__(
-    self, urls: Sequence[str], arrays: dict[str, np.ndarray], decode_px: int
+    self,
+    urls: Sequence[str],
+    arrays: dict[str, np.ndarray],
+    decode_px: int,
+    grey16_white: int,
   ) -> None:
     self._urls, self._decode_px = urls, decode_px
+    self._grey16_white = grey16_white
     self._shards, self._offsets, self._sizes = (
       arrays[name] for name in ('shards', 'offsets', 'sizes')
     )
@@ -246,7 +252,13 @@ class _Shards:
     files, path = _open(self._urls[self._shards[number]])
     start = int(self._offsets[number])
     content = files.cat_file(path, start, start + int(self._sizes[number]))
-    return Example(canvas.open_rgb(io.BytesIO(content), min_px=self._decode_px))
+    return Example(
+      canvas.open_rgb(
+        io.BytesIO(content),
+        min_px=self._decode_px,
+        grey16_white=self._grey16_white,
+      )
+    )
 
 
 @functools.lru_cache(maxsize=4096)
@@ -255,7 +267,11 @@ def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def shards_source(
-  pattern: str, class_pattern: str = '', *, decode_px: int = 0
+  pattern: str,
+  class_pattern: str = '',
+  *,
+  decode_px: int = 0,
+  grey16_white: int = kinds.TOP,
 ) -> Source:
   """Lists the images of tar shards.
 
@@ -267,6 +283,7 @@ def shards_source(
     class_pattern: of the shards whose labels are classes as well: all splits of
       a set need the same ones.
     decode_px: see `canvas.open_rgb`.
+    grey16_white: see `canvas.open_rgb`.
 
   Returns:
     The source, in the order of the shards. It can be pickled.
@@ -298,6 +315,6 @@ def shards_source(
     class_names=tuple(class_names),
     file_names=index.Names(arrays['blob'], arrays['ends']),
     labels=labels[arrays['labels']],
-    load=_Shards(urls, arrays, decode_px),
+    load=_Shards(urls, arrays, decode_px, grey16_white),
     notes=notes,
   )
