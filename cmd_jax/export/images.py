@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -43,7 +44,8 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
   """Names of all images below a folder, relative to it and sorted.
 
   Hidden files and folders are left out, and so are what lies behind a link to a
-  folder, work directories of runs, and what a storage system keeps.
+  folder. Work directories of runs and what a storage system keeps are left out
+  with a note on stderr.
 
   Raises:
     UserError: no folder, or one without images.
@@ -59,20 +61,30 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
       'readable or move it away'
     ) from error
 
-  found = []
+  found, of_systems, workdirs = [], [], []
   for place, folders, files in os.walk(root, onerror=fail):
-    folders[:] = [
-      name
-      for name in folders
-      if not name.startswith('.')
-      and not not_photographs.is_of_system(name)
-      and not not_photographs.is_workdir(os.path.join(place, name))
-    ]
+    kept = []
+    for name in folders:
+      path = os.path.join(place, name)
+      if name.startswith('.'):
+        continue
+      if not_photographs.is_of_system(name):
+        of_systems.append(os.path.relpath(path, root))
+      elif not_photographs.is_workdir(path):
+        workdirs.append(os.path.relpath(path, root))
+      else:
+        kept.append(name)
+    folders[:] = kept
     found += [
       os.path.relpath(os.path.join(place, name), root).replace(os.sep, '/')
       for name in files
       if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith('.')
     ]
+  for note in (
+    *not_photographs.note_on(not_photographs.WORKDIRS, workdirs),
+    *not_photographs.note_on(not_photographs.OF_SYSTEMS, of_systems),
+  ):
+    print(note, file=sys.stderr)
   if not found:
     raise UserError(
       f'{root} has no images; put files there that end in '

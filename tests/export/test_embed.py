@@ -51,7 +51,7 @@ def photos(tmp_path):
   return folder
 
 
-def test_every_image_is_embedded_or_reported(encoder, photos):
+def test_every_image_is_embedded_or_reported(encoder, photos, capsys):
   assert list_images(photos) == sorted([*_NAMES, 'torn.jpg'])
   # Pictures of a run and thumbnails are no photographs of the folder.
   (photos / 'run' / 'checkpoints').mkdir(parents=True)
@@ -60,6 +60,8 @@ def test_every_image_is_embedded_or_reported(encoder, photos):
   for name in ('run/neighbours.png', 'a b/@eaDir/z.jpg'):
     (photos / name).write_bytes((photos / 'e.png').read_bytes())
   assert list_images(photos) == sorted([*_NAMES, 'torn.jpg'])
+  told = capsys.readouterr().err
+  assert 'runs: run\n' in told and 'storage system: a b/@eaDir\n' in told
   got = embed_folder(encoder, photos, progress=False)
   assert list(got.file_names) == sorted(_NAMES)
   want = encoder.embed([photos / name for name in sorted(_NAMES)])
