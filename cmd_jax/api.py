@@ -17,6 +17,7 @@ from cmd_jax.convert import pretrained
 from cmd_jax.convert.recognise import Recognised, recognise_encoder
 from cmd_jax.data import canvas
 from cmd_jax.data.augment import multi_crop
+from cmd_jax.data.inspect.kinds import TOP
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators import FrozenNetwork
@@ -62,11 +63,13 @@ class Preprocessing(NamedTuple):
     view_px: side of the view that is cut out of it and encoded.
     crop_fraction: side of the central square that the view shows, as a fraction
       of the image's shorter side; None shows the whole image.
+    grey16_white: value that is white in grey files of 16 bits.
   """
 
   canvas_px: int
   view_px: int
   crop_fraction: float | None
+  grey16_white: int = TOP
 
 
 class Encoder:
@@ -140,7 +143,11 @@ class Encoder:
   @property
   def preprocessing(self) -> dict[str, Any]:
     """The fields of `Preprocessing`, and the channels' mean and deviation."""
-    return self._preprocessing._asdict() | {
+    fields = self._preprocessing._asdict()
+    if fields['grey16_white'] == TOP:
+      # As it was before the field was there, so that old tables still agree.
+      del fields['grey16_white']
+    return fields | {
       'mean': list(multi_crop.IMAGENET_MEAN),
       'std': list(multi_crop.IMAGENET_STD),
     }
@@ -187,7 +194,11 @@ class Encoder:
     canvas_px = self._preprocessing.canvas_px
     if isinstance(image, str | os.PathLike):
       # As folders are read for training.
-      image = canvas.open_rgb(image, min_px=canvas_px)
+      image = canvas.open_rgb(
+        image,
+        min_px=canvas_px,
+        grey16_white=self._preprocessing.grey16_white,
+      )
     elif not isinstance(image, Image.Image):
       image = _from_array(image)
     return canvas.make_canvas(image, canvas_px), canvas.true_size(image)
@@ -280,7 +291,8 @@ def _preprocessing_of(recognised: Recognised) -> Preprocessing:
   """What the file tells, or 224 pixels, fewer for smaller encoders."""
   try:
     fields = json.loads(recognised.metadata['preprocessing'])
-    return Preprocessing(*(fields[name] for name in Preprocessing._fields))
+    names = set(Preprocessing._fields).intersection(fields)
+    return Preprocessing(**{name: fields[name] for name in names})
   except (KeyError, TypeError, ValueError):
     # Most files tell nothing of the kind.
     pass
@@ -295,7 +307,10 @@ def _load_run(path: pathlib.Path, network: str, batch_size: int) -> Encoder:
   try:
     network = network or config.eval.network
     preprocessing = Preprocessing(
-      config.canvas_px, config.eval.view_px, config.eval.crop_fraction or None
+      config.canvas_px,
+      config.eval.view_px,
+      config.eval.crop_fraction or None,
+      config.grey16_white,
     )
     saved = read_network(workdir, network, config)
     training = describe_training(config, network, saved.step)

@@ -615,6 +615,59 @@ def test_a_run_on_other_images_is_refused_and_left_as_it_is(program, tmp_path):
     assert (workdir / name).read_bytes() == content, name
 
 
+def test_photographs_may_move(program, tmp_path):
+  photos, moved = tmp_path / 'photos', tmp_path / 'moved'
+  workdir = tmp_path / 'run'
+  for name in 'ab':
+    _write_images(photos / name, 5)
+  assert program.run(program.folder(workdir, f'{photos}')).returncode == 0
+  before = _read_results(workdir)
+  photos.rename(moved)
+  (tmp_path / 'link').symlink_to(moved)
+  relative = os.path.relpath(moved, _REPO)
+  # As moved, with a slash, by a link, relative.
+  for mode, path in (
+    ('evaluate', moved),
+    ('evaluate', f'{tmp_path}/link/'),
+    ('report', relative),
+    ('train', f'{moved}/'),
+  ):
+    command = [f'--mode={mode}', *program.folder(workdir, path)]
+    result = program.run(command)
+    assert result.returncode == 0, (mode, path, result.stderr)
+  after = _read_results(workdir)
+  assert after['data_sha256'] == before['data_sha256']
+  assert after['final'] == before['final']
+  # The run knows where they are now.
+  config = json.loads((workdir / 'config.json').read_text())
+  assert config['dataset']['path'] == f'{moved}/'
+  (moved / 'a').rename(moved / 'c')
+  kept = (workdir / 'config.json').read_bytes()
+  for mode in ('evaluate', 'report', 'train', 'inspect'):
+    command = [f'--mode={mode}', *program.folder(workdir, moved)]
+    _assert_refused(program.run(command), 'other images', 'other names')
+  assert (workdir / 'config.json').read_bytes() == kept
+
+
+def test_a_run_inside_its_photographs_goes_on(program, tmp_path):
+  photos = tmp_path / 'photos'
+  for name in 'ab':
+    _write_images(photos / name, 5)
+  command = program.folder(photos / 'runs' / '1', photos)
+  assert program.run(command).returncode == 0
+  pictures = list((photos / 'runs').rglob('*.png'))
+  result = program.run(command)
+  assert result.returncode == 0 and pictures, result.stderr
+  assert 'work directories of runs: runs/1' in result.stderr
+  # In the folder itself nothing would tell the pictures apart.
+  _assert_refused(
+    program.run(program.folder(f'{photos}/', photos)),
+    'is the folder of photographs',
+    'another --workdir',
+  )
+  assert not (photos / 'config.json').exists()
+
+
 def test_flat_folder_is_trained_but_not_scored(program, tmp_path):
   _write_images(tmp_path / 'photos', 17)
   workdir = tmp_path / 'run'

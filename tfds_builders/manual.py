@@ -113,8 +113,9 @@ class Folder:
     """See `Files`."""
     for name in names:
       path = self.path / name
-      # What a list names may be anywhere.
-      is_below = '..' not in path.parts and path.is_relative_to(self.path)
+      # What a list names may be anywhere; the folder itself may be ../x.
+      is_below = '..' not in pathlib.PurePath(name).parts
+      is_below = is_below and path.is_relative_to(self.path)
       if is_below and path.is_file():
         yield name, path.read_bytes()
 
@@ -252,7 +253,9 @@ class ManualFolder:
   def image_folder(self, name: str) -> pathlib.Path | None:
     """The first folder of this name that has JPEG files directly in it."""
     for folder, (_, files) in self.entries.items():
-      if folder.name == name and any(f.lower().endswith('.jpg') for f in files):
+      # Of '.' and '..' it is that of the folder that they are.
+      own = os.path.basename(os.path.abspath(folder))
+      if own == name and any(f.lower().endswith('.jpg') for f in files):
         return folder
     return None
 

@@ -162,9 +162,7 @@ def _inspect(values: flags.FlagValues) -> None:
   from cmd_jax.training.inspection import inspect_config, write_data_report
 
   workdir = Workdir(values.workdir) if values.workdir else None
-  if workdir:
-    workdir.check(values.config.to_dict())
-  report = inspect_config(values.config)
+  report = inspect_config(values.config, workdir)
   if workdir:
     write_data_report(report, workdir.path)
   print(report_text(report), end='')

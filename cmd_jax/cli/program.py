@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -98,6 +99,14 @@ def _run_command(name: str, argv: Sequence[str], names: Sequence[str]) -> int:
     return command.run(values) or 0
 
 
+def _escape_what_cannot_be_printed() -> None:
+  """Lets a terminal that is not UTF-8 show what it can of any file's name."""
+  for stream in (sys.stdout, sys.stderr):
+    # Others may have put something else in their place.
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
+
+
 def _told(run: Callable[[], int]) -> int:
   """The exit status of what is run, its mistakes told on one line."""
   try:
@@ -123,6 +132,7 @@ def run(argv: Sequence[str]) -> int:
   Returns:
     The exit status: 2 where the user can mend it, 128 + N after signal N.
   """
+  _escape_what_cannot_be_printed()
   name, *rest = argv or ('--help',)
   if name in _HELP:
     print(_usage())
@@ -155,6 +165,7 @@ def run_mode(argv: Sequence[str]) -> int:
   Returns:
     The exit status.
   """
+  _escape_what_cannot_be_printed()
   if _HELP & set(argv):
     described = options.describe(tuple(options.OPTIONS), with_config=True)
     modes = '|'.join(COMMANDS)

@@ -213,6 +213,8 @@ def published(argument: vocabulary.Argument) -> ConfigDict:
     # JPEG files may be decoded at 1/2, 1/4 or 1/8, which is faster, as long as
     # the shorter side keeps so many pixels; 0 is the canvas's side.
     decode_px=0,
+    # What is white in grey files of 16 bits: 4095 for cameras of 12 bits.
+    grey16_white=65535,
     # tfds_source, folder_source or shards_source; `source` tells which.
     dataset=dict(
       source='tfds',

@@ -76,6 +76,13 @@ FIELDS: dict[str, Field] = {
     'Pixels that the shorter side keeps where JPEG files are decoded smaller, '
     "which is faster; 0 is the canvas's side."
   ),
+  'grey16_white': Field(
+    int,
+    'What is white in grey files of 16 bits: 4095 for cameras of 12 bits. '
+    'Files with larger values are skipped.',
+    least=1,
+    most=65535,
+  ),
   'placement': _choice(
     "Where the images are: in the devices' memory, or decoded ahead of the "
     'step; auto chooses by their size.',

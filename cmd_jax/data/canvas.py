@@ -50,6 +50,8 @@ class Canvases(NamedTuple):
     boxes: [N, 4] float32 (top, left, bottom, right) as fractions of the height
       and width; None if the source has none.
     skipped: the examples that could not be read, in the order of the source.
+    ranges: [N, 3] uint16 smallest and largest value of the files of 16 bits,
+      and what is white, see `kinds.noted_range`; None if unknown.
     kinds: [N] uint16 what was unusual about the files, see `kinds.KINDS`; None
       if they were not looked at.
     notes: sentences about files that belong to no split, one line each.
@@ -65,6 +67,7 @@ class Canvases(NamedTuple):
   boxes: np.ndarray | None
   skipped: tuple[Skipped, ...]
   kinds: np.ndarray | None = None
+  ranges: np.ndarray | None = None
   notes: tuple[str, ...] = ()
 
 
@@ -77,6 +80,7 @@ class Decoded(NamedTuple):
     part_ids: [R, R] uint8; None if the source has none.
     box: [4] float32, see `Canvases`; None if the source has none.
     kinds: what was unusual about the file, see `kinds.noted_kinds`.
+    value_range: of a file of 16 bits, see `kinds.noted_range`.
   """
 
   canvas: np.ndarray
@@ -84,10 +88,14 @@ class Decoded(NamedTuple):
   part_ids: np.ndarray | None
   box: np.ndarray | None
   kinds: int = 0
+  value_range: tuple[int, int, int] = (0, 0, 0)
 
 
 def open_rgb(
-  path_or_file: str | os.PathLike[str] | IO[bytes], *, min_px: int = 0
+  path_or_file: str | os.PathLike[str] | IO[bytes],
+  *,
+  min_px: int = 0,
+  grey16_white: int = kinds_lib.TOP,
 ) -> Image.Image:
   """Opens an image file upright and in RGB, whatever its mode.
 
@@ -99,6 +107,9 @@ def open_rgb(
     min_px: if positive, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size,
       much faster, as long as its shorter side keeps this many pixels.
       `true_size` gives the size of the original all the same.
+    grey16_white: value that is white in grey files of 16 bits, such as 4095
+      where they hold 12 bits; a larger one is a ValueError. Colours of 16 bits
+      are not scaled by it: Pillow keeps their upper eight bits alone.
 
   Returns:
     An RGB image with its pixels loaded.
@@ -113,7 +124,7 @@ def open_rgb(
   with decode.quiet_pillow:
     try:
       with Image.open(path_or_file, formats=decode.formats()) as image:
-        return decode.upright_rgb(image, min_px)
+        return decode.upright_rgb(image, min_px, grey16_white)
     except UnidentifiedImageError as error:
       raise OSError('not an image, or of an unknown format') from error
     except Image.DecompressionBombError as error:
@@ -195,7 +206,8 @@ def decode_example(
     if part_ids is not None:
       part_ids = _make_part_canvas(part_ids, size, canvas_px)
     kinds = kinds_lib.noted_kinds(example.image)
-    return Decoded(canvas, size, part_ids, example.box, kinds)
+    value_range = kinds_lib.noted_range(example.image)
+    return Decoded(canvas, size, part_ids, example.box, kinds, value_range)
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or str(error)
     reason = safe_read.one_line(reason) or type(error).__name__
@@ -334,6 +346,7 @@ def make_canvases(
     else None,
     skipped=tuple(skipped),
     kinds=np.array([d.kinds for d in decoded], np.uint16),
+    ranges=np.array([d.value_range for d in decoded], np.uint16).reshape(-1, 3),
     notes=source.notes,
   )
 
@@ -362,7 +375,8 @@ def skip_report(canvases: Canvases) -> str:
   used = sum(name not in names for name in canvases.file_names)
   skipped = len(canvases.skipped)
   lines = [
-    f'{canvases.name}: {used + skipped} images, {used} used, {skipped} skipped'
+    f'{printable(canvases.name)}: {used + skipped} images, {used} used, '
+    f'{skipped} skipped'
   ]
   lines += [
     f'  {printable(name)}: {reason}' for name, reason in canvases.skipped

@@ -18,6 +18,7 @@ _FORMATS = (
   *('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'DIB', 'TIFF', 'PPM'),
   *('AVIF', 'JPEG2000'),
 )
+_USUAL = ('.jpg', '.png', '.tif', '.ppm', '.jp2')
 # Beyond it a row or a column takes more memory than its pixels.
 _MAX_SIDE_PX = 2**16
 _UPRIGHT = {
@@ -36,6 +37,27 @@ def formats() -> tuple[str, ...]:
   """The formats that are opened, as far as this Pillow knows them."""
   Image.init()
   return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+@functools.cache
+def extensions() -> tuple[str, ...]:
+  """The endings of names of the formats that are opened, in lower case.
+
+  Those of one format are together, in the order of `formats`: the usual formats
+  of photographs come first.
+  """
+  known = {'.mpo': 'JPEG'}
+  for extension, name in Image.registered_extensions().items():
+    known.setdefault(extension.lower(), name)
+  # Beginning with the extension that is meant by most: .jpg, not .jfif.
+  return tuple(
+    extension
+    for name in formats()
+    for extension in sorted(
+      (e for e, of in known.items() if of == name),
+      key=lambda e: (e not in _USUAL, e),
+    )
+  )
 
 
 class _QuietPillow:
@@ -68,23 +90,29 @@ class _QuietPillow:
 quiet_pillow = _QuietPillow()
 
 
-def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-  """Scales [H, W] pixels of 16 bits, or of floats in [0, 1], to uint8."""
-  top = 1 if np.issubdtype(pixels.dtype, np.floating) else 65535
+def _eight_bits(pixels: np.ndarray, white: int) -> np.ndarray:
+  """Scales [H, W] integers up to `white`, or floats in [0, 1], to uint8."""
+  top = 1 if np.issubdtype(pixels.dtype, np.floating) else white
   # Written so that a NaN fails it too.
   if not (pixels.min() >= 0 and pixels.max() <= top):
     raise ValueError(f'pixels outside the range from 0 to {top}')
   return np.rint(pixels * (255 / top)).astype(np.uint8)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(
+  image: Image.Image, grey16_white: int = kinds_lib.TOP
+) -> Image.Image:
   """Converts any mode to RGB, showing white where it is transparent.
+
+  Args:
+    image: of any mode.
+    grey16_white: see `canvas.open_rgb`.
 
   Raises:
     ValueError: more than 8 bits whose range has no meaning as an image.
   """
   if image.mode[0] in 'IF':
-    image = Image.fromarray(_eight_bits(np.asarray(image)))
+    image = Image.fromarray(_eight_bits(np.asarray(image), grey16_white))
   if image.has_transparency_data:
     white = Image.new('RGBA', image.size, 'white')
     image = Image.alpha_composite(white, image.convert('RGBA'))
@@ -100,7 +128,9 @@ def _orientation(image: Image.Image) -> int:
     return 1
 
 
-def upright_rgb(image: Image.Image, min_px: int) -> Image.Image:
+def upright_rgb(
+  image: Image.Image, min_px: int, grey16_white: int
+) -> Image.Image:
   """Loads an image that is opened: upright, in RGB, its kinds noted.
 
   Args:
@@ -108,6 +138,7 @@ def upright_rgb(image: Image.Image, min_px: int) -> Image.Image:
     min_px: if positive, a JPEG may be decoded at a smaller scale, and the
       result's info tells under `FULL_SIZE` the size decoded and, as height and
       width, that of the original.
+    grey16_white: see `canvas.open_rgb`.
 
   Raises:
     ValueError: more pixels on a side than is safe.
@@ -127,6 +158,10 @@ def upright_rgb(image: Image.Image, min_px: int) -> Image.Image:
   image.load()
   # A text in a PNG file may have this name.
   image.info.pop(FULL_SIZE, None)
+  value_range = (0, 0, 0)
+  if '16-bit' in kinds:
+    white = grey16_white if image.mode[0] == 'I' else kinds_lib.TOP
+    value_range = (*kinds_lib.range_of_deep(image), white)
   orientation = _orientation(image)
   if orientation in _UPRIGHT:
     kinds.add('EXIF-rotated')
@@ -135,11 +170,12 @@ def upright_rgb(image: Image.Image, min_px: int) -> Image.Image:
       full_width, full_height = full_height, full_width
   if image.has_transparency_data:
     kinds.add('alpha channel')
-  image = to_rgb(image)
+  image = to_rgb(image, grey16_white)
   # Last, because looking for a second frame moves within the file.
   if kinds_lib.is_animated(opened):
     kinds.add('animated')
   kinds_lib.note_kinds(image, kinds)
+  kinds_lib.note_range(image, *value_range)
   if is_draft:
     image.info[FULL_SIZE] = (image.size, (full_height, full_width))
   return image

@@ -11,6 +11,7 @@ import numpy as np
 
 import cmd_jax
 from cmd_jax.api import Encoder
+from cmd_jax.data.canvas import printable
 from cmd_jax.errors import UserError
 from cmd_jax.export import cluster, embed, search
 from cmd_jax.export.images import Embeddings, embed_folder
@@ -68,7 +69,7 @@ def _embeddings(encoder: Encoder, source: str) -> Embeddings:
     name, reason = embeddings.skipped[0]
     print(
       f'{len(embeddings.skipped)} unreadable image(s) skipped, the first is '
-      f'{name}: {reason}',
+      f'{printable(name)}: {reason}',
       file=sys.stderr,
     )
   return embeddings

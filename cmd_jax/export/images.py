@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import tqdm
 
 from cmd_jax.api import Encoder
 from cmd_jax.data.canvas import Skipped
+from cmd_jax.data.sources import not_photographs
 from cmd_jax.data.sources.folder import IMAGE_EXTENSIONS
 from cmd_jax.errors import UserError
 from cmd_jax.files import safe_read
@@ -41,8 +43,9 @@ class Embeddings(NamedTuple):
 def list_images(folder: str | os.PathLike[str]) -> list[str]:
   """Names of all images below a folder, relative to it and sorted.
 
-  Hidden files and folders are left out, and so is what lies behind a link to a
-  folder.
+  Hidden files and folders are left out, and so are what lies behind a link to a
+  folder. Work directories of runs and what a storage system keeps are left out
+  with a note on stderr.
 
   Raises:
     UserError: no folder, or one without images.
@@ -58,14 +61,30 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
       'readable or move it away'
     ) from error
 
-  found = []
+  found, of_systems, workdirs = [], [], []
   for place, folders, files in os.walk(root, onerror=fail):
-    folders[:] = [name for name in folders if not name.startswith('.')]
+    kept = []
+    for name in folders:
+      path = os.path.join(place, name)
+      if name.startswith('.'):
+        continue
+      if not_photographs.is_of_system(name):
+        of_systems.append(os.path.relpath(path, root))
+      elif not_photographs.is_workdir(path):
+        workdirs.append(os.path.relpath(path, root))
+      else:
+        kept.append(name)
+    folders[:] = kept
     found += [
       os.path.relpath(os.path.join(place, name), root).replace(os.sep, '/')
       for name in files
       if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith('.')
     ]
+  for note in (
+    *not_photographs.note_on(not_photographs.WORKDIRS, workdirs),
+    *not_photographs.note_on(not_photographs.OF_SYSTEMS, of_systems),
+  ):
+    print(note, file=sys.stderr)
   if not found:
     raise UserError(
       f'{root} has no images; put files there that end in '

@@ -14,10 +14,11 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
   Args:
     path: of the file; its folder exists. May be an `epath.Path` of an object
       store, which shows a file when it is whole.
-    content: bytes, or text to be written as UTF-8.
+    content: bytes, or text to be written as UTF-8; names of files in it that
+      are no valid Unicode become the bytes that they are.
   """
   if isinstance(content, str):
-    content = content.encode()
+    content = content.encode(errors='surrogateescape')
   if '://' in str(path):
     path.write_bytes(content)
     return

@@ -24,6 +24,10 @@ FREE_FIELDS = (
   'optim.skip_non_finite_steps',
 )
 
+# Where the images are: another place is as good if the same ones are there,
+# which is known when they are listed.
+PLACES = ('dataset.path', 'dataset.train', 'dataset.test')
+
 EPOCHS = 'total_epochs'
 
 _WHY_NOT = {
@@ -32,6 +36,7 @@ _WHY_NOT = {
   'canvas_px': 'the images would be others',
   'dataset.': 'the images would be others',
   'decode_px': 'the images would be others',
+  'grey16_white': 'the images would be others',
   'head.': 'the parameters are of another network',
   'init.': 'the run has started already',
   'lora.': 'the parameters are of another network',
@@ -96,6 +101,8 @@ def _judge(
     return True, 'changes nothing that is computed'
   if field not in here:
     return False, 'this program has no such field'
+  if field in PLACES and field in there:
+    return True, 'the images there are compared with those of the run'
   if field == EPOCHS and field in there:
     rounds = here.get('parts.rounds', 1)
     return _judge_epochs(there[field], here[field], rounds)

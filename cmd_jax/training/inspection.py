@@ -17,6 +17,8 @@ from cmd_jax.data.pipeline.load import load_data
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 from cmd_jax.files.atomic import write_atomically
+from cmd_jax.rundir.workdir import Workdir
+from cmd_jax.training.same_images import check_same_images
 
 
 def report_on(
@@ -29,21 +31,28 @@ def report_on(
   return make_report(splits, placement=placement)
 
 
-def inspect_config(config: ConfigDict) -> dict[str, Any]:
+def inspect_config(
+  config: ConfigDict, workdir: Workdir | None = None
+) -> dict[str, Any]:
   """The data report of a config, of which nothing is trained.
 
   Args:
     config: as cmd_jax/config/published.py makes it.
+    workdir: that the report is for; of no run, or of one with these images.
 
   Raises:
-    UserError: the images cannot be found, or none can be read.
+    UserError: the images cannot be found, none can be read, or the directory is
+      that of another run.
   """
+  differing = workdir.check(config.to_dict()) if workdir else ()
   config = ConfigDict(config)
   # However few images there are, they can be looked at.
   config.batch_size = 1
   check_config(config)
   mesh = sharding.make_mesh(config.parallel.num_devices)
   data = load_data(config, mesh)
+  if workdir:
+    check_same_images(data, workdir, differing)
   return report_on(data.pretrain, data.test, data.placement)
 
 

@@ -23,6 +23,7 @@ from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training import hooks, part_rounds
 from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.metrics import Progress
+from cmd_jax.training.same_images import hash_of_sample
 from cmd_jax.training.scoring import describe_start, network_of, score
 from cmd_jax.training.state import TrainState
 from cmd_jax.training.summary import announce, describe_hardware, report_skipped
@@ -248,6 +249,7 @@ def _note_start(experiment: Experiment, workdir: Workdir) -> None:
       method=experiment.method_name,
       protocols=list(experiment.evaluation.protocols),
       route=experiment.data.route,
+      sample_sha256=hash_of_sample(experiment.data),
       **start,
       # A gain needs one protocol.
       init={},

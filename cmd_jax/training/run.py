@@ -13,12 +13,14 @@ from ml_collections import ConfigDict
 from cmd_jax.devices import processes
 from cmd_jax.errors import UserError
 from cmd_jax.files import disk_errors
+from cmd_jax.rundir.config_diff import PLACES
 from cmd_jax.rundir.lock import Lock
 from cmd_jax.rundir.saved_run import read_config
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training import experiment, loop, scoring
 from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.part_rounds import discover_parts
+from cmd_jax.training.same_images import check_same_images
 
 
 class Run(NamedTuple):
@@ -67,6 +69,27 @@ def _with_route_of(workdir: Workdir, config: ConfigDict) -> ConfigDict:
   return config
 
 
+def _check_apart(config: ConfigDict, workdir: Workdir) -> None:
+  """Refuses the folder of photographs as work directory.
+
+  Below it a work directory is known as such and never read as photographs.
+
+  Raises:
+    UserError: they are one folder.
+  """
+  path = config.to_dict().get('dataset', {}).get('path')
+  if not path or workdir.is_remote:
+    return
+  if os.path.realpath(os.path.expanduser(path)) == os.path.realpath(
+    workdir.path
+  ):
+    raise UserError(
+      f'{workdir.path} is the folder of photographs, which the pictures of a '
+      f'run must not mix with: choose another --workdir, such as '
+      f'{workdir.path / "runs" / "1"}'
+    )
+
+
 @contextlib.contextmanager
 def opened(
   config: ConfigDict | None,
@@ -86,10 +109,12 @@ def opened(
       run or in use.
   """
   workdir = Workdir(os.fspath(workdir))
+  if config is not None:
+    _check_apart(config, workdir)
   with Lock(workdir.path) as lock:
     is_given = config is not None
     config = config if is_given else read_config(workdir)
-    workdir.check(config.to_dict())
+    differing = workdir.check(config.to_dict())
     if workdir.config_file.exists() and not reads_only:
       # Where there is a run, the second of two need not wait for its data.
       if processes.is_main_process():
@@ -107,6 +132,10 @@ def opened(
         f'{workdir.config_file} lacks a field ({error}): the run is of another '
         'version of this program; use that version'
       ) from error
+    if any(x.field in PLACES for x in differing):
+      processes.broadcast_from_main(
+        lambda: check_same_images(built.data, workdir, differing)
+      )
     yield Run(config, built, workdir, lock)
 
 

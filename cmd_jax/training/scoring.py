@@ -12,6 +12,7 @@ from cmd_jax.evaluators import FrozenNetwork, evaluate, why_not_scored
 from cmd_jax.rundir.saved_run import read_network
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training.experiment import Experiment
+from cmd_jax.training.same_images import hash_of_sample
 from cmd_jax.training.state import TrainState
 
 
@@ -179,6 +180,8 @@ def evaluate_run(experiment: Experiment, workdir: Workdir) -> dict:
     return workdir.update_results(
       **entries,
       dataset=experiment.data.name,
+      data_sha256=experiment.data.sha256,
+      sample_sha256=hash_of_sample(experiment.data),
       init_from=describe_start(experiment),
     )
   return workdir.update_results(

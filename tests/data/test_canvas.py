@@ -660,3 +660,30 @@ def test_progress_bar(progress, capsys):
   assert output.out == ''
   # Under pytest stderr is no terminal.
   assert ('birds/train' in output.err) == (progress is True)
+
+
+@pytest.mark.parametrize('file_format', ['PNG', 'TIFF'])
+@pytest.mark.parametrize('white', [255, 4095, 16383, 65535])
+def test_grey_files_of_fewer_bits_are_scaled_by_their_white(file_format, white):
+  values = np.array([[0, white // 2, white]], np.uint16)
+  file = encode(Image.fromarray(values), file_format)
+  image = canvas.open_rgb(file, grey16_white=white)
+  expected = np.rint(values / white * 255).astype(np.uint8)
+  np.testing.assert_array_equal(
+    np.asarray(image), np.repeat(expected[..., None], 3, 2)
+  )
+  # The range noted is that of the file.
+  assert kinds.noted_range(image) == (0, white, white)
+  if white > 255:
+    with pytest.raises(ValueError, match=f'range from 0 to {white - 1}'):
+      file.seek(0)
+      canvas.open_rgb(file, grey16_white=white - 1)
+
+
+def test_other_files_are_not_scaled_by_the_white_of_16_bits():
+  image = Image.fromarray(CORNERS)
+  for mode in ('RGB', 'L', 'P'):
+    file = encode(image.convert(mode))
+    got = np.asarray(canvas.open_rgb(file, grey16_white=4095))
+    file.seek(0)
+    np.testing.assert_array_equal(got, np.asarray(canvas.open_rgb(file)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import unicodedata
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 
 from cmd_jax import errors
 from cmd_jax.data import canvas
+from cmd_jax.data.inspect import kinds
 from cmd_jax.data.sources import base, folder
 
 HEADER = 'file,class_name,label,split\n'
@@ -83,8 +86,99 @@ def test_extensions_and_hidden_files(tmp_path):
   touch(tmp_path, 'notes.txt', 'jpg', 'a.jpg.part', 'model.npz')
   (tmp_path / 'folder.jpg').mkdir()
   assert set(splits_of(tmp_path)['pretrain']) == set(names)
-  for ext in 'jpg jpeg png webp bmp gif tif tiff ppm'.split():
+  usual = 'jpg jpeg png webp bmp gif tif tiff ppm'
+  more = 'jfif jpe avif jp2 dib pgm pnm pbm j2k jpx apng mpo'
+  for ext in f'{usual} {more}'.split():
     assert f'a.{ext}' in names
+  for ext in 'eps ps pdf svg psd ico tga heic cr2 npy txt mp4 mpeg'.split():
+    assert f'.{ext}' not in folder.IMAGE_EXTENSIONS
+
+
+def _saved(path, extension):
+  """Writes a picture under an extension; False where Pillow can't write it."""
+  path = path / f'a{extension}'
+  mode = 'L' if extension == '.pgm' else 'RGB'
+  mode = {'.pbm': '1', '.pfm': 'F'}.get(extension, mode)
+  try:
+    Image.new(mode, (8, 9)).save(path)
+  except (OSError, ValueError, KeyError, DeprecationWarning):
+    return False
+  return True
+
+
+def test_the_extensions_are_those_of_what_is_opened(tmp_path):
+  written = 0
+  for extension in Image.registered_extensions():
+    if not _saved(tmp_path, extension):
+      continue
+    written += 1
+    try:
+      canvas.open_rgb(tmp_path / f'a{extension}')
+      opens = True
+    except (OSError, ValueError):
+      opens = False
+    assert opens == (extension in folder.IMAGE_EXTENSIONS), extension
+  assert written > 25
+
+
+def test_usual_extensions_are_not_misnamed(tmp_path):
+  names = ['a.jfif', 'a.jpe', 'a.dib', 'a.bmp', 'a.pgm', 'a.jp2', 'a.mpo']
+  add(tmp_path, *names)
+  # A .dib with the header of a .bmp.
+  Image.new('RGB', (3, 2)).save(tmp_path / 'b.dib', 'BMP')
+  Image.new('RGB', (3, 2)).save(tmp_path / 'b.jpg', 'PNG')
+  for path in tmp_path.iterdir():
+    noted = np.array([kinds.noted_kinds(canvas.open_rgb(path))])
+    is_misnamed = len(kinds.rows_of_kind(noted, 'misnamed')) == 1
+    assert is_misnamed == (path.name == 'b.jpg'), path.name
+
+
+def make_run(root, **files):
+  """A work directory that holds pictures of its own."""
+  root.mkdir(parents=True)
+  for name, content in files.items():
+    (root / f'{name}.json').write_text(content)
+  touch(root, 'neighbours.png', 'parts/0/sheet.png')
+
+
+def test_work_directories_are_no_photographs(tmp_path):
+  touch(tmp_path, 'a/1.jpg', 'a/2.jpg', 'b/1.jpg', 'b/2.jpg')
+  before = splits_of(tmp_path)
+  make_run(tmp_path / 'runs' / 'one', config='{}')
+  (tmp_path / 'runs' / 'one' / 'checkpoints').mkdir()
+  # Before its first checkpoint.
+  fields = ('format_version', 'dataset', 'method', 'model', 'eval', 'seed')
+  make_run(tmp_path / 'a' / 'run', config=json.dumps(dict.fromkeys(fields)))
+  assert splits_of(tmp_path) == before
+  assert classes_of(tmp_path) == ('a', 'b')
+  (note,) = folder.folder_source(str(tmp_path), 'train').notes
+  assert note.startswith('2 folders are not looked into') and (
+    note.endswith('work directories of runs: a/run, runs/one')
+  )
+  # With a file of labels too.
+  (tmp_path / 'labels.csv').write_text('file,class_name\na/1.jpg,a\n')
+  notes = folder.folder_source(str(tmp_path), 'train').notes
+  assert note in notes and '3 images of the folder are not in' in notes[1]
+
+
+def test_other_folders_with_a_config_are_photographs(tmp_path):
+  make_run(tmp_path / 'a', config='{"model": "camera"}')
+  make_run(tmp_path / 'b', config='not JSON')
+  make_run(tmp_path / 'c', other='{}')
+  (tmp_path / 'c' / 'checkpoints').mkdir()
+  assert len(splits_of(tmp_path)['pretrain']) == 6
+
+
+def test_thumbnails_of_storage_systems_are_no_class(tmp_path):
+  touch(tmp_path, 'a/1.jpg', 'b/1.jpg')
+  before = splits_of(tmp_path)
+  touch(tmp_path, 'a/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg', '@eaDir/x.jpg')
+  touch(tmp_path, '#recycle/x.jpg', '__MACOSX/a/x.jpg', '$RECYCLE.BIN/x.jpg')
+  touch(tmp_path, 'a/.@__thumb/1.jpg', 'lost+found/1.jpg')
+  assert splits_of(tmp_path) == before
+  (note,) = folder.folder_source(str(tmp_path), 'train').notes
+  assert note.startswith('6 folders are not looked into')
+  assert '#recycle, $RECYCLE.BIN, @eaDir, ...' in note
 
 
 def test_classes_at_any_depth(tmp_path):
@@ -455,7 +549,7 @@ def test_missing_files_are_skipped_and_reported(tmp_path):
   [
     ('', ('lacks the column file and class_name',)),
     ('file,label\na.jpg,1\n', ('lacks the column class_name', "'file,label'")),
-    ('file;class_name\na.jpg;x\n', ('lacks the column',)),
+    ('file|class_name\na.jpg|x\n', ('lacks the column',)),
     (HEADER, ('lists no images',)),
     (HEADER + 'n.jpg,x,1,\nm.jpg,x,1,\n', ('none of the 2 files', 'n.jpg')),
     (HEADER + 'a.jpg,x,1,\nb.jpg,x,1,\n./a.jpg,x,1,\n', ('line 4', 'twice')),
@@ -505,3 +599,107 @@ def test_forbidden_folder(tmp_path):
     assert str(tmp_path / 'b') in message_of(tmp_path)
   finally:
     (tmp_path / 'b').chmod(0o700)
+
+
+LISTED = {'a/1.jpg': 'a', 'a/2.jpg': 'a', 'b/1.jpg': 'b'}
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    'file;class_name;split\na/1.jpg;a;\n"a/2.jpg";a;\nb/1.jpg;b;\n',
+    'sep=;\nfile;class_name\na/1.jpg;a\na/2.jpg;a\nb/1.jpg;b\n',
+    'file\tclass_name\na/1.jpg\ta\na/2.jpg\ta\nb/1.jpg\tb\n',
+    'File,Class_Name\na/1.jpg,a\na/2.jpg,a\nb/1.jpg,b\n',
+    'FILE, Class name ,Label\na/1.jpg,a,0\na/2.jpg,a,0\nb/1.jpg,b,1\n',
+    'class-name;FILE\r\na;a/1.jpg\r\na;a/2.jpg\r\nb;b/1.jpg\r\n',
+    '\nfile,class_name\ra/1.jpg,a\ra/2.jpg,a\rb/1.jpg,b\r',
+  ],
+)
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig'])
+def test_labels_files_of_spreadsheets(tmp_path, text, encoding):
+  touch(tmp_path, *LISTED)
+  (tmp_path / 'labels.csv').write_bytes(text.encode(encoding))
+  assert splits_of(tmp_path, test_fraction=0.0)['train'] == LISTED
+
+
+def test_a_delimiter_within_values_is_none(tmp_path):
+  touch(tmp_path, 'a;b.jpg', 'c,d.jpg')
+  path = tmp_path / 'labels.csv'
+  path.write_text('file,class_name\na;b.jpg,x;y\n"c,d.jpg",z\n')
+  every = {'a;b.jpg': 'x;y', 'c,d.jpg': 'z'}
+  assert splits_of(tmp_path, test_fraction=0.0)['train'] == every
+  path.write_text('file;class_name\n"a;b.jpg";"x;y"\nc,d.jpg;z\n')
+  assert splits_of(tmp_path, test_fraction=0.0)['train'] == every
+  path.write_text('file;class_name\na;b.jpg;x\n')
+  assert 'line 2: 3 values for 2 columns; put quotes around values that' in (
+    message_of(tmp_path)
+  )
+  assert message_of(tmp_path).endswith('contain semicolons')
+  for header in ('file|class_name', 'file class_name', 'name;class'):
+    path.write_text(f'{header}\n')
+    assert f'its header is {header!r}' in message_of(tmp_path)
+  path.write_text('File,file,class_name\n1,2,3\n')
+  assert 'has the column file twice' in message_of(tmp_path)
+
+
+def _forms(text):
+  return [unicodedata.normalize(form, text) for form in ('NFC', 'NFD')]
+
+
+@pytest.mark.parametrize(
+  'file, name',
+  [
+    ('a/1.jpg', 'a\\1.jpg'),
+    ('a/b/1.jpg', '.\\a\\b\\1.jpg'),
+    ('a/1.jpg', 'A/1.JPG'),
+    ('möwe/ß1.jpg', 'Möwe\\ß1.JPG'),
+    _forms('möwe/é.jpg'),
+    _forms('möwe/é.jpg')[::-1],
+  ],
+)
+def test_names_that_are_spelt_otherwise_are_found(tmp_path, file, name):
+  touch(tmp_path, file, 'b/2.jpg')
+  (tmp_path / 'labels.csv').write_text(
+    f'file,class_name\n{name},x\nb/2.jpg,y\n'
+  )
+  made = splits_of(tmp_path, test_fraction=0.0)
+  assert made['train'] == {file: 'x', 'b/2.jpg': 'y'}
+  (note,) = folder.folder_source(str(tmp_path), 'train').notes
+  assert note.startswith('1 names in labels.csv are spelt otherwise')
+  assert note.isascii() and ascii(file) in note
+
+
+def test_the_very_name_comes_first(tmp_path):
+  composed, split = _forms('é.jpg')
+  names = {'a\\1.jpg': 'p', 'a/1.jpg': 'q', composed: 'r', split: 's'}
+  names |= {'B.jpg': 't', 'b.jpg': 'u'}
+  touch(tmp_path, *names)
+  rows = ''.join(f'{name},{label}\n' for name, label in names.items())
+  (tmp_path / 'labels.csv').write_text(f'file,class_name\n{rows}')
+  assert splits_of(tmp_path, test_fraction=0.0)['train'] == names
+  assert folder.folder_source(str(tmp_path), 'train').notes == ()
+
+
+def test_names_that_may_be_several_files_are_told(tmp_path):
+  touch(tmp_path, 'B.jpg', 'b.jpg', 'c.jpg')
+  path = tmp_path / 'labels.csv'
+  path.write_text('file,class_name\nc.jpg,x\n.\\b.JPG,x\n')
+  assert "line 3: .\\b.JPG may be 'B.jpg' or 'b.jpg'; write" in (
+    message_of(tmp_path)
+  )
+  path.write_text('file,class_name\nC.jpg,x\nc.JPG,y\n')
+  assert "line 3: 'c.JPG' is the file that 'C.jpg' is; keep" in (
+    message_of(tmp_path)
+  )
+
+
+def test_one_class_in_two_forms_of_unicode_is_one(tmp_path):
+  composed, split = _forms('möwe')
+  touch(tmp_path, f'train/{composed}/1.jpg', f'test/{split}/2.jpg')
+  assert classes_of(tmp_path) == (composed,)
+  (tmp_path / 'labels.csv').write_text(
+    f'file,class_name,label\ntrain/{composed}/1.jpg,{split},0\n'
+    f'test/{split}/2.jpg,{composed},0\n'
+  )
+  assert classes_of(tmp_path) == (composed,)

@@ -1,4 +1,5 @@
 import pathlib
+import tarfile
 
 import numpy as np
 import pytest
@@ -62,3 +63,21 @@ def test_fields_that_do_not_fit_the_source_are_refused():
   dataset = shards.get_config().dataset.to_dict()
   with pytest.raises(UserError, match="no 'val': choose one of test, train"):
     load.load_source(dataset, 'val', 8)
+
+
+@pytest.mark.parametrize('source', ['folder', 'shards'])
+def test_grey_files_are_scaled_in_every_source(tmp_path, monkeypatch, source):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  folder = tmp_path / 'photos'
+  folder.mkdir()
+  Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(folder / 'a.png')
+  with tarfile.open(tmp_path / 'a.tar', 'w') as tar:
+    tar.add(folder / 'a.png', 'a.png')
+  dataset = {'source': source, 'pretrain_split': '', 'test_split': ''}
+  dataset |= {
+    'folder': {'path': str(folder)},
+    'shards': {'train': str(tmp_path / 'a.tar'), 'test': ''},
+  }[source]
+  for white, shown in ((4095, 255), (65535, 16)):
+    loaded = load.load_source(dataset, 'train', 0, white)
+    assert loaded.load(0).image.getpixel((1, 1)) == (shown,) * 3

@@ -267,3 +267,58 @@ def test_a_folder_of_odd_files_is_accounted_for(tmp_path):
   # Can be written, with all the names that file systems give.
   text.encode()
   json.dumps(made)
+
+
+def _grey16(top, low=0):
+  values = np.linspace(low, top, 900).astype(np.uint16).reshape(30, 30)
+  return Image.fromarray(values)
+
+
+@pytest.mark.parametrize('file_format', ['PNG', 'TIFF', 'PPM'])
+@pytest.mark.parametrize('top', [255, 1023, 4095, 16383])
+def test_fewer_bits_in_files_of_16_are_told_with_their_range(file_format, top):
+  files = [
+    ('dark.x', _encoded(_grey16(top, 3), file_format)),
+    ('bright.x', _encoded(_grey16(60000, 7), file_format)),
+    ('other.png', _encoded(_picture(1))),
+  ]
+  made = _canvases(files, [-1, -1, -1], ())
+  made_report = report.make_report({'train': made})
+  deep = made_report['splits']['train']['sixteen_bits']
+  assert (deep['count'], deep['low'], deep['high']) == (2, 3, 60000)
+  assert deep['dark'] == {'count': 1, 'first': ['dark.x']}
+  assert deep['dark_high'] == top
+  text = report_text(made_report)
+  assert (
+    f'2 files of 16 bits: 3 to 60,000 of 65,535; 1 have none above {top:,}'
+    in text
+  )
+  (line,) = [x for x in notable(made_report) if '16 bits' in x]
+  assert f'up to {top:,} of 65,535 alone' in line and 'dark.x' in line
+  assert f'--config.grey16_white={top}' in line
+
+
+def test_files_of_fewer_bits_that_are_scaled_are_not_dark():
+  file = io.BytesIO(_encoded(_grey16(4095)))
+  image = canvas.open_rgb(file, grey16_white=4095)
+  source = source_lib.Source(
+    'set/train',
+    (),
+    ('a.png',),
+    np.array([-1]),
+    lambda _: source_lib.Example(image),
+  )
+  made = canvas.make_canvases(source, canvas_px=_PX)
+  made_report = report.make_report({'train': made})
+  assert 'of 16 bits: 0 to 4,095 of 65,535\n' in report_text(made_report)
+  assert not [x for x in notable(made_report) if '16 bits' in x]
+
+
+def test_files_of_16_bits_that_use_them_are_not_remarkable():
+  made = _canvases([('a.png', _encoded(_grey16(65535)))], [-1], ())
+  made_report = report.make_report({'train': made})
+  assert 'to 65,535 of 65,535\n' in report_text(made_report)
+  assert not [x for x in notable(made_report) if '16 bits' in x]
+  made = _canvases([('a.png', _encoded(_picture(1)))], [-1], ())
+  made_report = report.make_report({'train': made})
+  assert made_report['splits']['train']['sixteen_bits'] is None

@@ -149,3 +149,112 @@ def test_a_shard_cut_between_members_is_told(tmp_path, members):
     path.write_bytes(whole[:cut])
     with pytest.raises(UserError, match='cut.tar cannot be listed.*whole tar'):
       shards.shards_source(str(path))
+
+
+def _labelled(tmp_path, files):
+  """{name in the shard: class or ''} and the notes."""
+  _write(tmp_path / 'a.tar', files)
+  found = shards.shards_source(str(tmp_path / 'a.tar'))
+  names = {
+    name.removeprefix('a.tar/'): found.class_names[label] if label >= 0 else ''
+    for name, label in zip(found.file_names, found.labels.tolist())
+  }
+  assert len(names) == len(found.file_names)
+  return names, found.notes
+
+
+def _images(*names):
+  return {name: _png(number) for number, name in enumerate(names)}
+
+
+def test_a_mask_beside_an_image_is_no_image(tmp_path):
+  files = {}
+  for n in ('000', 'b/001'):
+    files |= _images(f'{n}.depth.tiff', f'{n}.jpg', f'{n}.seg.png')
+    files[f'{n}.cls'] = n[-1:].encode()
+    # No label either, and no object: not looked at.
+    files[f'{n}.boxes.json'] = b'[1, 2]'
+  names, (note,) = _labelled(tmp_path, files)
+  assert names == {'000.jpg': '0', 'b/001.jpg': '1'}
+  assert note.startswith('4 files of the shards are no images of their own')
+
+
+def test_of_a_jpg_and_a_png_the_first_is_the_image(tmp_path):
+  files = {**_images('0.png', '0.jpg'), '0.cls': b'wren'}
+  names, (note,) = _labelled(tmp_path, files)
+  assert names == {'0.jpg': 'wren'}
+  assert note.startswith('1 files')
+
+
+def test_dots_in_names_keep_their_labels(tmp_path):
+  files = {
+    **_images('a v1.5.jpg', 'a v1.6.JPG', 'dr. who.png', 'v.final.png'),
+    **{'a v1.5.cls': b'x', 'a v1.6.txt': b'y', 'dr. who.json': b'{"label": 3}'},
+    'v.final.cls': b'z',
+    **_images('2020.01.02.png', '2020.01.03.png'),
+  }
+  names, notes = _labelled(tmp_path, files)
+  assert names == {
+    'a v1.5.jpg': 'x',
+    'a v1.6.jpg': 'y',
+    'dr. who.png': '3',
+    'v.final.png': 'z',
+    '2020.01.02.png': '',
+    '2020.01.03.png': '',
+  }
+  assert not notes
+
+
+def test_a_short_name_is_no_part_of_a_longer_one(tmp_path):
+  files = _images('a v1.jpg', 'a v1.5.jpg')
+  names, notes = _labelled(tmp_path, files)
+  assert len(names) == 2 and not notes
+  files |= {'a v1.cls': b'x', 'a v1.5.cls': b'y'}
+  assert _labelled(tmp_path, files) == (
+    {'a v1.jpg': 'x', 'a v1.5.jpg': 'y'},
+    (),
+  )
+
+
+def test_images_before_all_labels_keep_them(tmp_path):
+  names = [f'{n:03d}' for n in range(5)]
+  files = _images(*(f'{n}.jpg' for n in names))
+  files |= {f'{n}.cls': n.encode() for n in reversed(names)}
+  expected = {f'{n}.jpg': n for n in names}
+  assert _labelled(tmp_path, files) == (expected, ())
+  # And the other way round, as tools that sort by extension write them.
+  files = dict(sorted(files.items(), key=lambda x: x[0][-3:]))
+  assert _labelled(tmp_path, files) == (expected, ())
+
+
+def test_what_is_left_out_is_told_with_numbers(tmp_path):
+  files = {
+    **_images('0.left.jpg', '0.right.jpg', '1.jpg', '2.only.jpg'),
+    **{'0.cls': b'x', '1.cls': b'y', '2.cls': b'z', 'labels/1.cls': b'w'},
+  }
+  names, (unsure, lone) = _labelled(tmp_path, files)
+  assert names == {'1.jpg': 'y', '2.only.jpg': 'z'}
+  assert unsure.startswith('2 images of the shards are left out')
+  # That of the two, and that of another folder.
+  assert lone.startswith('2 labels of the shards belong to no image')
+  # Kept with the listing.
+  source = shards.shards_source(str(tmp_path / 'a.tar'))
+  assert source.notes == (unsure, lone)
+
+
+def test_a_shard_of_unclear_images_alone_says_why(tmp_path):
+  _write(tmp_path / 'a.tar', _images('0.left.jpg', '0.right.jpg'))
+  with pytest.raises(UserError, match='has no images .2 images of the shards'):
+    shards.shards_source(str(tmp_path / 'a.tar'))
+
+
+def test_a_file_written_twice_counts_once(tmp_path):
+  with tarfile.open(tmp_path / 'a.tar', 'w') as tar:
+    for number in (1, 2):
+      member = tarfile.TarInfo('0.png')
+      member.size = len(_png(number))
+      tar.addfile(member, io.BytesIO(_png(number)))
+  source = shards.shards_source(str(tmp_path / 'a.tar'))
+  assert len(source.file_names) == 1
+  assert source.load(0).image.getpixel((0, 0)) == (2, 4, 0)
+  assert source.notes[0].startswith('1 images of the shards are left out: a')

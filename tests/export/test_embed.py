@@ -1,9 +1,13 @@
 """Folders of images as tables of embeddings, looked up and grouped."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -47,8 +51,17 @@ def photos(tmp_path):
   return folder
 
 
-def test_every_image_is_embedded_or_reported(encoder, photos):
+def test_every_image_is_embedded_or_reported(encoder, photos, capsys):
   assert list_images(photos) == sorted([*_NAMES, 'torn.jpg'])
+  # Pictures of a run and thumbnails are no photographs of the folder.
+  (photos / 'run' / 'checkpoints').mkdir(parents=True)
+  (photos / 'run' / 'config.json').write_text('{}')
+  (photos / 'a b' / '@eaDir').mkdir()
+  for name in ('run/neighbours.png', 'a b/@eaDir/z.jpg'):
+    (photos / name).write_bytes((photos / 'e.png').read_bytes())
+  assert list_images(photos) == sorted([*_NAMES, 'torn.jpg'])
+  told = capsys.readouterr().err
+  assert 'runs: run\n' in told and 'storage system: a b/@eaDir\n' in told
   got = embed_folder(encoder, photos, progress=False)
   assert list(got.file_names) == sorted(_NAMES)
   want = encoder.embed([photos / name for name in sorted(_NAMES)])
@@ -199,3 +212,81 @@ def test_the_program_needs_no_config(run, photos, tmp_path, capsys):
   assert (tmp_path / 'x_images.png').is_file()
   written = program.run(['embed', *shared, f'--output={tmp_path / "x.npz"}'])
   assert written == 0, capsys.readouterr().err
+
+
+def _run_on(encoding, argv):
+  """Runs the program on a terminal; its exit status and what is shown."""
+  buffer = io.BytesIO()
+  out, err = (
+    io.TextIOWrapper(buffer, encoding, errors, write_through=True)
+    for errors in ('strict', 'backslashreplace')
+  )
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    code = program.run(argv)
+  return code, buffer.getvalue().decode(encoding)
+
+
+# Of Chinese, what latin-1 has, broken Unicode, and what a terminal obeys.
+_ODD = ('鸟/ä.png', 'b\x1b[31m.png', os.fsdecode(b'caf\xe9.png'))
+
+
+@pytest.fixture
+def odd(tmp_path):
+  folder = tmp_path / 'vögel 鸟'
+  saved_runs.write_images(folder, _ODD)
+  (folder / 'ö鸟.jpg').write_bytes(b'torn')
+  return folder
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'latin-1', 'utf-8'])
+@pytest.mark.parametrize('command', ['embed', 'search', 'cluster', 'inspect'])
+def test_a_terminal_that_is_not_utf8(run, odd, tmp_path, encoding, command):
+  output = {'embed': 'ö鸟.parquet', 'search': 'ö鸟.csv', 'cluster': 'ö鸟'}
+  if command == 'inspect':
+    argv = ['inspect', '--config=folder', f'--config.dataset.path={odd}']
+  else:
+    argv = [
+      *(command, f'--workdir={run}', f'--input={odd}', '--compilation_cache='),
+      f'--output={tmp_path / output[command]}',
+    ]
+    argv += {
+      'search': [f'--query={odd / _ODD[0]}'],
+      'cluster': ['--num_clusters=2'],
+    }.get(command, [])
+  code, shown = _run_on(encoding, argv)
+  assert code == 0, shown
+  assert 'Traceback' not in shown and '\x1b[31m' not in shown
+  if command in ('search', 'inspect'):
+    assert ('鸟' if encoding == 'utf-8' else '\\u9e1f') in shown
+  if command != 'inspect':
+    assert (tmp_path / output[command]).exists()
+
+
+def test_a_mistake_is_told_on_a_terminal_that_is_not_utf8(tmp_path):
+  path = tmp_path / '鸟'
+  argv = ['inspect', '--config=folder', f'--config.dataset.path={path}']
+  code, shown = _run_on('ascii', argv)
+  assert code == 2 and '\\u9e1f does not exist' in shown
+
+
+@pytest.mark.parametrize(
+  'env',
+  [
+    {'LANG': 'C', 'PYTHONIOENCODING': 'ascii'},
+    {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'},
+  ],
+)
+def test_a_system_that_is_not_utf8(odd, tmp_path, env):
+  command = [
+    *(sys.executable, '-m', 'cmd_jax', 'inspect', '--config=folder'),
+    f'--config.dataset.path={odd}',
+    f'--workdir={tmp_path / "run"}',
+  ]
+  result = subprocess.run(
+    command, cwd=_REPO, env={**os.environ, **env}, capture_output=True
+  )
+  assert result.returncode == 0, result.stderr
+  assert b'4 images' in result.stdout, result.stdout
+  assert b'Traceback' not in result.stderr
+  # Readable, whatever is in it.
+  (tmp_path / 'run' / 'data_report.txt').read_text('utf-8', 'surrogateescape')

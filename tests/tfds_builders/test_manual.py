@@ -140,3 +140,39 @@ def test_damaged_parquet_files_are_refused(tmp_path):
   folder = manual.ManualFolder(tmp_path)
   with pytest.raises(UserError, match='test-0.parquet is damaged'):
     repacked.find(folder, ('Dog',))
+
+
+@pytest.mark.parametrize(
+  'given', ['../set', '.', '../set/.', '../set/', './../set', '../../up/set']
+)
+def test_a_folder_may_be_given_relative_to_where_one_is(
+  tmp_path, monkeypatch, given
+):
+  root = tmp_path / 'up' / 'set'
+  (root / 'images').mkdir(parents=True)
+  for name in ('classes.txt', 'images/1.jpg', '../secret.txt'):
+    (root / name).write_bytes(name.encode())
+  monkeypatch.chdir(root)
+  folder = manual.ManualFolder(given)
+  found = folder.folder_with('classes.txt', 'images')
+  files = manual.Folder(found)
+  names = ['classes.txt', 'images/1.jpg']
+  assert [name for name, _ in files.read(names)] == names
+  assert manual.read_texts(files, names[:1]) == {'classes.txt': names[0]}
+  # What a list names may not leave the folder, however that is given.
+  outside = [
+    '../secret.txt',
+    'images/../../secret.txt',
+    f'{root}/../secret.txt',
+  ]
+  assert not [*files.read(outside)]
+
+
+@pytest.mark.parametrize('given', ['.', '../images', '..'])
+def test_a_folder_of_images_may_be_given_itself(tmp_path, monkeypatch, given):
+  (tmp_path / 'images' / 'x').mkdir(parents=True)
+  (tmp_path / 'images' / '1.jpg').touch()
+  below = given == '..'
+  monkeypatch.chdir(tmp_path / 'images' / ('x' if below else '.'))
+  found = manual.ManualFolder(given).image_folder('images')
+  assert found is not None and (found / '1.jpg').exists()

@@ -19,8 +19,12 @@ KINDS = (
   'misnamed',
 )
 _NOTE = 'cmd_jax.kinds'
-# A JPEG file that holds several pictures, as some cameras write.
-_ALIASES = {'MPO': 'JPEG'}
+_RANGE_NOTE = 'cmd_jax.range'
+# Of 16 bits.
+TOP = 65535
+# A JPEG file that holds several pictures, as some cameras write; and a bitmap,
+# which is called .dib with and without its file header.
+_ALIASES = {'MPO': 'JPEG', 'DIB': 'BMP'}
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -38,7 +42,7 @@ def _is_misnamed(image: Image.Image) -> bool:
   if isinstance(extension, bytes):
     extension = os.fsdecode(extension)
   expected = Image.registered_extensions().get(extension.lower())
-  found = _ALIASES.get(image.format, image.format)
+  expected, found = (_ALIASES.get(x, x) for x in (expected, image.format))
   return expected is not None and expected != found
 
 
@@ -89,6 +93,40 @@ def note_kinds(image: Image.Image, kinds: Iterable[str]) -> None:
 def noted_kinds(image: Image.Image) -> int:
   """Reads the note: bit i is set for `KINDS[i]`; 0 if there is none."""
   return image.info.get(_NOTE, 0)
+
+
+def range_of_deep(image: Image.Image) -> tuple[int, int]:
+  """The smallest and largest value of a loaded file of 16 bits a channel.
+
+  Of colours Pillow keeps the upper eight bits: it is as exact as that.
+
+  Args:
+    image: upright or not, before it is converted.
+
+  Returns:
+    Both from 0 to `TOP`; 0 and 0 for floats.
+  """
+  if image.mode[0] == 'F':
+    return 0, 0
+  if image.mode[0] == 'I':
+    pixels = np.asarray(image)
+    low, high = int(pixels.min()), int(pixels.max())
+  else:
+    bands = dict(zip(image.getbands(), image.split()))
+    ranges = [x.getextrema() for name, x in bands.items() if name != 'A']
+    low = 256 * min(low for low, _ in ranges)
+    high = 256 * max(high for _, high in ranges) + 255
+  return max(low, 0), min(high, TOP)
+
+
+def note_range(image: Image.Image, low: int, high: int, white: int) -> None:
+  """Leaves a note with an image of its file's values and what is white."""
+  image.info[_RANGE_NOTE] = (low, high, white)
+
+
+def noted_range(image: Image.Image) -> tuple[int, int, int]:
+  """Reads the note of `note_range`; zeros if there is none."""
+  return image.info.get(_RANGE_NOTE, (0, 0, 0))
 
 
 def rows_of_kind(kinds: np.ndarray, kind: str) -> np.ndarray:

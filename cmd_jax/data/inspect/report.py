@@ -16,6 +16,8 @@ from cmd_jax.data.sources.base import UNLABELLED
 MAX_STREAMED = 2048
 _PAIRS_LISTED = 1000
 _NAMED = 5
+# Largest value of 14 bits: a file of 16 without any above is of fewer, or dark.
+_DARK = 2**14 - 1
 _SIDE_EDGES = (32, 64, 128, 256, 512, 1024)
 _RATIO_EDGES = (1.25, 1.5, 2.0, 4.0)
 
@@ -110,6 +112,25 @@ def _kind_facts(look: _Look) -> dict[str, Any] | None:
   return {kind: _some(look.names(where)) for kind, where in found.items()}
 
 
+def _deep_facts(look: _Look) -> dict[str, Any] | None:
+  """What values the files of 16 bits have; None if there are none."""
+  if look.canvases.ranges is None:
+    return None
+  ranges = np.asarray(look.canvases.ranges[look.rows]).astype(int)
+  known = ranges[:, 1] > 0
+  if not known.any():
+    return None
+  # Where something else is white, somebody has seen to it.
+  is_dark = known & (ranges[:, 1] <= _DARK) & (ranges[:, 2] == kinds.TOP)
+  return {
+    'count': int(known.sum()),
+    'low': int(ranges[known, 0].min()),
+    'high': int(ranges[known, 1].max()),
+    'dark': _some(look.names(np.flatnonzero(is_dark))),
+    'dark_high': int(ranges[is_dark, 1].max(initial=0)),
+  }
+
+
 def _split_facts(look: _Look) -> dict[str, Any]:
   canvases, rows = look.canvases, look.rows
   skipped = list(canvases.skipped)
@@ -136,6 +157,7 @@ def _split_facts(look: _Look) -> dict[str, Any]:
     'canvas_px': canvas_px,
     'canvas_bytes': int(canvases.images.nbytes),
     'kinds': _kind_facts(look),
+    'sixteen_bits': _deep_facts(look),
     'one_colour': _some(look.names(np.flatnonzero(look.prints.is_flat))),
   }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cmd_jax.data.canvas import printable
+from cmd_jax.data.inspect.kinds import TOP
 
 TEXT_FILE, JSON_FILE = 'data_report.txt', 'data_report.json'
 
@@ -89,6 +90,25 @@ def _kind_line(split: Mapping[str, Any]) -> str:
   return f'  files converted to RGB: {"; ".join(found) or "none but RGB"}'
 
 
+def _deep_lines(split: Mapping[str, Any]) -> list[str]:
+  deep = split['sixteen_bits']
+  if not deep:
+    return []
+  dark = deep['dark']['count']
+  line = (
+    f'  values of the {deep["count"]:,} files of 16 bits: {deep["low"]:,} to '
+    f'{deep["high"]:,} of {TOP:,}'
+  )
+  return [
+    f'{line}; {dark:,} have none above {deep["dark_high"]:,}' if dark else line
+  ]
+
+
+def _white(high: int) -> int:
+  """The largest value of as many bits as `high` takes, at least eight."""
+  return 2 ** max(high.bit_length(), 8) - 1
+
+
 def _skip_lines(split: Mapping[str, Any]) -> list[str]:
   lines = [
     f'    {printable(name)}: {reason}'
@@ -113,6 +133,7 @@ def _split_lines(role: str, split: Mapping[str, Any]) -> list[str]:
     ),
     *_histogram_lines('longer side / shorter side', split['aspect_ratio']),
     _kind_line(split),
+    *_deep_lines(split),
   ]
   if split['one_colour']['count']:
     lines.append(
@@ -239,6 +260,13 @@ def _notable_in(role: str, split: Mapping[str, Any]) -> list[str]:
     lines.append(
       f'{role} images of nearly one colour: {_some(split["one_colour"])}'
     )
+  deep = split['sixteen_bits']
+  if deep and deep['dark']['count']:
+    lines.append(
+      f'{role} images of 16 bits have values up to {deep["dark_high"]:,} of '
+      f'{TOP:,} alone and look nearly black: {_some(deep["dark"])}; for '
+      f'grey ones set --config.grey16_white={_white(deep["dark_high"])}'
+    )
   stretched = split['smaller_than_canvas']
   if stretched > split['looked_at'] / 2:
     lines.append(
@@ -267,4 +295,6 @@ def notable(report: Mapping[str, Any]) -> list[str]:
   lines += _repeats(report)
   for role, split in report['splits'].items():
     lines += _notable_in(role, split)
-  return lines
+  # Splits of one folder have the same.
+  notes = (x for split in report['splits'].values() for x in split['notes'])
+  return [*lines, *dict.fromkeys(notes)]

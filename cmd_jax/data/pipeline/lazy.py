@@ -77,6 +77,7 @@ class _Rows:
     self.count = len(source.file_names)
     self.sizes = np.zeros((self.count, 2), np.int32)
     self.kinds = np.zeros(self.count, np.uint16)
+    self.ranges = np.zeros((self.count, 3), np.uint16)
 
   def decode(self, rows: np.ndarray) -> list[Decoded]:
     """The examples of the rows, in threads."""
@@ -88,6 +89,7 @@ class _Rows:
       self._skipped.add(row, index)
       self.sizes[row] = decoded.size
       self.kinds[row] = decoded.kinds
+      self.ranges[row] = decoded.value_range
     return [decoded for _, decoded in found]
 
   def read_images(self, rows: np.ndarray) -> np.ndarray:
@@ -218,5 +220,6 @@ def lazy_canvases(source: Source, *, canvas_px: int) -> Canvases:
     boxes=boxes,
     skipped=skipped,
     kinds=rows.kinds,
+    ranges=rows.ranges,
     notes=source.notes,
   )

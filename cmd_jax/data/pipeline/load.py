@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cmd_jax.data.canvas import Canvases, make_canvases
+from cmd_jax.data.inspect.kinds import TOP
 from cmd_jax.data.pipeline.lazy import lazy_canvases
 from cmd_jax.data.pipeline.order import batch_indices
 from cmd_jax.data.pipeline.residency import choose_placement
@@ -32,7 +33,9 @@ def _hash_of_data(*splits: Canvases | None) -> str:
   return digest.hexdigest()
 
 
-def load_source(dataset: dict, split: str, decode_px: int) -> Source:
+def load_source(
+  dataset: dict, split: str, decode_px: int, grey16_white: int = TOP
+) -> Source:
   """One split of the set that a config names.
 
   Args:
@@ -40,11 +43,13 @@ def load_source(dataset: dict, split: str, decode_px: int) -> Source:
     split: name of the split.
     decode_px: pixels that the shorter side of a JPEG keeps which is decoded at
       a smaller scale.
+    grey16_white: see `canvas.open_rgb`.
 
   Raises:
     UserError: fields that do not fit the kind of source, or its own reasons.
   """
   source, dataset = dataset['source'], dict(dataset)
+  decoding = dict(decode_px=decode_px, grey16_white=grey16_white)
   for key in ('source', 'pretrain_split', 'test_split'):
     dataset.pop(key)
   needed = {'tfds': 'name', 'folder': 'path', 'shards': 'train'}.get(source)
@@ -59,11 +64,11 @@ def load_source(dataset: dict, split: str, decode_px: int) -> Source:
 
     # An empty string is how a config says None.
     options = {key: value or None for key, value in dataset.items()}
-    return tfds_source(split=split, decode_px=decode_px, **options)
+    return tfds_source(split=split, **decoding, **options)
   if source == 'folder':
     from cmd_jax.data.sources.folder import folder_source
 
-    return folder_source(split=split, decode_px=decode_px, **dataset)
+    return folder_source(split=split, **decoding, **dataset)
   if source == 'shards':
     from cmd_jax.data.sources.shards import shards_source
 
@@ -71,9 +76,7 @@ def load_source(dataset: dict, split: str, decode_px: int) -> Source:
       raise UserError(
         f'config.dataset has no {split!r}: choose one of {", ".join(dataset)}'
       )
-    return shards_source(
-      dataset[split], ' '.join(dataset.values()), decode_px=decode_px
-    )
+    return shards_source(dataset[split], ' '.join(dataset.values()), **decoding)
   raise UserError(
     f'config.dataset.source is {source!r}: choose one of tfds, folder, shards'
   )
@@ -120,7 +123,9 @@ def load_data(config: ConfigDict, mesh: Mesh) -> Data:
   dataset, canvas_px = config.dataset.to_dict(), config.canvas_px
   decode_px = config.decode_px or canvas_px
   pretrain, test = (
-    load_source(dataset, dataset[f'{name}_split'], decode_px)
+    load_source(
+      dataset, dataset[f'{name}_split'], decode_px, config.grey16_white
+    )
     for name in ('pretrain', 'test')
   )
   route, reason = choose_placement(

@@ -15,22 +15,14 @@ import numpy as np
 import tqdm
 
 from cmd_jax import errors
-from cmd_jax.data import canvas
+from cmd_jax.data import canvas, decode
+from cmd_jax.data.inspect import kinds
 from cmd_jax.data.sources import base as source_lib
-from cmd_jax.data.sources import index, listing
+from cmd_jax.data.sources import index, listing, not_photographs
 from cmd_jax.data.sources.labels_file import Labels, list_csv
 
-IMAGE_EXTENSIONS = (
-  '.jpg',
-  '.jpeg',
-  '.png',
-  '.webp',
-  '.bmp',
-  '.gif',
-  '.tif',
-  '.tiff',
-  '.ppm',
-)
+# By the decoder, so that nothing it opens is left out for its name.
+IMAGE_EXTENSIONS = decode.extensions()
 SPLITS = ('train', 'pretrain', 'test')
 _LABELS_FILE = 'labels.csv'
 # Smaller folders are listed faster than anyone notices.
@@ -46,11 +38,22 @@ class _Scanned(NamedTuple):
     names: image files, sorted.
     folders: the folders looked through.
     others: number of other files by extension, '' for none.
+    workdirs: folders that are work directories of runs, not looked through.
+    of_systems: folders that a storage system keeps, not looked through.
   """
 
   names: list[str]
   folders: list[str]
   others: collections.Counter[str]
+  workdirs: list[str]
+  of_systems: list[str]
+
+  def notes(self) -> list[str]:
+    """Sentences about what is not looked through."""
+    return [
+      *not_photographs.note_on(not_photographs.WORKDIRS, self.workdirs),
+      *not_photographs.note_on(not_photographs.OF_SYSTEMS, self.of_systems),
+    ]
 
 
 def _scan(root: str) -> _Scanned:
@@ -59,7 +62,7 @@ def _scan(root: str) -> _Scanned:
   Every real folder is listed once, which also ends loops of links. Links come
   last, so that a folder keeps its own name if it is reached by a link as well.
   """
-  found, scanned = [], []
+  found, scanned, workdirs, of_systems = [], [], [], []
   others = collections.Counter()
   seen = set()
   folders, links = [''], []
@@ -76,6 +79,13 @@ def _scan(root: str) -> _Scanned:
         if (stat.st_dev, stat.st_ino) in seen:
           continue
         seen.add((stat.st_dev, stat.st_ino))
+        if not_photographs.is_of_system(os.path.basename(folder)):
+          of_systems.append(folder)
+          continue
+        # The folder that is asked for is read whatever it is.
+        if folder and not_photographs.is_workdir(path):
+          workdirs.append(folder)
+          continue
         scanned.append(folder)
         before = len(found)
         with os.scandir(path) as scan:
@@ -88,7 +98,7 @@ def _scan(root: str) -> _Scanned:
           'or move it away'
         ) from error
   found.sort()
-  return _Scanned(found, scanned, others)
+  return _Scanned(found, scanned, others, workdirs, of_systems)
 
 
 def _sort_in(
@@ -177,13 +187,11 @@ def _list(
 ) -> _Found:
   """Gives the images found their classes and splits."""
   others = scanned.others.copy()
-  notes = []
+  notes = scanned.notes()
   if csv_path:
     others['.csv'] -= os.path.dirname(csv_path) == root.rstrip('/')
-    listed, labels, ignored = list_csv(root, csv_path, scanned.names)
-    if ignored:
-      name = os.path.basename(csv_path)
-      notes.append(f'{ignored:,} images of the folder are not in {name}')
+    listed, labels, told = list_csv(root, csv_path, scanned.names)
+    notes += told
   else:
     listed, labels = listing.list_folders(scanned.names), Labels('')
     # Millions of strings, which are in `listed` now.
@@ -282,10 +290,16 @@ def _as_bytes(names: Sequence[str]) -> np.ndarray:
 
 
 def _load(
-  root: str, file_names: Sequence[str], decode_px: int, index: int
+  root: str,
+  file_names: Sequence[str],
+  decode_px: int,
+  grey16_white: int,
+  index: int,
 ) -> source_lib.Example:
   path = os.path.join(root, file_names[index])
-  return source_lib.Example(canvas.open_rgb(path, min_px=decode_px))
+  return source_lib.Example(
+    canvas.open_rgb(path, min_px=decode_px, grey16_white=grey16_white)
+  )
 
 
 def folder_source(
@@ -296,6 +310,7 @@ def folder_source(
   test_fraction: float = 0.2,
   seed: int = 0,
   decode_px: int = 0,
+  grey16_white: int = kinds.TOP,
   index_file: str = '',
 ) -> source_lib.Source:
   """Lists the images of a folder, with classes and splits where it has them.
@@ -325,6 +340,8 @@ def folder_source(
       when a folder's time stamp or the labels file has changed.
     decode_px: if positive, JPEG files may be decoded at a smaller scale, with
       at least this many pixels on their shorter side: see `canvas.open_rgb`.
+    grey16_white: value that is white in grey files of 16 bits, see
+      `canvas.open_rgb`.
 
   Returns:
     The source, sorted by file name; it may have no examples. All splits of a
@@ -350,6 +367,6 @@ def folder_source(
     class_names=found.class_names,
     file_names=file_names,
     labels=found.labels[rows],
-    load=functools.partial(_load, root, file_names, decode_px),
+    load=functools.partial(_load, root, file_names, decode_px, grey16_white),
     notes=found.notes,
   )

@@ -25,7 +25,7 @@ _KEY = 'key'
 # Names decoded at a time.
 _BLOCK = 4096
 # Part of every key: raise it when the arrays of any index change.
-_VERSION = 1
+_VERSION = 2
 
 _logger = logging.getLogger(__name__)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import posixpath
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from cmd_jax import errors
 from cmd_jax.data.sources import base as source_lib
@@ -15,28 +16,56 @@ from cmd_jax.data.sources.listing import (
   Listed,
   make_listed,
 )
+from cmd_jax.data.sources.spelling import composed, find_files
 from cmd_jax.files import safe_read
 from cmd_jax.files.safe_read import one_line
 
 # A longer label is none, and a message would have to quote it.
 _MAX_DIGITS = 20
 _COLUMNS = ('file', 'class_name', 'label', 'split')
+_DELIMITER_NAMES = {',': 'commas', ';': 'semicolons', '\t': 'tabs'}
+_DELIMITERS = tuple(_DELIMITER_NAMES)
+# How a spreadsheet may say what is between values.
+_SEP_LINE = re.compile(r'sep=([,;\t])', re.IGNORECASE)
 
 
-def _read_csv(path: str) -> list[tuple[str, dict[str, str]]]:
-  """Reads a CSV file into (place for messages, value by column) rows."""
+def _column(name: str) -> str:
+  """The normal form of a column's name: 'Class name' is class_name."""
+  return re.sub(r'[\s_-]+', '_', name.strip().lower())
+
+
+def _delimiter(lines: Sequence[str]) -> tuple[str, int]:
+  """What is between values, by the header, and lines before the header."""
+  if lines and (told := _SEP_LINE.fullmatch(lines[0].strip())):
+    return told[1], 1
+  header = next((line for line in lines if line.strip()), '')
+  for delimiter in _DELIMITERS:
+    reader = csv.reader([header], delimiter=delimiter, skipinitialspace=True)
+    columns = {_column(name) for row in reader for name in row}
+    if {'file', 'class_name'} <= columns:
+      return delimiter, 0
+  return _DELIMITERS[0], 0
+
+
+def _read_rows(path: str) -> tuple[list[tuple[str, list[str]]], str]:
+  """The (place for messages, values) of a CSV file, and its delimiter."""
   line = 0
   rows = []
   try:
     safe_read.check_regular(path)
     # utf-8-sig, because spreadsheets put a byte order mark in front.
     with open(path, encoding='utf-8-sig', newline='') as file:
-      reader = csv.reader(file, strict=True, skipinitialspace=True)
-      for values in reader:
-        if any(values):
-          place = f'{path}, line {line + 1}'
-          rows.append((place, [value.strip() for value in values]))
-        line = reader.line_num
+      lines = file.readlines()
+    delimiter, line = _delimiter(lines)
+    skipped = line
+    reader = csv.reader(
+      lines[skipped:], delimiter=delimiter, strict=True, skipinitialspace=True
+    )
+    for values in reader:
+      if any(values):
+        place = f'{path}, line {line + 1}'
+        rows.append((place, [value.strip() for value in values]))
+      line = skipped + reader.line_num
   except UnicodeDecodeError as error:
     raise errors.UserError(
       f'{path} is not UTF-8 text; save it again as CSV UTF-8'
@@ -49,12 +78,19 @@ def _read_csv(path: str) -> list[tuple[str, dict[str, str]]]:
     raise errors.UserError(
       f'cannot read {path} ({error.strerror}); make it a readable CSV file'
     ) from error
-  header = rows.pop(0)[1] if rows else []
+  return rows, delimiter
+
+
+def _read_csv(path: str) -> list[tuple[str, dict[str, str]]]:
+  """Reads a CSV file into (place for messages, value by column) rows."""
+  rows, delimiter = _read_rows(path)
+  given = rows.pop(0)[1] if rows else []
+  header = [_column(name) for name in given]
   missing = [name for name in ('file', 'class_name') if name not in header]
   if missing:
     raise errors.UserError(
       f'{path} lacks the column {" and ".join(missing)} (its header is'
-      f' {one_line(",".join(header))!r}); let its first line be'
+      f' {one_line(delimiter.join(given))!r}); let its first line be'
       ' file,class_name,label,split, the last two optional'
     )
   twice = [name for name in _COLUMNS if header.count(name) > 1]
@@ -66,7 +102,7 @@ def _read_csv(path: str) -> list[tuple[str, dict[str, str]]]:
     if len(values) != len(header):
       raise errors.UserError(
         f'{place}: {len(values)} values for {len(header)} columns; put quotes'
-        ' around values that contain commas'
+        f' around values that contain {_DELIMITER_NAMES[delimiter]}'
       )
   # Others are of no use, and there may be many.
   numbers = {name: header.index(name) for name in _COLUMNS if name in header}
@@ -140,21 +176,33 @@ class Labels:
 
 def list_csv(
   root: str, path: str, scanned: Sequence[str]
-) -> tuple[Listed, Labels, int]:
+) -> tuple[Listed, Labels, list[str]]:
   """Takes splits and classes from a CSV file.
 
+  Values may be separated by commas, semicolons or tabs, and the header in
+  letters of any case.
+
+  Args:
+    root: the folder.
+    path: of the file.
+    scanned: names of the images in the folder.
+
   Returns:
-    The images listed, their labels, and how many of `scanned` are not listed.
+    The images listed, their labels, and sentences about names that are spelt in
+    another way and about images that are not listed.
+
+  Raises:
+    UserError: the file cannot be read, or says what cannot be.
   """
   listed: dict[str, tuple[str, str, str]] = {}
-  labels = Labels(path)
+  labels, places = Labels(path), {}
   for place, row in _read_csv(path):
     name = _check_file_name(place, row['file'])
     if name in listed:
       raise errors.UserError(
         f'{place}: {one_line(name)} is listed twice; keep one of the rows'
       )
-    class_name = row['class_name']
+    class_name = composed(row['class_name'])
     labels.add(place, class_name, row.get('label', ''))
     split = row.get('split', '').lower()
     if split and split not in GIVEN_SPLITS:
@@ -166,15 +214,38 @@ def list_csv(
     if split == UNLABELED:
       class_name = ''
     listed[name] = (name, class_name, split)
+    places[name] = place
   if not listed:
     raise errors.UserError(f'{path} lists no images; add rows to it')
   known = set(scanned)
-  if not any(
-    name in known or os.path.exists(os.path.join(root, name)) for name in listed
-  ):
+  gone = {
+    name: place
+    for name, place in places.items()
+    if name not in known and not os.path.lexists(os.path.join(root, name))
+  }
+  meant = find_files(gone, known.difference(listed) if gone else ())
+  if len(gone) == len(listed) and not meant:
     raise errors.UserError(
       f'{path}: none of the {len(listed)} files it lists exists, the first is'
       f' {one_line(next(iter(listed)))}; give paths relative to {root}'
     )
-  ignored = len(known.difference(listed))
-  return make_listed(listed[name] for name in sorted(listed)), labels, ignored
+  for name, file in meant.items():
+    listed[file] = (file, *listed.pop(name)[1:])
+  notes = _notes_on(os.path.basename(path), meant)
+  if ignored := len(known.difference(listed)):
+    notes.append(
+      f'{ignored:,} images of the folder are not in {os.path.basename(path)}'
+    )
+  return make_listed(listed[name] for name in sorted(listed)), labels, notes
+
+
+def _notes_on(title: str, meant: Mapping[str, str]) -> list[str]:
+  """A sentence about names that are spelt in another way than the files are."""
+  if not meant:
+    return []
+  # Two forms of one text look alike.
+  name, file = map(ascii, next(iter(meant.items())))
+  return [
+    f'{len(meant):,} names in {title} are spelt otherwise than the files that '
+    f'they mean, such as {one_line(name)} for {one_line(file)}'
+  ]

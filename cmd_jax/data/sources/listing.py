@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cmd_jax.data.sources.index import Names
+from cmd_jax.data.sources.spelling import composed
 
 UNLABELED = 'unlabeled'
 # What people call a split, and what it is called here.
@@ -83,7 +84,8 @@ def list_folders(file_names: Iterable[str]) -> Listed:
     ):
       folders = folders[1:]
     split = GIVEN_SPLITS.get(folders[0].lower(), '') if folders else ''
-    class_name = '/'.join(folders[1:] if split else folders)
+    # Two folders of one name in two forms of Unicode are one class.
+    class_name = composed('/'.join(folders[1:] if split else folders))
     return '' if split == UNLABELED else class_name, split
 
   return make_listed(

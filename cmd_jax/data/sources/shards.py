@@ -2,14 +2,16 @@
 
 A sample is the files of a shard that share a name up to the first dot of its
 last part: `0001.jpg` with `0001.cls` (an integer or a class name),
-`0001.txt` (a class name) or `0001.json` (with `label` or `class_name`). The
-offsets of the images are listed once and kept, so that any image can be read
-without reading what is before it.
+`0001.txt` (a class name) or `0001.json` (with `label` or `class_name`),
+wherever in the shard they are. `shard_samples` tells which image is a sample's.
+The offsets of the images are listed once and kept, so that any image can be
+read without reading what is before it.
 """
 
 from __future__ import annotations
 
 import array
+import collections
 import concurrent.futures
 import functools
 import glob
@@ -19,7 +21,7 @@ import os
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import IO, Any, NamedTuple
 
 import fsspec
@@ -27,16 +29,15 @@ import numpy as np
 import tqdm
 
 from cmd_jax.data import canvas
-from cmd_jax.data.sources import index
+from cmd_jax.data.inspect import kinds
+from cmd_jax.data.sources import index, shard_samples
 from cmd_jax.data.sources.base import UNLABELLED, Example, Source
 from cmd_jax.data.sources.folder import IMAGE_EXTENSIONS
 from cmd_jax.errors import UserError, missing_extra
-from cmd_jax.files.safe_read import one_line, parse_json
+from cmd_jax.files.safe_read import one_line
 
-# Metadata of a photograph are smaller; a text of many digits is no number.
-_MAX_LABEL_BYTES = 2**20
+# A text of more digits is no number.
 _NUMBER = re.compile(r'-?[0-9]{1,18}')
-_LABELS = ('.cls', '.txt', '.json')
 _RANGE = re.compile(r'\{(\d+)\.\.(\d+)\}')
 # Shards listed at a time; a listing waits for storage more than it computes.
 _IN_PARALLEL = 16
@@ -50,12 +51,14 @@ class _Listed(NamedTuple):
     labels: texts of their labels, '' for none.
     offsets: [K] of the images' bytes in the shard.
     sizes: [K] number of these bytes.
+    left_out: number of files by the reason, see `shard_samples.Samples`.
   """
 
   names: list[str]
   labels: list[str]
   offsets: array.array
   sizes: array.array
+  left_out: collections.Counter[str]
 
 
 def _expand(pattern: str) -> list[str]:
@@ -113,65 +116,22 @@ def list_urls(pattern: str) -> list[str]:
   return sorted(set(urls))
 
 
-def _label_of(extension: str, content: bytes) -> str:
-  """The text of a label; '' for none."""
-  text = content.decode('utf-8').strip()
-  if extension != '.json':
-    return text
-  fields = parse_json(text)
-  if not isinstance(fields, dict):
-    raise ValueError(f'a .json file that holds no object: {text[:40]!r}')
-  label = fields.get('class_name', fields.get('label', ''))
-  return '' if label is None else str(label)
-
-
-def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, Any]]]:
-  """(name, member by extension) of the samples, which are consecutive."""
-  name, members = None, {}
-  for member in tar:
-    # Of a sparse file the offset tells nothing, and the size anything.
-    if (
-      not member.isreg()
-      or member.issparse()
-      or posixpath.basename(member.name).startswith('.')
-    ):
-      continue
-    folder, _, file = member.name.rpartition('/')
-    stem, dot, extension = file.partition('.')
-    stem = posixpath.join(folder, stem)
-    if stem != name and members:
-      yield name, members
-      members = {}
-    name = stem
-    members[f'{dot}{extension}'.lower()] = member
-  if members:
-    yield name, members
-
-
 def _list_shard(url: str, title: str) -> _Listed:
-  listed = _Listed([], [], array.array('q'), array.array('q'))
+  listed = _Listed(
+    [], [], array.array('q'), array.array('q'), collections.Counter()
+  )
   try:
     with (
       fsspec.open(url, 'rb') as file,
       tarfile.open(fileobj=file, mode='r:') as tar,
     ):
-      for name, members in _samples(tar):
-        label = ''
-        for extension in _LABELS:
-          if not label and extension in members:
-            if members[extension].size > _MAX_LABEL_BYTES:
-              raise ValueError(
-                f'the label of {one_line(name)} is larger than '
-                f'{_MAX_LABEL_BYTES} bytes'
-              )
-            content = tar.extractfile(members[extension]).read()
-            label = _label_of(extension, content)
-        for extension, member in members.items():
-          if extension.endswith(IMAGE_EXTENSIONS):
-            listed.names.append(f'{title}/{name}{extension}')
-            listed.labels.append(label)
-            listed.offsets.append(member.offset_data)
-            listed.sizes.append(member.size)
+      samples = shard_samples.samples_of(tar, IMAGE_EXTENSIONS)
+      for image in samples.images:
+        listed.names.append(f'{title}/{image.name}')
+        listed.labels.append(image.label)
+        listed.offsets.append(image.offset)
+        listed.sizes.append(image.size)
+      listed.left_out.update(samples.left_out)
       _check_end(file, tar)
   except tarfile.TarError as error:
     raise UserError(
@@ -196,7 +156,7 @@ def _check_end(file: IO[bytes], tar: tarfile.TarFile) -> None:
 def _list_all(urls: Sequence[str]) -> dict[str, np.ndarray]:
   """The arrays of an index of shards."""
   labels, offsets, sizes = [], array.array('q'), array.array('q')
-  shards = array.array('i')
+  shards, left_out = array.array('i'), collections.Counter()
   titles = [posixpath.basename(url) for url in urls]
   if len(set(titles)) < len(titles):
     titles = urls
@@ -212,6 +172,7 @@ def _list_all(urls: Sequence[str]) -> dict[str, np.ndarray]:
         offsets.extend(listed.offsets)
         sizes.extend(listed.sizes)
         shards.extend([number] * len(listed.names))
+        left_out.update(listed.left_out)
         yield from listed.names
 
   names_ = index.Names.of(names())
@@ -221,6 +182,9 @@ def _list_all(urls: Sequence[str]) -> dict[str, np.ndarray]:
     'blob': names_.blob,
     'ends': names_.ends,
     'texts': np.frombuffer(json.dumps(texts).encode(), np.uint8),
+    'notes': np.frombuffer(
+      json.dumps(shard_samples.notes_on(left_out)).encode(), np.uint8
+    ),
     'labels': np.array([id_of.get(t, UNLABELLED) for t in labels], np.int32),
     'offsets': np.frombuffer(offsets, np.int64),
     'sizes': np.frombuffer(sizes, np.int64),
@@ -241,7 +205,7 @@ def _stamp(url: str) -> list[Any]:
 def _is_whole(arrays: dict[str, np.ndarray], num_shards: int) -> bool:
   """Whether the arrays of an index fit together."""
   names, texts = index.names_of(arrays), index.strings(arrays, 'texts')
-  if names is None or texts is None:
+  if names is None or texts is None or index.strings(arrays, 'notes') is None:
     return False
   ends = {
     'labels': (UNLABELLED, len(texts)),
@@ -272,9 +236,14 @@ class _Shards:
   """Reads images out of shards; can be pickled."""
 
   def __init__(
-    self, urls: Sequence[str], arrays: dict[str, np.ndarray], decode_px: int
+    self,
+    urls: Sequence[str],
+    arrays: dict[str, np.ndarray],
+    decode_px: int,
+    grey16_white: int,
   ) -> None:
     self._urls, self._decode_px = urls, decode_px
+    self._grey16_white = grey16_white
     self._shards, self._offsets, self._sizes = (
       arrays[name] for name in ('shards', 'offsets', 'sizes')
     )
@@ -283,7 +252,13 @@ class _Shards:
     files, path = _open(self._urls[self._shards[number]])
     start = int(self._offsets[number])
     content = files.cat_file(path, start, start + int(self._sizes[number]))
-    return Example(canvas.open_rgb(io.BytesIO(content), min_px=self._decode_px))
+    return Example(
+      canvas.open_rgb(
+        io.BytesIO(content),
+        min_px=self._decode_px,
+        grey16_white=self._grey16_white,
+      )
+    )
 
 
 @functools.lru_cache(maxsize=4096)
@@ -292,7 +267,11 @@ def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def shards_source(
-  pattern: str, class_pattern: str = '', *, decode_px: int = 0
+  pattern: str,
+  class_pattern: str = '',
+  *,
+  decode_px: int = 0,
+  grey16_white: int = kinds.TOP,
 ) -> Source:
   """Lists the images of tar shards.
 
@@ -304,6 +283,7 @@ def shards_source(
     class_pattern: of the shards whose labels are classes as well: all splits of
       a set need the same ones.
     decode_px: see `canvas.open_rgb`.
+    grey16_white: see `canvas.open_rgb`.
 
   Returns:
     The source, in the order of the shards. It can be pickled.
@@ -318,9 +298,11 @@ def shards_source(
   if class_pattern.strip():
     more = _list_once(list_urls(class_pattern))
     known.update(index.strings(more, 'texts'))
+  notes = index.strings(arrays, 'notes')
   if urls and not len(arrays['labels']):
+    told = f' ({"; ".join(notes)})' if notes else ''
     raise UserError(
-      f'{pattern} has no images: put files there that end in '
+      f'{pattern} has no images{told}: put files there that end in '
       f'{", ".join(IMAGE_EXTENSIONS)}'
     )
   is_number = all(map(_NUMBER.fullmatch, known))
@@ -333,5 +315,6 @@ def shards_source(
     class_names=tuple(class_names),
     file_names=index.Names(arrays['blob'], arrays['ends']),
     labels=labels[arrays['labels']],
-    load=_Shards(urls, arrays, decode_px),
+    load=_Shards(urls, arrays, decode_px, grey16_white),
+    notes=notes,
   )

@@ -21,6 +21,7 @@ from PIL import Image
 
 import tfds_builders
 from cmd_jax.data.canvas import open_rgb
+from cmd_jax.data.inspect import kinds
 from cmd_jax.data.sources.base import UNLABELLED, Example, Source
 from cmd_jax.errors import UserError, missing_extra
 
@@ -38,6 +39,7 @@ def tfds_source(
   data_dir: str | None = None,
   builder_config: str | None = None,
   decode_px: int = 0,
+  grey16_white: int = kinds.TOP,
   progress: bool = True,
 ) -> Source:
   """Lists one split of a TFDS data set, which is prepared first if need be.
@@ -55,6 +57,8 @@ def tfds_source(
     builder_config: which of the builder's configs; None for its default.
     decode_px: if positive, JPEG images may be decoded at a smaller scale, with
       at least this many pixels on their shorter side: see `canvas.open_rgb`.
+    grey16_white: value that is white in grey files of 16 bits, see
+      `canvas.open_rgb`.
     progress: whether to show progress bars while a set is prepared.
 
   Returns:
@@ -74,7 +78,7 @@ def tfds_source(
     builder_class, data_dir=data_dir, config=config
   )
   builder = _prepared(make_builder, progress)
-  return _source(builder, split, decode_px)
+  return _source(builder, split, decode_px, grey16_white)
 
 
 def find_builder_class(name: str) -> type[tfds.core.DatasetBuilder]:
@@ -207,7 +211,10 @@ def lock(folder: str | os.PathLike[str], name: str) -> Iterator[None]:
 
 
 def _source(
-  builder: tfds.core.DatasetBuilder, split: str, decode_px: int
+  builder: tfds.core.DatasetBuilder,
+  split: str,
+  decode_px: int,
+  grey16_white: int,
 ) -> Source:
   if not builder.info.splits:
     raise UserError(
@@ -240,7 +247,7 @@ def _source(
     class_names=tuple(class_names),
     file_names=tuple(file_names),
     labels=labels,
-    load=functools.partial(_load, records, decode_px),
+    load=functools.partial(_load, records, decode_px, grey16_white),
   )
 
 
@@ -267,12 +274,16 @@ def _records(builder: tfds.core.DatasetBuilder, split: str) -> Any:
     ) from e
 
 
-def _load(records: Any, decode_px: int, index: int) -> Example:
+def _load(
+  records: Any, decode_px: int, grey16_white: int, index: int
+) -> Example:
   record = records[index]
   part_ids = record.get('part_ids')
   box = record.get('bbox')
   return Example(
-    image=open_rgb(io.BytesIO(record['image']), min_px=decode_px),
+    image=open_rgb(
+      io.BytesIO(record['image']), min_px=decode_px, grey16_white=grey16_white
+    ),
     part_ids=None if part_ids is None else _decoded_part_ids(part_ids),
     box=None if box is None else np.asarray(box, np.float32),
   )
