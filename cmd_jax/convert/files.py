@@ -10,13 +10,13 @@ import math
 import pathlib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
 import safetensors
 
-from cmd_jax.convert import torch_file
+from cmd_jax.convert import networks, torch_file
 from cmd_jax.convert.torch_globals import (
   AGAIN,
   Tensor,
@@ -26,35 +26,6 @@ from cmd_jax.errors import UserError
 from cmd_jax.files import safe_read
 from cmd_jax.files.safe_read import one_line
 
-NETWORKS = ('student', 'teacher')
-# The trained network and the average of its weights, as programs name them.
-_PAIRS = (NETWORKS, ('model', 'model_ema'), ('state_dict', 'state_dict_ema'))
-# Where else programs keep the state dict.
-_CONTAINERS = (
-  *(name for pair in _PAIRS for name in pair),
-  'model_state_dict',
-  'module',
-  'net',
-  'network',
-  'backbone',
-  'encoder',
-  'params',
-  'weights',
-)
-_MAX_NESTING = 5
-_MAX_WRAPPERS = 8
-# What programs put before the names of an encoder.
-_WRAPPERS = (
-  *('module.', '_orig_mod.', '_fsdp_wrapped_module.', 'model.', 'base_model.'),
-  *('student.', 'teacher.', 'backbone.', 'encoder.'),
-  *('vit.', 'deit.', 'dinov2.', 'dinov2_with_registers.', 'swin.', 'resnet.'),
-)
-# The first layers of encoders. Where they are outside of 'encoder.', that is
-# a part of the encoder, as in the library transformers.
-_STEMS = (
-  *('patch_embed.', 'conv1.', 'conv_proj.', 'embeddings.', 'embedder.'),
-  '_conv_stem.',
-)
 _SAFETENSORS_DTYPES = set(
   'BOOL U8 I8 U16 I16 U32 I32 U64 I64 F16 BF16 F32 F64 C64'.split()
 )
@@ -76,8 +47,6 @@ _MAGICS = {
   b'version https://git-lfs': 'a git-lfs pointer, not the file: git lfs pull',
 }
 _FORMATS = '.safetensors, .npz or .pth'
-
-_T = TypeVar('_T')
 
 
 class WeightFile(NamedTuple):
@@ -120,7 +89,7 @@ def read_tensors(
     UserError: the file is missing, damaged or of another kind, holds anything
       but data, or no tensors.
   """
-  if network not in NETWORKS:
+  if network not in networks.NETWORKS:
     raise UserError(f'network is {network!r}: choose student or teacher')
   path = pathlib.Path(path)
   try:
@@ -131,8 +100,9 @@ def read_tensors(
     with path.open('rb') as file:
       sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
       with _open_contents(path, file, network) as contents:
-        leaves = _take_network(contents.leaves, network)
-        tensors = _load_all(contents, strip_prefixes(leaves), path)
+        leaves = networks.take_network(contents.leaves, network)
+        leaves = networks.strip_prefixes(leaves)
+        tensors = _load_all(contents, leaves, path)
   except UnreadableError as error:
     raise UserError(f'{path} {one_line(error, 1000)}') from error
   # Shapes that Python can count and NumPy can't are an OverflowError.
@@ -161,62 +131,6 @@ def _load_all(
         'has tensors that share most of their numbers: save it after .clone()'
       )
   return tensors
-
-
-def strip_prefixes(tensors: Mapping[str, _T]) -> dict[str, _T]:
-  """Takes off the prefixes that programs wrap an encoder in.
-
-  One is taken off if it is a known one (_WRAPPERS) and at least half of the
-  names have it; then the next. The others, such as those of heads, stay, and
-  so does a name that would become that of another tensor. 'encoder.' comes
-  off only if the first layer of an encoder is below it.
-
-  Args:
-    tensors: anything by name.
-
-  Returns:
-    The same in the same order under shorter names.
-  """
-  tensors = dict(tensors)
-  for _ in range(_MAX_WRAPPERS):
-    prefix = _find_wrapper(tensors)
-    if prefix is None:
-      break
-    taken = {*tensors, ''}
-    tensors = {
-      name if (short := name.removeprefix(prefix)) in taken else short: tensor
-      for name, tensor in tensors.items()
-    }
-  return tensors
-
-
-def _find_wrapper(tensors: Mapping[str, Any]) -> str | None:
-  for prefix in _WRAPPERS:
-    below = [
-      name.removeprefix(prefix) for name in tensors if name.startswith(prefix)
-    ]
-    if 2 * len(below) < len(tensors) or {*tensors, ''} >= set(below):
-      continue
-    if prefix != 'encoder.' or any(name.startswith(_STEMS) for name in below):
-      return prefix
-  return None
-
-
-def _take_network(leaves: dict[str, Any], network: str) -> dict[str, Any]:
-  """One network of flat names such as 'student.…' and 'teacher.…'."""
-  for outer in ('', 'module.', '_orig_mod.', 'model.'):
-    prefixes = {name: f'{outer}{name}.' for name in NETWORKS}
-    if all(
-      any(name.startswith(prefix) for name in leaves)
-      for prefix in prefixes.values()
-    ):
-      prefix = prefixes[network]
-      return {
-        name.removeprefix(prefix): leaf
-        for name, leaf in leaves.items()
-        if name.startswith(prefix)
-      }
-  return leaves
 
 
 @contextlib.contextmanager
@@ -283,37 +197,7 @@ def _torch_contents(
   def load(name: str, tensor: Tensor) -> np.ndarray:
     return torch_file.read_array(tensor, contents.read_storage, name)
 
-  return _Contents(kind, _find_state_dict(contents.root, network), load)
-
-
-def _find_state_dict(root: Any, network: str) -> dict[str, Tensor]:
-  """The tensors of the state dict in nested dicts."""
-  for _ in range(_MAX_NESTING):
-    if not isinstance(root, dict):
-      break
-    found = {
-      name for name in _CONTAINERS if _has_tensors(root.get(name), _MAX_NESTING)
-    }
-    for pair in _PAIRS:
-      if found.issuperset(pair):
-        found.remove(pair[1 - NETWORKS.index(network)])
-    if not found:
-      return {k: v for k, v in root.items() if isinstance(v, Tensor)}
-    if len(found) > 1:
-      raise UnreadableError(
-        f'has several state dicts ({", ".join(sorted(found))}): save the one '
-        'that is meant alone'
-      )
-    root = root[found.pop()]
-  return {}
-
-
-def _has_tensors(node: Any, depth: int) -> bool:
-  if not isinstance(node, dict) or not depth:
-    return False
-  return any(isinstance(value, Tensor) for value in node.values()) or any(
-    _has_tensors(node.get(name), depth - 1) for name in _CONTAINERS
-  )
+  return _Contents(kind, networks.find_state_dict(contents.root, network), load)
 
 
 @contextlib.contextmanager
