@@ -19,6 +19,7 @@ import safetensors
 from cmd_jax.convert import networks, torch_file
 from cmd_jax.convert.torch_globals import (
   AGAIN,
+  WHOLE_MODEL,
   Tensor,
   UnreadableError,
 )
@@ -197,7 +198,22 @@ def _torch_contents(
   def load(name: str, tensor: Tensor) -> np.ndarray:
     return torch_file.read_array(tensor, contents.read_storage, name)
 
-  return _Contents(kind, networks.find_state_dict(contents.root, network), load)
+  leaves = networks.find_state_dict(contents.root, network)
+  if not leaves:
+    raise UnreadableError(_without_tensors(contents.root))
+  return _Contents(kind, leaves, load)
+
+
+def _without_tensors(root: Any) -> str:
+  """What a file of torch.save has in place of a state dict."""
+  if not isinstance(root, dict):
+    return f'holds no state dict: {WHOLE_MODEL}'
+  if not root:
+    return 'holds no tensors: give a file of weights'
+  names = one_line(', '.join(list(root)[:12]))
+  return (
+    f'holds no tensors where networks are kept (it has {names}): {WHOLE_MODEL}'
+  )
 
 
 @contextlib.contextmanager

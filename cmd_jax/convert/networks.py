@@ -158,9 +158,9 @@ def find_state_dict(root: Any, network: str) -> dict[str, Tensor]:
       if value is not root and search.holds_network(name, value, _MAX_NESTING)
     }
     if not found:
-      _check_averages(root, own, network)
+      _check_readable(root, own, network)
       return own
-    _check_averages(root, found, network)
+    _check_readable(root, found, network)
     if _is_network(own, found):
       found[''] = own
     network_here = _swapped(root, found, network)
@@ -225,20 +225,22 @@ class _Search:
     )
 
 
-def _check_averages(
+def _check_readable(
   root: Mapping[str, Any], found: Mapping[str, Any], network: str
 ) -> None:
-  """Refuses a file whose average is there but cannot be read."""
-  if network == 'student' or not found or any(map(_is_average, found)):
+  """Refuses a file whose network that is meant is there, but unreadable."""
+  average = network == 'teacher'
+  if not found or any(_is_average(x) == average for x in found):
     return
   for name, value in root.items():
-    if not _is_average(name) or not _is_container(name):
+    if _is_average(name) != average or not _is_container(name):
       continue
     inside = list(value.values()) if isinstance(value, dict) else [value]
     if any(x is INERT or _is_list_of_tensors(x) for x in inside):
+      other = NETWORKS[average ^ 1]
       raise UnreadableError(
-        f'has the average {one_line(name)!r} as an object or a list without '
-        'names, which cannot be read: choose --config.init.network=student, '
+        f'has the {network} {one_line(name)!r} as an object or a list without '
+        f'names, which cannot be read: choose --config.init.network={other}, '
         'or save its state_dict() alone'
       )
 

@@ -175,8 +175,27 @@ def test_an_average_without_names_is_not_passed_over(average):
   assert _of_root(root, 'student') == 1
   with pytest.raises(UnreadableError, match="'ema'.*network=student"):
     _of_root(root, 'teacher')
+  swapped = {'model': average, 'ema': _encoder(2)}
+  assert _of_root(swapped, 'teacher') == 2
+  with pytest.raises(UnreadableError, match="'model'.*network=teacher"):
+    _of_root(swapped, 'student')
   assert _of_root({'model': _encoder(1), 'ema': 0.99}, 'teacher') == 1
   assert _of_root({'model': _encoder(1), 'ema_args': INERT}, 'teacher') == 1
+
+
+@pytest.mark.parametrize(
+  'outer',
+  [
+    *('checkpoint', 'model_state', 'teacher_state_dict', 'classy_state_dict'),
+    *('state', 'model_weights', 'backbone_params', 'ckpt', 'my_own_model'),
+  ],
+)
+@pytest.mark.parametrize('network', ['student', 'teacher'])
+def test_containers_of_other_trainers(outer, network):
+  for encoder in (_encoder(1), _encoder(1, 'module.')):
+    assert _of_root({outer: encoder, 'epoch': 1}, network) == 1
+    nested = {outer: {'base_model': {'model': {'trunk': encoder}}}}
+    assert _of_root(nested, network) == 1
 
 
 @pytest.mark.parametrize('network, value', [('student', 1), ('teacher', 2)])
