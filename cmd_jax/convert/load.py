@@ -13,11 +13,14 @@ from flax import linen as nn
 
 from cmd_jax.convert import architecture, entries, families, files, pretrained
 from cmd_jax.errors import UserError
+from cmd_jax.files.safe_read import one_line
 from cmd_jax.models.positions import interpolate_positions
 from cmd_jax.models.swin import SwinTransformer
 from cmd_jax.models.vit import VisionTransformer
 
 _LISTED = 12
+# Reasons beside others.
+_FEW = 3
 
 # What the encoder itself consists of, as opposed to heads and classifiers:
 # a name left over here means that the network is another one.
@@ -128,12 +131,54 @@ def _resize(name: str, tensor: np.ndarray, shape: tuple) -> np.ndarray | None:
 
 def _refuse(path: str, renamed: families.Renamed, problems: list[str]) -> None:
   """Raises UserError if the file is of another network than the encoder."""
-  if problems:
-    raise UserError(
-      f'{path} ({renamed.family}) is not the encoder of the config: '
-      f'{"; ".join(problems)}. The file fits '
-      f'{architecture.flags_that_fit(renamed)}'
+  if not problems:
+    return
+  left = _what_never_fits(renamed)
+  if left:
+    advice = (
+      f'No encoder here fits it, the nearest neither ({"; ".join(left)}): '
+      'choose other weights'
     )
+  else:
+    advice = f'The file fits {architecture.flags_that_fit(renamed)}'
+  raise UserError(
+    f'{path} ({renamed.family}) is not the encoder of the config: '
+    f'{"; ".join(problems)}. {advice}'
+  )
+
+
+def _what_never_fits(renamed: families.Renamed) -> list[str]:
+  """Tries the encoder of the flags; what of the file is still unlike it."""
+  try:
+    encoder = architecture.make_fitting(renamed)
+    name, table = architecture.table_of(encoder)
+    shapes = architecture.torch_shapes(encoder, table)
+  except UserError as error:
+    return [str(error)]
+  # Whatever an encoder of impossible sizes raises while it is made.
+  except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+    return [one_line(error)]
+  problems = _differences(name, renamed, shapes)
+  if not problems:
+    problems = _check_the_rest(encoder, renamed)[0]
+    problems += _misshapen(renamed, shapes)
+  return problems[:_FEW]
+
+
+def _misshapen(
+  renamed: families.Renamed, shapes: Mapping[str, tuple]
+) -> list[str]:
+  """The tensors that neither have the shape of the encoder nor can get it."""
+  found = []
+  for name, shape in shapes.items():
+    tensor = renamed.tensors[name]
+    if tensor.shape != shape and _resize(name, tensor, shape) is None:
+      found.append(_of_shapes(name, tensor.shape, shape))
+  return found
+
+
+def _of_shapes(name: str, there: tuple, here: tuple) -> str:
+  return f'{name} is {list(there)} in the file and {list(here)} in the encoder'
 
 
 def _differences(
@@ -202,10 +247,7 @@ def _fit(
       continue
     fitting = _resize(name, tensor, shape)
     if fitting is None:
-      misshapen.append(
-        f'{name} is {list(tensor.shape)} in the file and {list(shape)} in the '
-        'encoder'
-      )
+      misshapen.append(_of_shapes(name, tensor.shape, shape))
     else:
       resized.append(name)
       tensors[name] = fitting
@@ -231,8 +273,8 @@ def load_encoder(
 
   Raises:
     UserError: a file that cannot be read or whose names are unknown, weights of
-      another architecture (with the flags that fit), or values that are not
-      finite.
+      another architecture (with the flags that fit, if any do), or values that
+      are not finite.
   """
   path = str(pretrained.resolve(path))
   file = files.read_tensors(path, network=network)

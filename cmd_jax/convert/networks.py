@@ -55,6 +55,8 @@ _FIRST = (
   'embeddings.patch_embeddings.weight',
   'layer1.0.conv1.weight',
   '_conv_stem.weight',
+  # A ResNet whose layers a Sequential has numbered.
+  '4.0.conv1.weight',
 )
 # The first layers of encoders. Where they are outside of 'encoder.', that is
 # a part of the encoder, as in the library transformers.
