@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from cmd_jax.convert import networks, torch_file
+from cmd_jax.convert import networks, shards, torch_file
 from cmd_jax.convert.torch_globals import (
   AGAIN,
   WHOLE_MODEL,
@@ -56,7 +56,8 @@ class WeightFile(NamedTuple):
   Attributes:
     tensors: read-only arrays by name, without the prefixes of wrappers, in the
       dtypes of the file.
-    sha256: of the file, hexadecimal.
+    sha256: of the file, hexadecimal; of several, of the lines that sha256sum
+      prints of them in the order of their names.
     format: 'safetensors', 'npz', 'torch' or 'torch_legacy'.
   """
 
@@ -71,6 +72,8 @@ class _Contents(NamedTuple):
   format: str
   leaves: dict[str, Any]
   load: Callable[[str, Any], np.ndarray]
+  sha256: str = ''
+  size: int = 0
 
 
 def read_tensors(
@@ -79,7 +82,8 @@ def read_tensors(
   """Reads a file of weights; what it is shows in its bytes, not in its name.
 
   Args:
-    path: .safetensors, .npz, or .pth of torch.save (old or new format).
+    path: .safetensors, .npz, or .pth of torch.save (old or new format); the
+      .index.json of several of them, or the folder that has it.
     network: 'student' or 'teacher', which to take of a file that has both. Of
       a model and its running average, the teacher is the average.
 
@@ -94,16 +98,9 @@ def read_tensors(
     raise UserError(f'network is {network!r}: choose student or teacher')
   path = pathlib.Path(path)
   try:
-    if not path.is_file():
-      kind = 'is no file' if path.exists() else 'does not exist'
-      kind = 'is a folder' if path.is_dir() else kind
-      raise UnreadableError(f'{kind}: give the path of a {_FORMATS} file')
-    with path.open('rb') as file:
-      sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
-      with _open_contents(path, file, network) as contents:
-        leaves = networks.take_network(contents.leaves, network)
-        leaves = networks.strip_prefixes(leaves)
-        tensors = _load_all(contents, leaves, path)
+    with _open(shards.find(path), network) as contents:
+      leaves = networks.take_network(contents.leaves, network)
+      tensors = _load_all(contents, networks.strip_prefixes(leaves))
   except UnreadableError as error:
     raise UserError(f'{path} {one_line(error, 1000)}') from error
   # Shapes that Python can count and NumPy can't are an OverflowError.
@@ -113,13 +110,13 @@ def read_tensors(
     ) from error
   if not tensors:
     raise UserError(f'{path} holds no tensors: give a file of weights')
-  return WeightFile(tensors, sha256, contents.format)
+  return WeightFile(tensors, contents.sha256, contents.format)
 
 
 def _load_all(
-  contents: _Contents, leaves: Mapping[str, Any], path: pathlib.Path
+  contents: _Contents, leaves: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-  limit = _MAX_SHARED_BYTES + _MAX_SHARING * path.stat().st_size
+  limit = _MAX_SHARED_BYTES + _MAX_SHARING * contents.size
   if contents.format == 'npz':
     # Compressed, and its size is known to be within bounds.
     limit = math.inf
@@ -132,6 +129,55 @@ def _load_all(
         'has tensors that share most of their numbers: save it after .clone()'
       )
   return tensors
+
+
+@contextlib.contextmanager
+def _open(path: pathlib.Path, network: str) -> Iterator[_Contents]:
+  if not path.is_file():
+    kind = 'is no file' if path.exists() else 'does not exist'
+    raise UnreadableError(f'{kind}: give the path of a {_FORMATS} file')
+  if shards.is_index(path):
+    with _open_shards(shards.read_index(path), network) as contents:
+      yield contents
+    return
+  with path.open('rb') as file:
+    sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
+    with _open_contents(path, file, network) as contents:
+      yield contents._replace(sha256=sha256, size=path.stat().st_size)
+
+
+@contextlib.contextmanager
+def _open_shards(index: shards.Index, network: str) -> Iterator[_Contents]:
+  """All files of an index as one."""
+  with contextlib.ExitStack() as stack:
+    parts = {}
+    for name in index.shards:
+      try:
+        opened = _open(index.folder / name, network)
+        parts[name] = stack.enter_context(opened)
+      except UnreadableError as error:
+        raise UnreadableError(f'names {name}, which {error}') from error
+    leaves = {}
+    for tensor, name in index.shard_of.items():
+      if tensor not in parts[name].leaves:
+        raise UnreadableError(
+          f'names {one_line(tensor)!r} in {name}, which lacks it: {AGAIN}'
+        )
+      leaves[tensor] = name, tensor, parts[name].leaves[tensor]
+
+    def load(_, leaf):
+      name, tensor, inner = leaf
+      return parts[name].load(tensor, inner)
+
+    # As of the output of sha256sum, which has a line for each file.
+    lines = ''.join(f'{part.sha256}  {n}\n' for n, part in parts.items())
+    yield _Contents(
+      parts[index.shards[0]].format,
+      leaves,
+      load,
+      hashlib.sha256(lines.encode()).hexdigest(),
+      sum(part.size for part in parts.values()),
+    )
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ the words before them. Where it does not show, nothing is chosen.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
@@ -411,12 +412,18 @@ def _without_between(tensors: Mapping[str, _T]) -> dict[str, _T]:
 def _without_root(tensors: Mapping[str, _T], root: str) -> dict[str, _T]:
   inside = {n.removeprefix(root) for n in tensors if n.startswith(root)}
   renamed = {}
-  for name, tensor in tensors.items():
+  for full, tensor in tensors.items():
+    name = full
     if name.startswith(root):
       name = name.removeprefix(root)
-    elif name in inside:
+    else:
+      # A head has the outer wrappers too.
+      segments = name.split('.')
+      shared = os.path.commonprefix([segments[:-1], root.split('.')])
+      name = '.'.join(segments[len(shared) :])
+    if name in renamed or (name in inside and not full.startswith(root)):
       # Of another network, as of a text encoder: never mixed into this one.
-      name = f'(outside of {root}) {name}'
+      name = f'(outside of {root}) {full}'
     renamed[name] = tensor
   return renamed
 
