@@ -47,6 +47,7 @@ class Report(NamedTuple):
     resized: those that were interpolated to another grid or window.
     cast: those that were of another type than float32.
     notes: what else was changed, in words.
+    is_lost: whether the file is gone and only what it was is known.
   """
 
   path: str
@@ -59,9 +60,15 @@ class Report(NamedTuple):
   resized: tuple[str, ...]
   cast: tuple[str, ...]
   notes: tuple[str, ...]
+  is_lost: bool = False
 
   def text(self) -> str:
     """The report to print: counts, and the first names of every list."""
+    if self.is_lost:
+      return (
+        f'{self.path} is not there any more: the run goes on from its '
+        f'checkpoint; it started from {self.family}, sha256 {self.sha256}'
+      )
     lines = [f'{self.path}: {self.family}, {self.format}, sha256 {self.sha256}']
     for what in ('matched', 'missing', 'unexpected', 'resized', 'cast'):
       names = getattr(self, what)
@@ -72,16 +79,37 @@ class Report(NamedTuple):
     return '\n'.join(lines + [f'  note: {note}' for note in self.notes])
 
 
+def report_of_lost(start: Mapping[str, Any]) -> Report:
+  """The report of a file that is gone, by what results.json says of it.
+
+  Args:
+    start: as `training.scoring.describe_start` makes it.
+  """
+  return Report(
+    path=start['path'],
+    sha256=start['sha256'],
+    format='',
+    family=start['family'],
+    matched=(),
+    missing=(),
+    unexpected=(),
+    resized=tuple(start['resized']),
+    cast=(),
+    notes=(),
+    is_lost=True,
+  )
+
+
 class Imported(NamedTuple):
   """Weights for an encoder.
 
   Attributes:
     variables: {'params': ...}, for networks with batch normalisation with
-      'batch_stats' too; float32 numpy arrays.
+      'batch_stats' too; float32 numpy arrays. None of a file that is gone.
     report: where they come from.
   """
 
-  variables: dict[str, Any]
+  variables: dict[str, Any] | None
   report: Report
 
 
