@@ -8,6 +8,7 @@ the words before them. Where it does not show, nothing is chosen.
 
 from __future__ import annotations
 
+import collections
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -19,6 +20,8 @@ from cmd_jax.files.safe_read import one_line
 NETWORKS = ('student', 'teacher')
 _MAX_NESTING = 5
 _MAX_WRAPPERS = 8
+# More encoders than any file has.
+_MAX_ROOTS = 32
 
 # Words in the names of the running average of a network.
 _AVERAGE = set(
@@ -65,14 +68,15 @@ _STEMS = (
   *('patch_embed.', 'conv1.', 'conv_proj.', 'embeddings.', 'embedder.'),
   '_conv_stem.',
 )
-_ALONE = 'save the one that is meant alone'
+_ALONE = 'save the one that is meant alone and give that file'
 
 _T = TypeVar('_T')
 
 
 def _words(segment: str) -> list[str]:
   """The words of a name between dots, without the numbers they end in."""
-  words = (x.rstrip('0123456789') for x in segment.lower().split('_'))
+  apart = re.sub(r'(?<=[a-z])(?=[A-Z])', '_', segment[:200]).lower()
+  words = (x.rstrip('0123456789') for x in re.split('[_-]', apart))
   return [x for x in words if x]
 
 
@@ -134,6 +138,15 @@ def _of_role(labels: Iterable[str], network: str) -> list[str]:
   return (told if len(told) == 1 else trained) or averages
 
 
+def _check_domains(labels: Collection[str], what: str) -> None:
+  """Refuses encoders of two domains, neither the average of the other."""
+  words = {
+    word for x in labels for part in x.split('.') for word in _words(part)
+  }
+  if {'source', 'target'} <= words:
+    raise _several(labels, what)
+
+
 # Nested dicts.
 
 
@@ -160,10 +173,10 @@ def find_state_dict(root: Any, network: str) -> dict[str, Tensor]:
       for name, value in root.items()
       if value is not root and search.holds_network(name, value, _MAX_NESTING)
     }
+    _check_readable(root, found or own, network)
     if not found:
-      _check_readable(root, own, network)
       return own
-    _check_readable(root, found, network)
+    _check_domains(found, 'state dicts')
     if _is_network(own, found):
       found[''] = own
     network_here = _swapped(root, found, network)
@@ -285,6 +298,9 @@ def take_network(leaves: Mapping[str, _T], network: str) -> dict[str, _T]:
   """
   leaves = dict(leaves)
   roots = _roots(leaves)
+  if len(roots) > _MAX_ROOTS:
+    raise _several(roots, 'networks')
+  _check_domains(roots, 'networks')
   prefixes = {name: _prefix_of(name, roots) for name in leaves}
   averages = {
     name
@@ -292,24 +308,33 @@ def take_network(leaves: Mapping[str, _T], network: str) -> dict[str, _T]:
     if _is_average(prefix) and name.rpartition('.')[2] not in _BOOKKEEPING
   }
   trained = {name for name in leaves if not _is_average(prefixes[name])}
-  if averages and trained:
-    if network == 'student':
-      leaves = {name: x for name, x in leaves.items() if name in trained}
-    else:
-      names = _with_dots(averages, trained, prefixes)
-      leaves = {names.get(n, n): x for n, x in leaves.items() if n in averages}
-  else:
+  if not averages or not trained:
     _check_underscores(leaves)
-  return _one_root(leaves)
+  elif network == 'student' and not _is_all(averages, trained):
+    leaves = {name: x for name, x in leaves.items() if name in trained}
+  else:
+    names = _with_dots(averages, trained, prefixes)
+    leaves = {names.get(n, n): x for n, x in leaves.items() if n in averages}
+    if _roots(trained) and not _roots(leaves):
+      raise UnreadableError(
+        f'has an average ({_listed(averages)}) that is no whole encoder: '
+        'choose --config.init.network=student'
+      )
+  return _one_root(leaves, network)
+
+
+def _is_all(averages: Collection[str], trained: Collection[str]) -> bool:
+  """Whether what is beside an average is no network, such as a counter."""
+  few = 2 * len(trained) < len(averages)
+  return few and bool(_roots(averages)) and not _roots(trained)
 
 
 def _prefix_of(name: str, roots: Collection[str]) -> str:
   """What comes before a name of a network: its root, or words of containers."""
+  above = [root for root in roots if root and name.startswith(root)]
+  if above:
+    return max(above, key=len)
   segments = name.split('.')
-  for count in range(len(segments) - 1, 0, -1):
-    root = '.'.join(segments[:count]) + '.'
-    if root in roots:
-      return root
   count = 0
   while count < len(segments) - 1 and _is_container(segments[count]):
     count += 1
@@ -325,7 +350,7 @@ def _with_dots(
   whole = {}
   for name in trained:
     segments = name.split('.')
-    for start in range(prefixes[name].count('.') + 1):
+    for start in range(min(prefixes[name].count('.'), _MAX_WRAPPERS) + 1):
       rest = '.'.join(segments[start:])
       whole.setdefault(rest.replace('.', ''), rest)
   names = {}
@@ -349,12 +374,15 @@ def _check_underscores(leaves: Collection[str]) -> None:
       raise _several([name, 'the same without ema_'], 'networks')
 
 
-def _one_root(leaves: dict[str, _T]) -> dict[str, _T]:
+def _one_root(leaves: dict[str, _T], network: str) -> dict[str, _T]:
   """The leaves without second names of the same encoder."""
   roots = _roots(leaves)
   if len(roots) < 2:
     return leaves
   told = [root for root in roots if _is_trained(root)]
+  if network == 'teacher':
+    # None of these is known to be the average.
+    told = []
   kept = told[0] if len(told) == 1 else next(iter(roots))
   others = [root for root in roots if root != kept]
   first = leaves[roots[kept]]
@@ -429,15 +457,17 @@ def _without_root(tensors: Mapping[str, _T], root: str) -> dict[str, _T]:
 
 
 def _find_wrapper(tensors: Mapping[str, Any]) -> str | None:
-  firsts = dict.fromkeys(n.partition('.')[0] for n in tensors if '.' in n)
-  for first in firsts:
-    if not _is_container(first):
+  firsts = collections.Counter(
+    name.partition('.')[0] for name in tensors if '.' in name
+  )
+  for first, count in firsts.items():
+    if 2 * count < len(tensors) or not _is_container(first):
       continue
     prefix = f'{first}.'
     below = [
       name.removeprefix(prefix) for name in tensors if name.startswith(prefix)
     ]
-    if 2 * len(below) < len(tensors) or {*tensors, ''} >= set(below):
+    if {*tensors, ''} >= set(below):
       continue
     if prefix != 'encoder.' or any(name.startswith(_STEMS) for name in below):
       return prefix

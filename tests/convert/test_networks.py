@@ -1,5 +1,7 @@
 """Files of several networks, and names with wrappers."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -57,6 +59,9 @@ def _of_root(root, network):
     ('state_dict', 'ema_state_dict'),
     ('model_state', 'ema_state'),
     ('netB', 'netB_ema'),
+    ('encoder', 'targetEncoder'),
+    ('model', 'EMA'),
+    ('model', 'model-ema'),
   ],
 )
 @pytest.mark.parametrize('network, value', [('student', 1), ('teacher', 2)])
@@ -134,6 +139,9 @@ def test_the_only_network_is_taken(network):
     ('net1', 'net2'),
     ('encoder', 'backbone'),
     ('first', 'model'),
+    # Neither is the average of the other.
+    ('source_encoder', 'target_encoder'),
+    ('visual_encoder', 'visual_encoder_m'),
   ],
 )
 @pytest.mark.parametrize('network', ['student', 'teacher'])
@@ -149,6 +157,25 @@ def test_where_nothing_tells_the_average_both_are_named(names, network):
       _of_root(root, network)
     assert one in str(caught.value) and other in str(caught.value)
     assert 'save the one' in str(caught.value)
+
+
+def test_a_student_is_not_taken_for_the_average():
+  flat = _encoder(1, 'student.') | _encoder(2, 'net.')
+  for root in (flat, {'student': _encoder(1), 'net': _encoder(2)}):
+    assert _of_root(root, 'student') == 1
+    with pytest.raises(UnreadableError, match='net.*student'):
+      _of_root(root, 'teacher')
+
+
+def test_parts_of_an_average_are_no_encoder():
+  flat = _encoder(1, 'model.') | {'model_ema.head.weight': _tensor(2)}
+  assert _of_root(flat, 'student') == 1
+  with pytest.raises(UnreadableError, match='no whole .*network=student'):
+    _of_root(flat, 'teacher')
+  # What is beside an average that is alone is no network to choose.
+  flat = _encoder(2, 'teacher.backbone.') | {'centre': _tensor(1)}
+  for network in networks.NETWORKS:
+    assert _of_root(flat, network) == 2
 
 
 def test_two_averages_and_two_trained():
@@ -261,6 +288,23 @@ def test_names_outside_of_the_encoder_are_not_mixed_in():
   stripped = networks.strip_prefixes(tensors)
   assert stripped['blocks.0.norm.weight'] == 2
   assert 3 in stripped.values()
+
+
+@pytest.mark.parametrize(
+  'names',
+  [
+    ['a.' * 200_000 + 'patch_embed.proj.weight', 'model.' * 100_000 + 'w'],
+    [f'a{i}.patch_embed.proj.weight' for i in range(20_000)],
+    [f'model{i}.w' for i in range(20_000)],
+    ['ema.' * 50_000 + 'w', 'model.' * 50_000 + 'w'],
+    ['_aA' * 100_000 + '.w', 'model.w'],
+  ],
+  ids=['long', 'many roots', 'many words', 'many wrappers', 'a long word'],
+)
+def test_names_that_would_take_for_ever(names):
+  leaves = {name: name for name in names}
+  with contextlib.suppress(UnreadableError):
+    networks.strip_prefixes(networks.take_network(leaves, 'teacher'))
 
 
 def test_wide_dicts_in_each_other_end():
