@@ -163,10 +163,9 @@ def _refuse(path: str, renamed: families.Renamed, problems: list[str]) -> None:
     return
   left = _what_never_fits(renamed)
   if left:
-    advice = (
-      f'No encoder here fits it, the nearest neither ({"; ".join(left)}): '
-      'choose other weights'
-    )
+    more = '; '.join(x for x in left if x not in problems)
+    nearest = f', nor does the nearest ({more})' if more else ''
+    advice = f'No encoder here fits it{nearest}: choose other weights'
   else:
     advice = f'The file fits {architecture.flags_that_fit(renamed)}'
   raise UserError(
