@@ -345,6 +345,15 @@ def _load_weights(
   )
 
 
+def _has_weights(folder: pathlib.Path) -> bool:
+  """Whether a folder is one of weights rather than a run."""
+  if Workdir(str(folder)).checkpoints.is_dir():
+    return False
+  return any(
+    any(folder.glob(f'*.{x}')) for x in ('safetensors', 'index.json', 'bin')
+  )
+
+
 def load(
   path: str | os.PathLike[str],
   *,
@@ -361,7 +370,7 @@ def load(
   otherwise.
 
   Args:
-    path: work directory of a run, weight file, or a name of
+    path: work directory of a run, weight file or folder of one, or a name of
       cmd_jax.convert.pretrained.WEIGHTS such as 'efficientnet_lite0'.
     network: 'teacher' or 'student'; by default the one that the run evaluates,
       and the teacher of a file.
@@ -383,7 +392,8 @@ def load(
       f'{path} does not exist: give the work directory of a run, a file of '
       f'weights, or one of {", ".join(pretrained.WEIGHTS)}'
     )
-  if not path.is_dir():
+  is_run = path.is_dir() and not _has_weights(path)
+  if not is_run:
     return _load_weights(path, network, batch_size, model)
   if model:
     raise UserError(

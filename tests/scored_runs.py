@@ -78,6 +78,7 @@ def make_experiment(
     mesh=sharding.make_mesh(8),
     encoder=make_encoder_module(),
     imported=None,
+    start_is_lost=False,
     data=types.SimpleNamespace(
       name='birds/train',
       sha256=DATA_SHA256,

@@ -338,6 +338,27 @@ def test_weights_go_out_and_in_again(program, finished, tmp_path):
   assert results['init_from']['sha256'] == sha256
   assert sha256 in result.stderr
 
+  # The checkpoint has all that a longer run needs.
+  kept = weights.rename(tmp_path / 'kept')
+  longer = program.run(
+    program.toybirds(other, start, '--config.total_epochs=2')
+  )
+  assert longer.returncode == 0, longer.stderr
+  assert f'{weights} is not there any more' in longer.stderr
+  assert 'resumed after step' in longer.stderr
+  after = _read_results(other)
+  assert after['steps'] == 2 * results['steps']
+  for name in ('init', 'init_from'):
+    assert after[name] == results[name]
+  evaluated = program.run(
+    program.toybirds(other, start, '--config.total_epochs=2', '--mode=evaluate')
+  )
+  assert evaluated.returncode == 0, evaluated.stderr
+  assert _read_results(other)['init'] == results['init']
+  new = program.run(program.toybirds(tmp_path / 'new', start))
+  _assert_refused(new, f'{weights} does not exist')
+  kept.rename(weights)
+
   deeper = program.run(
     program.toybirds(tmp_path / 'deeper', start, '--config.model.depth=2')
   )

@@ -14,6 +14,8 @@ from flax import linen as nn
 from cmd_jax.convert import efficientnet, resnet, swin, vit
 from cmd_jax.convert.entries import Entry, get_path
 from cmd_jax.convert.families import Renamed
+from cmd_jax.errors import UserError
+from cmd_jax.models import make_encoder
 from cmd_jax.models.efficientnet import VARIANTS as EFFICIENTNETS
 from cmd_jax.models.efficientnet import EfficientNet
 from cmd_jax.models.resnet import VARIANTS as RESNETS
@@ -29,6 +31,9 @@ _TABLES = (
   (ResNet, 'resnet', resnet.entries),
   (EfficientNet, 'efficientnet', efficientnet.entries),
 )
+
+# Ten times as many as the deepest encoder published.
+_MAX_BLOCKS = 1000
 
 # norm_epsilon is in no state dict; where a family has another than ours.
 _EPSILONS = {
@@ -228,3 +233,35 @@ def flags_that_fit(renamed: Renamed) -> str:
     text = f"'{value}'" if isinstance(value, tuple) else str(value)
     flags.append(f'--config.model.{field}={text}'.replace(' ', ''))
   return ' '.join(flags)
+
+
+def _num_blocks(encoder: nn.Module) -> int:
+  """Blocks of any encoder, whose number nothing but a file tells."""
+  counts = getattr(encoder, 'depths', getattr(encoder, 'depth', 0))
+  return sum(counts) if isinstance(counts, tuple) else int(counts)
+
+
+def is_of_usual_depth(encoder: nn.Module) -> bool:
+  """Whether an encoder has at most ten times the blocks of any published."""
+  return _num_blocks(encoder) <= _MAX_BLOCKS
+
+
+def make_fitting(renamed: Renamed, **changes: Any) -> nn.Module:
+  """The encoder of `fields_that_fit`.
+
+  Args:
+    renamed: the state dict.
+    **changes: fields of config.model that are other than that.
+
+  Raises:
+    UserError: fields that cannot be, or more blocks than any encoder has.
+  """
+  usual = {} if renamed.architecture == 'resnet' else {'drop_path_rate': 0.0}
+  fields = usual | fields_that_fit(renamed) | changes
+  encoder = make_encoder(renamed.architecture, **fields)
+  if not is_of_usual_depth(encoder):
+    raise UserError(
+      f'{_num_blocks(encoder)} blocks are more than any encoder has: give '
+      'another file'
+    )
+  return encoder

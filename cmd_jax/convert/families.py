@@ -9,7 +9,7 @@ that the tables stay bijections; every such change is noted.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -122,10 +122,16 @@ _UNSUPPORTED = (
   (r'^absolute_pos_embed$', 'absolute positions of a Swin'),
   (r'^blocks\.\d+\.attn\.rel', 'relative positions of a ViT'),
   (r'^rope\.freqs', 'rotary positions of learned frequencies'),
-  (r'^conv1\.\d+\.', 'a stem of several convolutions'),
+  (r'^conv1\.\d+\.|^conv[23]\.', 'a stem of several convolutions'),
   (r'^(layer\d\.\d+\.se\.|_blocks\.\d+\._se_)', 'squeeze and excitation'),
 )
 _IN_WORDS = {'q': 'queries', 'k': 'keys', 'v': 'values'}
+# Told even where the rest of the names is of no family.
+_UNKNOWN = (
+  (r'(^|\.)ln_pre\.', 'a norm before the blocks, as CLIP has'),
+  (r'(^|\.)resblocks\.\d+\.', 'the blocks of CLIP'),
+  (r'(^|\.)stages\.\d+\..*(conv_dw|dwconv|gamma)', 'the blocks of a ConvNeXt'),
+)
 # Needed for pre-training or derived from the configuration.
 _IGNORED = re.compile(
   r'(^mask_token|\.periods|\.bias_mask|\.num_batches_tracked'
@@ -141,12 +147,26 @@ def _find_family(names: list[str]) -> tuple[str, str]:
   for family, architecture, patterns in FAMILIES:
     if all(any(_matches(n, p) for n in names) for p in patterns):
       return family, architecture
+  _refuse_parts(names, _UNKNOWN)
   families = ', '.join(dict.fromkeys(family for family, _, _ in FAMILIES))
   some = one_line(', '.join(names[:4])) or 'none'
   raise UserError(
     f'the names of the weights ({some}, ...) are of no family known here: give '
     f'a file of one of {families}'
   )
+
+
+def _refuse_parts(
+  names: Iterable[str], parts: tuple[tuple[str, str], ...]
+) -> None:
+  """Raises UserError for a part that would change the result."""
+  for pattern, what in parts:
+    found = [name for name in names if re.search(pattern, name)]
+    if found:
+      raise UserError(
+        f'the file has {what} ({one_line(found[0])}), which no encoder here '
+        'has: choose weights without it'
+      )
 
 
 def _without_wrapper(tensors: Mapping[str, np.ndarray]) -> Tensors:
@@ -156,6 +176,20 @@ def _without_wrapper(tensors: Mapping[str, np.ndarray]) -> Tensors:
     if found and prefix:
       return {name.removeprefix(prefix): x for name, x in tensors.items()}
   return dict(tensors)
+
+
+def _without_numbers(tensors: Tensors) -> Tensors:
+  """Names the parts of a ResNet whose layers a Sequential has numbered."""
+  if not {'0.weight', '1.running_mean', '4.0.conv1.weight'} <= tensors.keys():
+    return tensors
+  parts = {'0': 'conv1', '1': 'bn1'} | {
+    str(3 + i): f'layer{i}' for i in range(1, 5)
+  }
+  renamed = {}
+  for name, tensor in tensors.items():
+    first, dot, rest = name.partition('.')
+    renamed[f'{parts.get(first, first)}{dot}{rest}'] = tensor
+  return renamed
 
 
 def _rename(tensors: Tensors, table: tuple[tuple[str, str], ...]) -> Tensors:
@@ -331,7 +365,7 @@ def to_timm(tensors: Mapping[str, np.ndarray]) -> Renamed:
   Raises:
     UserError: an unknown family, or a part that our encoders do not have.
   """
-  tensors = _without_wrapper(tensors)
+  tensors = _without_numbers(_without_wrapper(tensors))
   family, architecture = _find_family(list(tensors))
   num_heads, notes = None, []
   if architecture == 'swin':
@@ -348,13 +382,7 @@ def to_timm(tensors: Mapping[str, np.ndarray]) -> Renamed:
         f'({one_line(error)}): '
         'fetch it again'
       ) from error
-  for pattern, what in _UNSUPPORTED:
-    found = [name for name in renamed if re.search(pattern, name)]
-    if found:
-      raise UserError(
-        f'the file has {what} ({one_line(found[0])}), which no encoder here '
-        'has: choose weights without it'
-      )
+  _refuse_parts(renamed, _UNSUPPORTED)
   if any('mask_token' in name for name in renamed):
     notes.append('mask_token is of use in pre-training only: it was left out')
   kept = {n: x for n, x in renamed.items() if not _IGNORED.search(n)}

@@ -10,15 +10,16 @@ import math
 import pathlib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
 import safetensors
 
-from cmd_jax.convert import torch_file
+from cmd_jax.convert import networks, shards, torch_file
 from cmd_jax.convert.torch_globals import (
   AGAIN,
+  WHOLE_MODEL,
   Tensor,
   UnreadableError,
 )
@@ -26,35 +27,6 @@ from cmd_jax.errors import UserError
 from cmd_jax.files import safe_read
 from cmd_jax.files.safe_read import one_line
 
-NETWORKS = ('student', 'teacher')
-# The trained network and the average of its weights, as programs name them.
-_PAIRS = (NETWORKS, ('model', 'model_ema'), ('state_dict', 'state_dict_ema'))
-# Where else programs keep the state dict.
-_CONTAINERS = (
-  *(name for pair in _PAIRS for name in pair),
-  'model_state_dict',
-  'module',
-  'net',
-  'network',
-  'backbone',
-  'encoder',
-  'params',
-  'weights',
-)
-_MAX_NESTING = 5
-_MAX_WRAPPERS = 8
-# What programs put before the names of an encoder.
-_WRAPPERS = (
-  *('module.', '_orig_mod.', '_fsdp_wrapped_module.', 'model.', 'base_model.'),
-  *('student.', 'teacher.', 'backbone.', 'encoder.'),
-  *('vit.', 'deit.', 'dinov2.', 'dinov2_with_registers.', 'swin.', 'resnet.'),
-)
-# The first layers of encoders. Where they are outside of 'encoder.', that is
-# a part of the encoder, as in the library transformers.
-_STEMS = (
-  *('patch_embed.', 'conv1.', 'conv_proj.', 'embeddings.', 'embedder.'),
-  '_conv_stem.',
-)
 _SAFETENSORS_DTYPES = set(
   'BOOL U8 I8 U16 I16 U32 I32 U64 I64 F16 BF16 F32 F64 C64'.split()
 )
@@ -77,8 +49,6 @@ _MAGICS = {
 }
 _FORMATS = '.safetensors, .npz or .pth'
 
-_T = TypeVar('_T')
-
 
 class WeightFile(NamedTuple):
   """Weights as they are in a file.
@@ -86,7 +56,8 @@ class WeightFile(NamedTuple):
   Attributes:
     tensors: read-only arrays by name, without the prefixes of wrappers, in the
       dtypes of the file.
-    sha256: of the file, hexadecimal.
+    sha256: of the file, hexadecimal; of several, of the lines that sha256sum
+      prints of them in the order of their names.
     format: 'safetensors', 'npz', 'torch' or 'torch_legacy'.
   """
 
@@ -101,6 +72,8 @@ class _Contents(NamedTuple):
   format: str
   leaves: dict[str, Any]
   load: Callable[[str, Any], np.ndarray]
+  sha256: str = ''
+  size: int = 0
 
 
 def read_tensors(
@@ -109,7 +82,8 @@ def read_tensors(
   """Reads a file of weights; what it is shows in its bytes, not in its name.
 
   Args:
-    path: .safetensors, .npz, or .pth of torch.save (old or new format).
+    path: .safetensors, .npz, or .pth of torch.save (old or new format); the
+      .index.json of several of them, or the folder that has it.
     network: 'student' or 'teacher', which to take of a file that has both. Of
       a model and its running average, the teacher is the average.
 
@@ -120,19 +94,13 @@ def read_tensors(
     UserError: the file is missing, damaged or of another kind, holds anything
       but data, or no tensors.
   """
-  if network not in NETWORKS:
+  if network not in networks.NETWORKS:
     raise UserError(f'network is {network!r}: choose student or teacher')
   path = pathlib.Path(path)
   try:
-    if not path.is_file():
-      kind = 'is no file' if path.exists() else 'does not exist'
-      kind = 'is a folder' if path.is_dir() else kind
-      raise UnreadableError(f'{kind}: give the path of a {_FORMATS} file')
-    with path.open('rb') as file:
-      sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
-      with _open_contents(path, file, network) as contents:
-        leaves = _take_network(contents.leaves, network)
-        tensors = _load_all(contents, strip_prefixes(leaves), path)
+    with _open(shards.find(path), network) as contents:
+      leaves = networks.take_network(contents.leaves, network)
+      tensors = _load_all(contents, networks.strip_prefixes(leaves))
   except UnreadableError as error:
     raise UserError(f'{path} {one_line(error, 1000)}') from error
   # Shapes that Python can count and NumPy can't are an OverflowError.
@@ -142,13 +110,13 @@ def read_tensors(
     ) from error
   if not tensors:
     raise UserError(f'{path} holds no tensors: give a file of weights')
-  return WeightFile(tensors, sha256, contents.format)
+  return WeightFile(tensors, contents.sha256, contents.format)
 
 
 def _load_all(
-  contents: _Contents, leaves: Mapping[str, Any], path: pathlib.Path
+  contents: _Contents, leaves: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-  limit = _MAX_SHARED_BYTES + _MAX_SHARING * path.stat().st_size
+  limit = _MAX_SHARED_BYTES + _MAX_SHARING * contents.size
   if contents.format == 'npz':
     # Compressed, and its size is known to be within bounds.
     limit = math.inf
@@ -163,60 +131,53 @@ def _load_all(
   return tensors
 
 
-def strip_prefixes(tensors: Mapping[str, _T]) -> dict[str, _T]:
-  """Takes off the prefixes that programs wrap an encoder in.
-
-  One is taken off if it is a known one (_WRAPPERS) and at least half of the
-  names have it; then the next. The others, such as those of heads, stay, and
-  so does a name that would become that of another tensor. 'encoder.' comes
-  off only if the first layer of an encoder is below it.
-
-  Args:
-    tensors: anything by name.
-
-  Returns:
-    The same in the same order under shorter names.
-  """
-  tensors = dict(tensors)
-  for _ in range(_MAX_WRAPPERS):
-    prefix = _find_wrapper(tensors)
-    if prefix is None:
-      break
-    taken = {*tensors, ''}
-    tensors = {
-      name if (short := name.removeprefix(prefix)) in taken else short: tensor
-      for name, tensor in tensors.items()
-    }
-  return tensors
+@contextlib.contextmanager
+def _open(path: pathlib.Path, network: str) -> Iterator[_Contents]:
+  if not path.is_file():
+    kind = 'is no file' if path.exists() else 'does not exist'
+    raise UnreadableError(f'{kind}: give the path of a {_FORMATS} file')
+  if shards.is_index(path):
+    with _open_shards(shards.read_index(path), network) as contents:
+      yield contents
+    return
+  with path.open('rb') as file:
+    sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
+    with _open_contents(path, file, network) as contents:
+      yield contents._replace(sha256=sha256, size=path.stat().st_size)
 
 
-def _find_wrapper(tensors: Mapping[str, Any]) -> str | None:
-  for prefix in _WRAPPERS:
-    below = [
-      name.removeprefix(prefix) for name in tensors if name.startswith(prefix)
-    ]
-    if 2 * len(below) < len(tensors) or {*tensors, ''} >= set(below):
-      continue
-    if prefix != 'encoder.' or any(name.startswith(_STEMS) for name in below):
-      return prefix
-  return None
+@contextlib.contextmanager
+def _open_shards(index: shards.Index, network: str) -> Iterator[_Contents]:
+  """All files of an index as one."""
+  with contextlib.ExitStack() as stack:
+    parts = {}
+    for name in index.shards:
+      try:
+        opened = _open(index.folder / name, network)
+        parts[name] = stack.enter_context(opened)
+      except UnreadableError as error:
+        raise UnreadableError(f'names {name}, which {error}') from error
+    leaves = {}
+    for tensor, name in index.shard_of.items():
+      if tensor not in parts[name].leaves:
+        raise UnreadableError(
+          f'names {one_line(tensor)!r} in {name}, which lacks it: {AGAIN}'
+        )
+      leaves[tensor] = name, tensor, parts[name].leaves[tensor]
 
+    def load(_, leaf):
+      name, tensor, inner = leaf
+      return parts[name].load(tensor, inner)
 
-def _take_network(leaves: dict[str, Any], network: str) -> dict[str, Any]:
-  """One network of flat names such as 'student.…' and 'teacher.…'."""
-  for outer in ('', 'module.', '_orig_mod.', 'model.'):
-    prefixes = {name: f'{outer}{name}.' for name in NETWORKS}
-    if all(
-      any(name.startswith(prefix) for name in leaves)
-      for prefix in prefixes.values()
-    ):
-      prefix = prefixes[network]
-      return {
-        name.removeprefix(prefix): leaf
-        for name, leaf in leaves.items()
-        if name.startswith(prefix)
-      }
-  return leaves
+    # As of the output of sha256sum, which has a line for each file.
+    lines = ''.join(f'{part.sha256}  {n}\n' for n, part in parts.items())
+    yield _Contents(
+      parts[index.shards[0]].format,
+      leaves,
+      load,
+      hashlib.sha256(lines.encode()).hexdigest(),
+      sum(part.size for part in parts.values()),
+    )
 
 
 @contextlib.contextmanager
@@ -283,36 +244,21 @@ def _torch_contents(
   def load(name: str, tensor: Tensor) -> np.ndarray:
     return torch_file.read_array(tensor, contents.read_storage, name)
 
-  return _Contents(kind, _find_state_dict(contents.root, network), load)
+  leaves = networks.find_state_dict(contents.root, network)
+  if not leaves:
+    raise UnreadableError(_without_tensors(contents.root))
+  return _Contents(kind, leaves, load)
 
 
-def _find_state_dict(root: Any, network: str) -> dict[str, Tensor]:
-  """The tensors of the state dict in nested dicts."""
-  for _ in range(_MAX_NESTING):
-    if not isinstance(root, dict):
-      break
-    found = {
-      name for name in _CONTAINERS if _has_tensors(root.get(name), _MAX_NESTING)
-    }
-    for pair in _PAIRS:
-      if found.issuperset(pair):
-        found.remove(pair[1 - NETWORKS.index(network)])
-    if not found:
-      return {k: v for k, v in root.items() if isinstance(v, Tensor)}
-    if len(found) > 1:
-      raise UnreadableError(
-        f'has several state dicts ({", ".join(sorted(found))}): save the one '
-        'that is meant alone'
-      )
-    root = root[found.pop()]
-  return {}
-
-
-def _has_tensors(node: Any, depth: int) -> bool:
-  if not isinstance(node, dict) or not depth:
-    return False
-  return any(isinstance(value, Tensor) for value in node.values()) or any(
-    _has_tensors(node.get(name), depth - 1) for name in _CONTAINERS
+def _without_tensors(root: Any) -> str:
+  """What a file of torch.save has in place of a state dict."""
+  if not isinstance(root, dict):
+    return f'holds no state dict: {WHOLE_MODEL}'
+  if not root:
+    return 'holds no tensors: give a file of weights'
+  names = one_line(', '.join(list(root)[:12]))
+  return (
+    f'holds no tensors where networks are kept (it has {names}): {WHOLE_MODEL}'
   )
 
 

@@ -13,11 +13,14 @@ from flax import linen as nn
 
 from cmd_jax.convert import architecture, entries, families, files, pretrained
 from cmd_jax.errors import UserError
+from cmd_jax.files.safe_read import one_line
 from cmd_jax.models.positions import interpolate_positions
 from cmd_jax.models.swin import SwinTransformer
 from cmd_jax.models.vit import VisionTransformer
 
 _LISTED = 12
+# Reasons beside others.
+_FEW = 3
 
 # What the encoder itself consists of, as opposed to heads and classifiers:
 # a name left over here means that the network is another one.
@@ -44,6 +47,7 @@ class Report(NamedTuple):
     resized: those that were interpolated to another grid or window.
     cast: those that were of another type than float32.
     notes: what else was changed, in words.
+    is_lost: whether the file is gone and only what it was is known.
   """
 
   path: str
@@ -56,9 +60,15 @@ class Report(NamedTuple):
   resized: tuple[str, ...]
   cast: tuple[str, ...]
   notes: tuple[str, ...]
+  is_lost: bool = False
 
   def text(self) -> str:
     """The report to print: counts, and the first names of every list."""
+    if self.is_lost:
+      return (
+        f'{self.path} is not there any more: the run goes on from its '
+        f'checkpoint; it started from {self.family}, sha256 {self.sha256}'
+      )
     lines = [f'{self.path}: {self.family}, {self.format}, sha256 {self.sha256}']
     for what in ('matched', 'missing', 'unexpected', 'resized', 'cast'):
       names = getattr(self, what)
@@ -69,16 +79,37 @@ class Report(NamedTuple):
     return '\n'.join(lines + [f'  note: {note}' for note in self.notes])
 
 
+def report_of_lost(start: Mapping[str, Any]) -> Report:
+  """The report of a file that is gone, by what results.json says of it.
+
+  Args:
+    start: as `training.scoring.describe_start` makes it.
+  """
+  return Report(
+    path=start['path'],
+    sha256=start['sha256'],
+    format='',
+    family=start['family'],
+    matched=(),
+    missing=(),
+    unexpected=(),
+    resized=tuple(start['resized']),
+    cast=(),
+    notes=(),
+    is_lost=True,
+  )
+
+
 class Imported(NamedTuple):
   """Weights for an encoder.
 
   Attributes:
     variables: {'params': ...}, for networks with batch normalisation with
-      'batch_stats' too; float32 numpy arrays.
+      'batch_stats' too; float32 numpy arrays. None of a file that is gone.
     report: where they come from.
   """
 
-  variables: dict[str, Any]
+  variables: dict[str, Any] | None
   report: Report
 
 
@@ -128,12 +159,53 @@ def _resize(name: str, tensor: np.ndarray, shape: tuple) -> np.ndarray | None:
 
 def _refuse(path: str, renamed: families.Renamed, problems: list[str]) -> None:
   """Raises UserError if the file is of another network than the encoder."""
-  if problems:
-    raise UserError(
-      f'{path} ({renamed.family}) is not the encoder of the config: '
-      f'{"; ".join(problems)}. The file fits '
-      f'{architecture.flags_that_fit(renamed)}'
-    )
+  if not problems:
+    return
+  left = _what_never_fits(renamed)
+  if left:
+    more = '; '.join(x for x in left if x not in problems)
+    nearest = f', nor does the nearest ({more})' if more else ''
+    advice = f'No encoder here fits it{nearest}: choose other weights'
+  else:
+    advice = f'The file fits {architecture.flags_that_fit(renamed)}'
+  raise UserError(
+    f'{path} ({renamed.family}) is not the encoder of the config: '
+    f'{"; ".join(problems)}. {advice}'
+  )
+
+
+def _what_never_fits(renamed: families.Renamed) -> list[str]:
+  """Tries the encoder of the flags; what of the file is still unlike it."""
+  try:
+    encoder = architecture.make_fitting(renamed)
+    name, table = architecture.table_of(encoder)
+    shapes = architecture.torch_shapes(encoder, table)
+  except UserError as error:
+    return [str(error)]
+  # Whatever an encoder of impossible sizes raises while it is made.
+  except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+    return [one_line(error)]
+  problems = _differences(name, renamed, shapes)
+  if not problems:
+    problems = _check_the_rest(encoder, renamed)[0]
+    problems += _misshapen(renamed, shapes)
+  return problems[:_FEW]
+
+
+def _misshapen(
+  renamed: families.Renamed, shapes: Mapping[str, tuple]
+) -> list[str]:
+  """The tensors that neither have the shape of the encoder nor can get it."""
+  found = []
+  for name, shape in shapes.items():
+    tensor = renamed.tensors[name]
+    if tensor.shape != shape and _resize(name, tensor, shape) is None:
+      found.append(_of_shapes(name, tensor.shape, shape))
+  return found
+
+
+def _of_shapes(name: str, there: tuple, here: tuple) -> str:
+  return f'{name} is {list(there)} in the file and {list(here)} in the encoder'
 
 
 def _differences(
@@ -202,10 +274,7 @@ def _fit(
       continue
     fitting = _resize(name, tensor, shape)
     if fitting is None:
-      misshapen.append(
-        f'{name} is {list(tensor.shape)} in the file and {list(shape)} in the '
-        'encoder'
-      )
+      misshapen.append(_of_shapes(name, tensor.shape, shape))
     else:
       resized.append(name)
       tensors[name] = fitting
@@ -231,8 +300,8 @@ def load_encoder(
 
   Raises:
     UserError: a file that cannot be read or whose names are unknown, weights of
-      another architecture (with the flags that fit), or values that are not
-      finite.
+      another architecture (with the flags that fit, if any do), or values that
+      are not finite.
   """
   path = str(pretrained.resolve(path))
   file = files.read_tensors(path, network=network)

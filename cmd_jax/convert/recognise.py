@@ -12,11 +12,7 @@ from flax import linen as nn
 from cmd_jax.convert import architecture, families, files, load, pretrained
 from cmd_jax.errors import UserError
 from cmd_jax.files import safe_read
-from cmd_jax.models import make_encoder
 from cmd_jax.models.layers import DTYPES
-
-# Ten times as many as the deepest encoder published.
-_MAX_BLOCKS = 1000
 
 
 class Recognised(NamedTuple):
@@ -53,27 +49,9 @@ def _from_description(text: str) -> nn.Module | None:
     }
     cls = architecture.class_of(fields.pop('name'))
     encoder = cls(**fields | {'dtype': DTYPES[fields['dtype']]})
-    return encoder if _num_blocks(encoder) <= _MAX_BLOCKS else None
+    return encoder if architecture.is_of_usual_depth(encoder) else None
   except (AttributeError, LookupError, TypeError, ValueError):
     return None
-
-
-def _num_blocks(encoder: nn.Module) -> int:
-  """Blocks of any encoder, whose number nothing but a file tells."""
-  counts = getattr(encoder, 'depths', getattr(encoder, 'depth', 0))
-  return sum(counts) if isinstance(counts, tuple) else int(counts)
-
-
-def _make(renamed: families.Renamed, changes: dict[str, Any]) -> nn.Module:
-  usual = {} if renamed.architecture == 'resnet' else {'drop_path_rate': 0.0}
-  fields = usual | architecture.fields_that_fit(renamed) | changes
-  encoder = make_encoder(renamed.architecture, **fields)
-  if _num_blocks(encoder) > _MAX_BLOCKS:
-    raise UserError(
-      f'{_num_blocks(encoder)} blocks are more than any encoder has: give '
-      'another file'
-    )
-  return encoder
 
 
 def recognise_encoder(
@@ -103,7 +81,7 @@ def recognise_encoder(
   if encoder is None:
     tensors = files.read_tensors(path, network=network).tensors
     try:
-      encoder = _make(families.to_timm(tensors), changes)
+      encoder = architecture.make_fitting(families.to_timm(tensors), **changes)
     except UserError as error:
       raise UserError(f'{path}: {error}') from error
   try:

@@ -7,6 +7,7 @@ records after checks of type.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -129,6 +130,14 @@ def _build_size(args: tuple) -> tuple:
   return expect(args[0], tuple)
 
 
+def _build_attribute(args: tuple) -> Inert:
+  # As members of an enumeration are pickled by some versions of Python.
+  owner, name = args
+  expect(owner, Global)
+  expect(name, str)
+  return INERT
+
+
 _DTYPES = {
   'float64': ('Double', np.float64),
   'float32': ('Float', np.float32),
@@ -149,6 +158,8 @@ _DTYPES = {
 _BUILDS = {
   'collections.OrderedDict': _build_dict,
   'collections.defaultdict': _build_dict,
+  '__builtin__.getattr': _build_attribute,
+  'builtins.getattr': _build_attribute,
   'torch.Size': _build_size,
   'torch._utils._rebuild_tensor': _build_tensor,
   'torch._utils._rebuild_tensor_v2': _build_tensor,
@@ -159,34 +170,37 @@ _BUILDS = {
 }
 # Found beside the weights in published files: arguments, logs, versions.
 _INERT = """
-  __builtin__.complex __builtin__.dict __builtin__.float __builtin__.frozenset
-  __builtin__.int __builtin__.list __builtin__.set __builtin__.slice
-  __builtin__.str __builtin__.tuple __builtin__.unicode
-  _codecs.encode addict.addict.Dict addict.Dict argparse.Namespace
-  builtins.bytearray builtins.bytes builtins.complex builtins.dict
-  builtins.float builtins.frozenset builtins.int builtins.list builtins.set
-  builtins.slice builtins.str builtins.tuple
-  collections.Counter collections.deque
-  datetime.date datetime.datetime datetime.timedelta
-  detectron2.config.config.CfgNode easydict.EasyDict
-  fvcore.common.config.CfgNode
+  __builtin__.Ellipsis __builtin__.bytearray __builtin__.complex
+  __builtin__.dict __builtin__.float __builtin__.frozenset __builtin__.int
+  __builtin__.list __builtin__.long __builtin__.set __builtin__.slice
+  __builtin__.str __builtin__.tuple __builtin__.type __builtin__.unicode
+  __builtin__.xrange _codecs.encode addict.Dict addict.addict.Dict
+  argparse.Namespace builtins.Ellipsis builtins.bytearray builtins.bytes
+  builtins.complex builtins.dict builtins.float builtins.frozenset
+  builtins.int builtins.list builtins.range builtins.set builtins.slice
+  builtins.str builtins.tuple builtins.type collections.ChainMap
+  collections.Counter collections.deque copy_reg._reconstructor
+  copyreg._reconstructor datetime.date datetime.datetime datetime.time
+  datetime.timedelta datetime.timezone decimal.Decimal
+  detectron2.config.config.CfgNode easydict.EasyDict fractions.Fraction
+  functools.partial fvcore.common.config.CfgNode
   ml_collections.config_dict.config_dict.ConfigDict
   mmcv.utils.config.ConfigDict mmengine.config.config.ConfigDict
-  numpy.dtype numpy.ndarray
-  numpy.core.multiarray._reconstruct numpy.core.multiarray.scalar
   numpy._core.multiarray._reconstruct numpy._core.multiarray.scalar
-  omegaconf.base.ContainerMetadata omegaconf.base.Metadata
+  numpy.core.multiarray._reconstruct numpy.core.multiarray.scalar numpy.dtype
+  numpy.ndarray omegaconf.base.ContainerMetadata omegaconf.base.Metadata
   omegaconf.dictconfig.DictConfig omegaconf.listconfig.ListConfig
   omegaconf.nodes.AnyNode omegaconf.nodes.BooleanNode
   omegaconf.nodes.FloatNode omegaconf.nodes.IntegerNode
-  omegaconf.nodes.StringNode
-  pathlib.Path pathlib.PosixPath pathlib.PurePath pathlib.PurePosixPath
-  pathlib.PureWindowsPath pathlib.WindowsPath
+  omegaconf.nodes.StringNode pathlib.Path pathlib.PosixPath pathlib.PurePath
+  pathlib.PurePosixPath pathlib.PureWindowsPath pathlib.WindowsPath
+  pathlib._local.Path pathlib._local.PosixPath pathlib._local.PurePath
+  pathlib._local.PurePosixPath pathlib._local.PureWindowsPath
+  pathlib._local.WindowsPath
   pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint
-  pytorch_lightning.utilities.parsing.AttributeDict
-  torch.Tensor torch.device torch.nn.parameter.Parameter
-  torch.storage.TypedStorage torch.torch_version.TorchVersion
-  types.SimpleNamespace typing.Any
+  pytorch_lightning.utilities.parsing.AttributeDict re._compile torch.Tensor
+  torch.device torch.nn.parameter.Parameter torch.storage.TypedStorage
+  torch.torch_version.TorchVersion types.SimpleNamespace typing.Any uuid.UUID
   yacs.config.CfgNode
 """.split()
 
@@ -210,21 +224,49 @@ def _make_globals() -> dict[str, Global]:
 
 
 _GLOBALS = _make_globals()
+# Nothing of them would run either, but a file that asks for them means harm.
+_OF_PYTHON = sys.stdlib_module_names | {
+  *('__builtin__', 'commands', 'copy_reg', 'popen2', 'urllib2'),
+}
+_OF_SYSTEM = set(
+  'os posix nt sys subprocess shutil socket system popen eval exec compile '
+  '__import__ __builtins__ __globals__ __subclasses__'.split()
+)
+# Of PyTorch: losses, optimisers and settings, all but what makes tensors.
+_BESIDE_WEIGHTS = (
+  *('torch.nn.', 'torch.optim.', 'torch.distributed.', 'torch.utils.data.'),
+  *('torch.amp.', 'torch.cuda.amp.'),
+)
+
+
+def _is_foreign(full: str) -> bool:
+  """Whether a name is of a program of others, such as of its settings."""
+  parts = full.split('.')
+  if _OF_SYSTEM.intersection(parts):
+    return False
+  return full.startswith(_BESIDE_WEIGHTS) or (
+    parts[0] not in _OF_PYTHON and parts[0] != 'torch'
+  )
 
 
 def find_global(module: Any, name: Any) -> Global:
   """What stands in for a name.
 
+  What is neither of Python itself nor of PyTorch, such as the enumerations and
+  settings of a trainer, carries and does nothing, as all that is built of it.
+
   Raises:
-    UnreadableError: the table has no such name.
+    UnreadableError: a name of Python's or PyTorch's that is not in the table.
   """
   full = f'{expect(module, str)}.{expect(name, str)}'
-  if full not in _GLOBALS:
-    raise UnreadableError(
-      f'asks for {full[:200]!r}, which no weights need, so it was not read any '
-      f'further and nothing of it was run: {WHOLE_MODEL}'
-    )
-  return _GLOBALS[full]
+  if full in _GLOBALS:
+    return _GLOBALS[full]
+  if _is_foreign(full):
+    return Global(full)
+  raise UnreadableError(
+    f'asks for {full[:200]!r}, which no weights need, so it was not read any '
+    f'further and nothing of it was run: {WHOLE_MODEL}'
+  )
 
 
 def set_item(target: Any, key: Any, value: Any) -> None:

@@ -13,7 +13,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cmd_jax.config.check import check_config
-from cmd_jax.convert.load import Imported, Report, load_encoder
+from cmd_jax.convert.load import (
+  Imported,
+  Report,
+  load_encoder,
+  report_of_lost,
+)
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.batch import MultiStepBatch
 from cmd_jax.data.canvas import Canvases
@@ -101,7 +106,8 @@ class Experiment(NamedTuple):
     data: the images.
     method: the objective for global batches, as evaluation needs it.
     parts: how the parts of the images are found; None for a method without.
-    init_state: () -> `TrainState` on the mesh, a function of the seed.
+    init_state: () -> `TrainState` on the mesh, a function of the seed; not
+      the one that the run began with if `start_is_lost`.
     state_like: shapes and shardings of that state.
     compile_step: () -> the compiled train step.
     rng: root key of the steps.
@@ -129,6 +135,11 @@ class Experiment(NamedTuple):
     """The images that the encoder is scored on."""
     return Splits(self.data.pretrain, self.data.test)
 
+  @property
+  def start_is_lost(self) -> bool:
+    """Whether the initial weights can't be had any more."""
+    return self.imported is not None and self.imported.is_lost
+
   def open_checkpoints(self, workdir: Workdir) -> Checkpoints:
     """The checkpoints of a work directory."""
     return Checkpoints(workdir.checkpoints, keep=self.steps.checkpoints_kept)
@@ -148,9 +159,14 @@ class Experiment(NamedTuple):
     return self._replace(mesh=mesh), sharding.gather(here, mesh)
 
 
-def _import_encoder(init: ConfigDict, encoder: nn.Module) -> Imported | None:
+def _import_encoder(
+  init: ConfigDict, encoder: nn.Module, lost_start: Mapping[str, Any] | None
+) -> Imported | None:
   if not init.path:
     return None
+  if lost_start:
+    # Drawn in place of what is in no file: the checkpoint has what follows.
+    return Imported(None, report_of_lost(lost_start))
   return load_encoder(init.path, encoder, network=init.network)
 
 
@@ -293,11 +309,15 @@ def _make_functions(
   )
 
 
-def build(config: ConfigDict) -> Experiment:
+def build(
+  config: ConfigDict, *, lost_start: Mapping[str, Any] | None = None
+) -> Experiment:
   """Builds an experiment.
 
   Args:
     config: as cmd_jax/config/published.py makes it.
+    lost_start: of a run with a checkpoint whose file of initial weights is
+      gone, what results.json says of it; None reads the file.
 
   Raises:
     UserError: anything in the config that cannot be.
@@ -313,7 +333,7 @@ def build(config: ConfigDict) -> Experiment:
     train_last_blocks=config.optim.train_last_blocks,
     lora_rank=config.lora.rank,
   )
-  imported = _import_encoder(config.init, encoder)
+  imported = _import_encoder(config.init, encoder, lost_start)
   variables = imported and imported.variables
   data = load_data(config, mesh)
   plan = _make_plan(config, data.pretrain)

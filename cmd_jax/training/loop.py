@@ -24,7 +24,12 @@ from cmd_jax.training import hooks, part_rounds
 from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.metrics import Progress
 from cmd_jax.training.same_images import hash_of_sample
-from cmd_jax.training.scoring import describe_start, network_of, score
+from cmd_jax.training.scoring import (
+  describe_start,
+  explain_lost_start,
+  network_of,
+  score,
+)
 from cmd_jax.training.state import TrainState
 from cmd_jax.training.summary import announce, describe_hardware, report_skipped
 
@@ -262,6 +267,9 @@ def _score_start(experiment: Experiment, workdir: Workdir) -> None:
   Only now, made again from its seed: the first step need not wait for it.
   """
   if processes.broadcast_from_main(lambda: bool(workdir.results().get('init'))):
+    return
+  if experiment.start_is_lost:
+    processes.broadcast_from_main(lambda: explain_lost_start(experiment))
     return
   alone, state = experiment.on_this_process(experiment.init_state())
   processes.broadcast_from_main(

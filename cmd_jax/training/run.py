@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from cmd_jax.convert import pretrained
 from cmd_jax.devices import processes
 from cmd_jax.errors import UserError
 from cmd_jax.files import disk_errors
@@ -90,6 +91,21 @@ def _check_apart(config: ConfigDict, workdir: Workdir) -> None:
     )
 
 
+def _lost_start(workdir: Workdir, config: ConfigDict) -> dict[str, Any] | None:
+  """What a run started from if that is gone and a checkpoint has the rest."""
+  path = config.init.path
+  if not path or not workdir.has_checkpoint():
+    return None
+  try:
+    if pretrained.resolve(path).exists():
+      return None
+  except UserError:
+    # The package of published weights is gone.
+    pass
+  start = workdir.results().get('init_from')
+  return start if start and start.get('path') else None
+
+
 @contextlib.contextmanager
 def opened(
   config: ConfigDict | None,
@@ -124,7 +140,12 @@ def opened(
     fields = {k: v for k, v in config.to_dict().items() if k != 'dataset'}
     processes.assert_same_on_all('the flags', repr(fields))
     try:
-      built = experiment.build(_with_route_of(workdir, config))
+      built = experiment.build(
+        _with_route_of(workdir, config),
+        lost_start=processes.broadcast_from_main(
+          lambda: _lost_start(workdir, config)
+        ),
+      )
     except AttributeError as error:
       if is_given:
         raise

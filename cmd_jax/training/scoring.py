@@ -144,6 +144,31 @@ def check_same_start(experiment: Experiment, workdir: Workdir) -> None:
     )
 
 
+def explain_lost_start(experiment: Experiment) -> None:
+  """Says on stderr why the initial encoder is not scored."""
+  print(
+    f'{experiment.imported.path} is not there any more, so that the initial '
+    'encoder is not scored: restore the file and run --mode=evaluate to see '
+    'the gain',
+    file=sys.stderr,
+  )
+
+
+def _score_init(experiment: Experiment, workdir: Workdir) -> dict[str, float]:
+  """Scores the initial encoder; where it is lost, what was scored before."""
+  if not experiment.start_is_lost:
+    # Not named: what it remembers of the images is let go.
+    return score(
+      experiment, network_of(experiment, experiment.init_state(), workdir)
+    )
+  before = workdir.results()
+  init = before.get('init') or {}
+  if init and before.get('eval') == experiment.evaluation.settings:
+    return init
+  explain_lost_start(experiment)
+  return {}
+
+
 def evaluate_run(experiment: Experiment, workdir: Workdir) -> dict:
   """Scores the initial encoder and the newest checkpoint of a run.
 
@@ -169,10 +194,7 @@ def evaluate_run(experiment: Experiment, workdir: Workdir) -> dict:
     trained, step = read_trained(experiment, workdir)
     check_same_start(experiment, workdir)
   entries = dict(
-    # Not named: what it remembers of the images is let go.
-    init=score(
-      experiment, network_of(experiment, experiment.init_state(), workdir)
-    ),
+    init=_score_init(experiment, workdir),
     protocols=list(evaluation.protocols),
     eval=evaluation.settings,
   )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from cmd_jax.convert import files
+from cmd_jax.convert import files, networks
 from cmd_jax.errors import UserError
 
 _DATA = pathlib.Path(__file__).parent / 'data'
@@ -171,22 +171,22 @@ _AVERAGED = {'model': {'w': _tensor(1)}, 'model_ema': {'w': _tensor(2)}}
   ],
 )
 def test_where_the_state_dict_may_be(root, network, offset):
-  found = files._find_state_dict(root, network)
+  found = networks.find_state_dict(root, network)
   assert {k: v.offset for k, v in found.items()} == {'w': offset}
 
 
 def test_no_choice_between_state_dicts_of_unknown_use():
   root = {'model': {'w': _tensor(1)}, 'backbone': {'w': _tensor(2)}}
   with pytest.raises(files.UnreadableError, match='backbone, model'):
-    files._find_state_dict(root, 'teacher')
+    networks.find_state_dict(root, 'teacher')
 
 
 def test_dicts_in_themselves():
   root = {}
   root['model'] = root
-  assert files._find_state_dict(root, 'teacher') == {}
+  assert networks.find_state_dict(root, 'teacher') == {}
   root['w'] = _tensor(1)
-  assert files._find_state_dict(root, 'teacher') in ({}, {'w': root['w']})
+  assert networks.find_state_dict(root, 'teacher') in ({}, {'w': root['w']})
 
 
 @pytest.mark.parametrize(
@@ -210,14 +210,14 @@ def test_dicts_in_themselves():
 )  # fmt: skip
 def test_prefixes(names, expected):
   tensors = {name: name for name in names.split()}
-  stripped = files.strip_prefixes(tensors)
+  stripped = networks.strip_prefixes(tensors)
   assert ' '.join(stripped) == expected
   assert list(stripped.values()) == list(tensors)
 
 
 def test_many_wrappers_end():
   name = 'module.' * 1000 + 'w'
-  assert files.strip_prefixes({name: 1})
+  assert networks.strip_prefixes({name: 1})
 
 
 @pytest.mark.parametrize(

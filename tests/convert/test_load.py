@@ -291,3 +291,97 @@ def test_unknown_weights_are_told_with_the_path(load_tensors):
     fixtures.encoder_of('timm_vit'),
   )
   assert 'no family known here' in message
+
+
+def _widened(name, axis, times):
+  """The weights of a family with one tensor longer by one axis."""
+
+  def change(tensors):
+    return tensors | {name: np.repeat(tensors[name], times, axis)}
+
+  return change
+
+
+def _without(name):
+  return lambda tensors: {n: x for n, x in tensors.items() if n != name}
+
+
+def _with(name, shape):
+  return lambda tensors: tensors | {name: np.ones(shape, np.float32)}
+
+
+_KERNEL = 'patch_embed.proj.weight'
+
+
+@pytest.mark.parametrize(
+  'family, change, words',
+  [
+    # One channel, or four.
+    ('timm_resnet50', lambda t: t | {'conv1.weight': t['conv1.weight'][:, :1]},
+     'conv1.weight is [64, 1, 7, 7]'),
+    ('timm_vit', lambda t: t | {_KERNEL: t[_KERNEL][:, :1]}, _KERNEL),
+    ('timm_swin', _widened(_KERNEL, 1, 2), _KERNEL),
+    # Groups as in ResNeXt, wider bottlenecks as in wide ResNets.
+    ('timm_resnet50',
+     lambda t: t | {'layer1.0.conv2.weight': t['layer1.0.conv2.weight'][:, :1]},
+     'layer1.0.conv2.weight'),
+    ('timm_resnet50', _widened('layer1.0.conv1.weight', 0, 2),
+     'layer1.0.conv1.weight'),
+    # Depths of no variant, as of a ResNet-152.
+    ('timm_resnet50', _with('layer2.4.conv1.weight', (1,)), 'layer2'),
+    # Patches that are no squares, or of videos.
+    ('timm_vit', _widened(_KERNEL, 2, 2), _KERNEL),
+    ('timm_vit', lambda t: t | {_KERNEL: t[_KERNEL][:, :, None]}, _KERNEL),
+    # Parts that are missing or of nobody.
+    ('timm_vit', _without('norm.weight'), 'norm.weight'),
+    ('timm_vit', _with('blocks.0.attn.gate', (3,)), 'blocks.0.attn.gate'),
+    ('timm_vit', _widened('blocks.1.mlp.fc1.bias', 0, 3), 'blocks.1.mlp.fc1'),
+  ],
+)  # fmt: skip
+def test_no_advice_that_ends_in_the_same_refusal(
+  load_tensors, family, change, words
+):
+  tensors = change(fixtures.weights(family))
+  # As the config is, and where it is of another architecture.
+  for encoder in ('timm_resnet50', 'timm_vit'):
+    message = _refusal(load_tensors, tensors, fixtures.encoder_of(encoder))
+    assert 'The file fits' not in message
+    assert 'No encoder here fits' in message and words in message
+
+
+def test_too_many_blocks_are_not_tried(load_tensors):
+  tensors = fixtures.weights('timm_vit') | {
+    f'blocks.{i}.norm1.bias': np.ones(16, np.float32) for i in range(2, 3000)
+  }
+  message = _refusal(load_tensors, tensors, fixtures.encoder_of('timm_vit'))
+  assert '3000 blocks are more than any encoder has' in message
+
+
+@pytest.mark.parametrize(
+  'names, words',
+  [
+    (['visual.conv1.weight', 'visual.ln_pre.bias'], 'a norm before the blocks'),
+    (['visual.conv1.weight', 'transformer.resblocks.0.ln_1.bias'], 'of CLIP'),
+    (['stages.0.0.gamma', 'downsample_layers.0.0.bias'], 'a ConvNeXt'),
+  ],
+)
+def test_what_other_networks_have_is_told(load_tensors, names, words):
+  tensors = {name: np.ones(3, np.float32) for name in names}
+  message = _refusal(load_tensors, tensors, fixtures.encoder_of('timm_vit'))
+  assert words in message
+
+
+@pytest.mark.parametrize('prefix', ['', 'backbone.', 'module.encoder_q.'])
+def test_a_resnet_whose_layers_are_numbered(load_tensors, prefix):
+  tensors = fixtures.weights('timm_resnet50')
+  parts = {'conv1': '0', 'bn1': '1'} | {
+    f'layer{i}': str(3 + i) for i in range(5)
+  }
+  numbered = {}
+  for name, tensor in tensors.items():
+    first, dot, rest = name.partition('.')
+    numbered[f'{prefix}{parts.get(first, first)}{dot}{rest}'] = tensor
+  encoder = fixtures.encoder_of('timm_resnet50')
+  expected = load_tensors(tensors, encoder).variables
+  found = load_tensors(numbered, encoder).variables
+  jax.tree.map(np.testing.assert_array_equal, found, expected)

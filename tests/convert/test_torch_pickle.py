@@ -1,9 +1,18 @@
+import argparse
+import collections
+import dataclasses
+import datetime
+import decimal
+import enum
+import fractions
 import io
 import os
 import pathlib
 import pickle
 import random
+import re
 import struct
+import uuid
 import zipfile
 
 import numpy as np
@@ -306,7 +315,8 @@ def test_big_endian_files_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'name, words', [('script', 'torch.jit.load'), ('model', 'linear.Linear')]
+  'name, words',
+  [('script', 'torch.jit.load'), ('model', 'save model.state_dict')],
 )
 def test_programs_are_refused(name, words):
   with pytest.raises(UserError, match=words):
@@ -333,3 +343,83 @@ def test_damaged_files_raise_nothing_but_user_errors(tmp_path, name):
       failures += 1
       assert 'a.pth' in str(error)
   assert failures > 50
+
+
+class _Mode(enum.Enum):
+  FAST = 'fast'
+
+
+class _Flags(enum.IntFlag):
+  ONE, TWO = 1, 2
+
+
+@dataclasses.dataclass
+class _Settings:
+  path: pathlib.Path
+  modes: dict
+
+
+class _ByAttribute:
+  def __reduce__(self):
+    return getattr, (_Mode, 'FAST')
+
+
+_Pair = collections.namedtuple('_Pair', 'a b')
+
+
+@pytest.mark.parametrize(
+  'value',
+  [
+    argparse.Namespace(a=1, path=pathlib.Path('/x'), mode=_Mode.FAST),
+    *(_Mode.FAST, _Flags.ONE | _Flags.TWO, _Mode, _ByAttribute()),
+    *(_Settings(pathlib.Path('x'), {'m': _Mode.FAST}), _Pair(1, _Mode.FAST)),
+    *(pathlib.PurePosixPath('a/b'), pathlib.PureWindowsPath('c:/d')),
+    *(uuid.UUID(int=1), decimal.Decimal('1.5'), fractions.Fraction(1, 2)),
+    *(datetime.datetime.now(datetime.UTC), range(3), ..., type(None)),
+    *(re.compile('a'), collections.ChainMap({}), bytearray(b'a'), 1j),
+    *(np.float32(1), np.arange(3), np.random.default_rng(0), np.dtype('f4')),
+  ],
+  ids=lambda x: type(x).__name__,
+)
+@pytest.mark.parametrize('protocol', [2, 4, 5])
+def test_objects_beside_the_weights_are_skipped(tmp_path, value, protocol):
+  path = tmp_path / 'a.pth'
+  weights = _tensor_pickle(0, (2,), (1,), 2)[2:-1]
+  text = b'X\x04\0\0\0args'
+  pickled = pickle.dumps(value, protocol)[:-1]
+  state = b'X\x0a\0\0\0state_dict' + weights
+  head, body = pickled[:2], pickled[2:]
+  # The frames of later protocols are taken as they come.
+  _write_zip(path, head + b'}(' + state + text + body + b'u.', [bytes(8)])
+  tensors = files.read_tensors(path).tensors
+  assert tensors.keys() == {'w'}
+
+
+@pytest.mark.parametrize(
+  'module, name',
+  [
+    *(('timm.utils', 'os.system'), ('pkg.os', 'system'), ('pkg', 'eval')),
+    *(('posix', 'system'), ('subprocess', 'Popen'), ('torch.hub', 'load')),
+    *(('torch', 'load'), ('torch._utils', '_rebuild_qtensor'), ('os', 'x')),
+    *(('torch.storage', '_load_from_bytes'), ('importlib', 'import_module')),
+  ],
+)
+def test_names_that_mean_harm_or_tensors_are_refused(tmp_path, module, name):
+  pickled = b'\x80\x04}X\x01\0\0\0wc%s\n%s\n)Rs.'
+  _write_zip(tmp_path / 'a.pth', pickled % (module.encode(), name.encode()))
+  with pytest.raises(UserError, match=f'asks for .{module}.{name}'):
+    files.read_tensors(tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize(
+  'value, words',
+  [
+    (_Settings('x', {}), 'no state dict'),
+    ({'net': _Settings('x', {})}, r'it has net\): if it is a whole model'),
+    ({'epoch': 3, 'logs': {'a': 1}}, 'it has epoch, logs'),
+  ],
+)
+def test_objects_alone_are_no_weights(tmp_path, value, words):
+  _write_zip(tmp_path / 'a.pth', pickle.dumps(value, 2))
+  with pytest.raises(UserError, match=words):
+    files.read_tensors(tmp_path / 'a.pth')

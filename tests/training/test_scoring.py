@@ -3,13 +3,15 @@ import types
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from cmd_jax import evaluators
+from cmd_jax.convert.load import report_of_lost
 from cmd_jax.data.augment.multi_crop import make_eval_view
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators import frozen_network
 from cmd_jax.rundir.workdir import Workdir
-from cmd_jax.training import scoring
+from cmd_jax.training import run, scoring
 from tests import scored_runs
 from tests.scored_runs import PX, make_state, make_workdir
 
@@ -158,3 +160,55 @@ def test_runs_of_other_data_or_weights_are_refused(tmp_path, before, words):
   workdir.update_results(**before)
   with pytest.raises(UserError, match=words):
     scoring.evaluate_run(tiny, workdir)
+
+
+_START = {'path': 'x.pth', 'sha256': 'of x', 'family': 'ViT', 'resized': []}
+
+
+def _lost(experiment):
+  experiment.imported = report_of_lost(_START)
+  experiment.start_is_lost = True
+  experiment.init_state = None
+  return experiment
+
+
+def test_a_lost_start_keeps_its_scores(tmp_path, capsys):
+  workdir = make_workdir(tmp_path, make_state(5, 5))
+  tiny = _lost(_experiment())
+  settings = tiny.evaluation.settings
+  init = {'knn/20/top1': 0.25}
+  workdir.update_results(init=init, init_from=_START, eval=settings)
+  results = scoring.evaluate_run(tiny, workdir)
+  assert results['init'] == init
+  assert scoring.describe_start(tiny) == results['init_from'] == _START
+  assert 'knn/20/top1' in results['final']
+  assert 'not there any more' not in capsys.readouterr().err
+
+  # Scores of other settings are no start to compare with.
+  workdir.update_results(eval=settings | {'view_px': 99})
+  results = scoring.evaluate_run(tiny, workdir)
+  assert results['init'] == {}
+  assert 'x.pth is not there any more' in capsys.readouterr().err
+
+
+def test_which_starts_are_lost(tmp_path, monkeypatch):
+  path = tmp_path / 'x.pth'
+  config = ConfigDict({'init': {'path': str(path)}})
+  start = _START | {'path': str(path)}
+  empty = Workdir(str(tmp_path / 'empty'))
+  assert run._lost_start(empty, config) is None
+  workdir = make_workdir(tmp_path / 'run', make_state(5, 5))
+  # What the run started from is not known.
+  assert run._lost_start(workdir, config) is None
+  workdir.update_results(init_from=start)
+  assert run._lost_start(workdir, config) == start
+  assert run._lost_start(workdir, ConfigDict({'init': {'path': ''}})) is None
+  path.write_bytes(b'x')
+  assert run._lost_start(workdir, config) is None
+
+  def resolve(name):
+    raise UserError(f'{name} is not installed any more')
+
+  monkeypatch.setattr(run.pretrained, 'resolve', resolve)
+  named = ConfigDict({'init': {'path': 'efficientnet_lite2'}})
+  assert run._lost_start(workdir, named) == start

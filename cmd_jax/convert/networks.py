@@ -1,0 +1,474 @@
+"""Which of the networks in a file is meant, and its names without wrappers.
+
+Programs keep an encoder under many names, and often twice: as it is trained,
+and as a running average of that. What is an encoder shows in the names of its
+first layer, whatever comes before them; which of two is the average shows in
+the words before them. Where it does not show, nothing is chosen.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeVar
+
+from cmd_jax.convert.torch_globals import INERT, Tensor, UnreadableError
+from cmd_jax.files.safe_read import one_line
+
+NETWORKS = ('student', 'teacher')
+_MAX_NESTING = 5
+_MAX_WRAPPERS = 8
+# More encoders than any file has.
+_MAX_ROOTS = 32
+
+# Words in the names of the running average of a network.
+_AVERAGE = set(
+  'teacher ema target momentum average averaged avg swa shadow polyak moving '
+  'slow'.split()
+)
+# And of the network that it is the average of, where that has a name.
+_TRAINED = set('student online base source fast'.split())
+# As in MoCo's encoder_q and encoder_k: no name of a network on their own.
+_AVERAGE_BESIDE, _TRAINED_BESIDE = {'k', 'key'}, {'q', 'query'}
+# All other words in the names under which programs keep networks.
+_NEUTRAL = set(
+  'model net network state dict encoder backbone params param parameters '
+  'weights module checkpoint ckpt trunk visual vision image feature extractor '
+  'body vit deit dinov dino with registers swin resnet efficientnet main raw '
+  'live trained pretrained best last final classy learner moving exponential '
+  'wrapped orig mod fsdp forward'.split()
+)
+_WORDS = _NEUTRAL | _AVERAGE | _TRAINED | _AVERAGE_BESIDE | _TRAINED_BESIDE
+# An optimiser keeps numbers by the names of the weights, but no weights.
+_NO_NETWORK = re.compile(r'optim|buffer|exp_avg|grad|adam|velocity|scal[ae]r')
+# What is beside the weights of an average.
+_BOOKKEEPING = set(
+  'decay num_updates n_averaged initted step steps updates count'.split()
+)
+# What programs put between the parts of a network.
+_BETWEEN = set(
+  'module _orig_mod _checkpoint_wrapped_module _fsdp_wrapped_module '
+  '_forward_module _fpw_module'.split()
+)
+# The ends of the names in an encoder's first layer: it begins before them.
+_FIRST = (
+  'patch_embed.proj.weight',
+  'embeddings.patch_embeddings.projection.weight',
+  'embeddings.patch_embeddings.weight',
+  'layer1.0.conv1.weight',
+  '_conv_stem.weight',
+  # A ResNet whose layers a Sequential has numbered.
+  '4.0.conv1.weight',
+)
+# The first layers of encoders. Where they are outside of 'encoder.', that is
+# a part of the encoder, as in the library transformers.
+_STEMS = (
+  *('patch_embed.', 'conv1.', 'conv_proj.', 'embeddings.', 'embedder.'),
+  '_conv_stem.',
+)
+_ALONE = 'save the one that is meant alone and give that file'
+
+_T = TypeVar('_T')
+
+
+def _words(segment: str) -> list[str]:
+  """The words of a name between dots, without the numbers they end in."""
+  apart = re.sub(r'(?<=[a-z])(?=[A-Z])', '_', segment[:200]).lower()
+  words = (x.rstrip('0123456789') for x in re.split('[_-]', apart))
+  return [x for x in words if x]
+
+
+def _is_container(segment: str) -> bool:
+  words = _words(segment)
+  return bool(words) and _WORDS.issuperset(words)
+
+
+def _has_word(
+  segments: Iterable[str], words: set[str], beside: set[str]
+) -> bool:
+  for segment in segments:
+    found = _words(segment)
+    if words.intersection(found):
+      return True
+    if len(found) > 1 and beside.intersection(found):
+      return True
+  return False
+
+
+def _is_average(prefix: str) -> bool:
+  return _has_word(prefix.split('.'), _AVERAGE, _AVERAGE_BESIDE)
+
+
+def _is_trained(prefix: str) -> bool:
+  return _has_word(prefix.split('.'), _TRAINED, _TRAINED_BESIDE)
+
+
+def _roots(names: Iterable[str]) -> dict[str, str]:
+  """Where encoders begin: what is before a first layer, and its full name."""
+  roots = {}
+  for name in names:
+    for end in _FIRST:
+      root = name.removesuffix(end)
+      if root != name and (not root or root.endswith('.')):
+        roots.setdefault(root, name)
+  return roots
+
+
+def _listed(names: Collection[str]) -> str:
+  return ', '.join(one_line(name) for name in sorted(names)[:12])
+
+
+def _several(labels: Collection[str], what: str) -> UnreadableError:
+  return UnreadableError(
+    f'has several {what} ({_listed(labels)}) and does not tell which of them '
+    f'is the trained one and which its average: {_ALONE}'
+  )
+
+
+def _of_role(labels: Iterable[str], network: str) -> list[str]:
+  """The labels of the network that is meant, or all if there is but one."""
+  averages = [x for x in labels if _is_average(x)]
+  trained = [x for x in labels if x not in averages]
+  if network == 'teacher':
+    return averages or trained
+  # A name such as 'online' tells more than one such as 'net'.
+  told = [x for x in trained if _is_trained(x)]
+  return (told if len(told) == 1 else trained) or averages
+
+
+def _check_domains(labels: Collection[str], what: str) -> None:
+  """Refuses encoders of two domains, neither the average of the other."""
+  words = {
+    word for x in labels for part in x.split('.') for word in _words(part)
+  }
+  if {'source', 'target'} <= words:
+    raise _several(labels, what)
+
+
+# Nested dicts.
+
+
+def find_state_dict(root: Any, network: str) -> dict[str, Tensor]:
+  """The tensors of the state dict in nested dicts.
+
+  Args:
+    root: what torch.save wrote.
+    network: 'student' or 'teacher', which to take where there are both.
+
+  Returns:
+    The tensors by name; none where no state dict was found.
+
+  Raises:
+    UnreadableError: several state dicts of which none is surely the one.
+  """
+  search = _Search()
+  for _ in range(_MAX_NESTING):
+    if not isinstance(root, dict):
+      break
+    own = {k: v for k, v in root.items() if isinstance(v, Tensor)}
+    found = {
+      name: value
+      for name, value in root.items()
+      if value is not root and search.holds_network(name, value, _MAX_NESTING)
+    }
+    _check_readable(root, found or own, network)
+    if not found:
+      return own
+    _check_domains(found, 'state dicts')
+    if _is_network(own, found):
+      found[''] = own
+    network_here = _swapped(root, found, network)
+    root = found[_choose(found, network_here, search)]
+  return {}
+
+
+def _is_network(own: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+  """Whether the tensors beside state dicts are a network themselves."""
+  return bool(_roots(own)) or any(
+    not own.keys().isdisjoint(x) for x in found.values()
+  )
+
+
+def _swapped(
+  root: Mapping[str, Any], found: Collection[str], network: str
+) -> str:
+  """The network, or the other one where a program saved them in turn.
+
+  mmengine's EMAHook puts the average where the model would be and the model
+  under the name of the average. Source: EMAHook._swap_ema_state_dict.
+  """
+  meta = root.get('meta')
+  by_mmengine = 'message_hub' in root or (
+    isinstance(meta, dict) and 'mmengine_version' in meta
+  )
+  if by_mmengine and {'state_dict', 'ema_state_dict'} <= set(found):
+    return NETWORKS[1 - NETWORKS.index(network)]
+  return network
+
+
+class _Search:
+  """What is in nested dicts, each of which is looked at once."""
+
+  def __init__(self):
+    self._known: dict[tuple, bool] = {}
+
+  def holds_network(self, name: str, node: Any, depth: int) -> bool:
+    """Whether a dict under a name has the weights of a network in it."""
+    if not isinstance(node, dict) or not depth or _NO_NETWORK.search(name):
+      return False
+    key = id(node), depth, _is_container(name)
+    if key not in self._known:
+      self._known[key] = False
+      self._known[key] = self._look(node, depth, whole=not key[2])
+    return self._known[key]
+
+  def holds_encoder(self, node: Any) -> bool:
+    """Whether a dict has the first layer of an encoder in it."""
+    return self.holds_network('?', node, _MAX_NESTING)
+
+  def _look(self, node: dict, depth: int, whole: bool) -> bool:
+    tensors = [k for k, v in node.items() if isinstance(v, Tensor)]
+    if _roots(tensors):
+      return True
+    if not whole and not _BOOKKEEPING.issuperset(tensors):
+      return True
+    return any(
+      self.holds_network('?' if whole else k, v, depth - 1)
+      for k, v in node.items()
+      if not _NO_NETWORK.search(k)
+    )
+
+
+def _check_readable(
+  root: Mapping[str, Any], found: Mapping[str, Any], network: str
+) -> None:
+  """Refuses a file whose network that is meant is there, but unreadable."""
+  average = network == 'teacher'
+  if not found or any(_is_average(x) == average for x in found):
+    return
+  for name, value in root.items():
+    if _is_average(name) != average or not _is_container(name):
+      continue
+    inside = list(value.values()) if isinstance(value, dict) else [value]
+    if any(x is INERT or _is_list_of_tensors(x) for x in inside):
+      other = NETWORKS[average ^ 1]
+      raise UnreadableError(
+        f'has the {network} {one_line(name)!r} as an object or a list without '
+        f'names, which cannot be read: choose --config.init.network={other}, '
+        'or save its state_dict() alone'
+      )
+
+
+def _is_list_of_tensors(value: Any) -> bool:
+  return isinstance(value, list | tuple) and any(
+    isinstance(x, Tensor) for x in value
+  )
+
+
+def _choose(found: Mapping[str, Any], network: str, search: _Search) -> str:
+  labels = _of_role(found, network)
+  if len({id(found[label]) for label in labels}) == 1:
+    return labels[0]
+  # Beside an encoder there may be other networks, such as a projector.
+  whole = [x for x in labels if search.holds_encoder(found[x])]
+  if len(whole) != 1:
+    shown = [label or 'tensors beside them' for label in labels]
+    raise _several(shown, 'state dicts')
+  return whole[0]
+
+
+# Flat names.
+
+
+def take_network(leaves: Mapping[str, _T], network: str) -> dict[str, _T]:
+  """One network of flat names such as 'student.…' and 'teacher.…'.
+
+  Args:
+    leaves: anything by name; equal ones are the same tensor.
+    network: 'student' or 'teacher', which to take where there are both.
+
+  Returns:
+    Those of the network that is meant, under their names, or all of a file
+    that has one network.
+
+  Raises:
+    UnreadableError: several networks of which none is surely the one.
+  """
+  leaves = dict(leaves)
+  roots = _roots(leaves)
+  if len(roots) > _MAX_ROOTS:
+    raise _several(roots, 'networks')
+  _check_domains(roots, 'networks')
+  prefixes = {name: _prefix_of(name, roots) for name in leaves}
+  averages = {
+    name
+    for name, prefix in prefixes.items()
+    if _is_average(prefix) and name.rpartition('.')[2] not in _BOOKKEEPING
+  }
+  trained = {name for name in leaves if not _is_average(prefixes[name])}
+  if not averages or not trained:
+    _check_underscores(leaves)
+  elif network == 'student' and not _is_all(averages, trained):
+    leaves = {name: x for name, x in leaves.items() if name in trained}
+  else:
+    names = _with_dots(averages, trained, prefixes)
+    leaves = {names.get(n, n): x for n, x in leaves.items() if n in averages}
+    if _roots(trained) and not _roots(leaves):
+      raise UnreadableError(
+        f'has an average ({_listed(averages)}) that is no whole encoder: '
+        'choose --config.init.network=student'
+      )
+  return _one_root(leaves, network)
+
+
+def _is_all(averages: Collection[str], trained: Collection[str]) -> bool:
+  """Whether what is beside an average is no network, such as a counter."""
+  few = 2 * len(trained) < len(averages)
+  return few and bool(_roots(averages)) and not _roots(trained)
+
+
+def _prefix_of(name: str, roots: Collection[str]) -> str:
+  """What comes before a name of a network: its root, or words of containers."""
+  above = [root for root in roots if root and name.startswith(root)]
+  if above:
+    return max(above, key=len)
+  segments = name.split('.')
+  count = 0
+  while count < len(segments) - 1 and _is_container(segments[count]):
+    count += 1
+  return ''.join(f'{segment}.' for segment in segments[:count])
+
+
+def _with_dots(
+  averages: Collection[str],
+  trained: Collection[str],
+  prefixes: Mapping[str, str],
+) -> dict[str, str]:
+  """New names of averages whose buffers were named without the dots."""
+  whole = {}
+  for name in trained:
+    segments = name.split('.')
+    for start in range(min(prefixes[name].count('.'), _MAX_WRAPPERS) + 1):
+      rest = '.'.join(segments[start:])
+      whole.setdefault(rest.replace('.', ''), rest)
+  names = {}
+  for name in averages:
+    prefix = prefixes[name]
+    rest = name.removeprefix(prefix)
+    if '.' not in rest and rest in whole:
+      names[name] = prefix + whole[rest]
+  return names
+
+
+def _check_underscores(leaves: Collection[str]) -> None:
+  """Refuses the buffers of a hook that leaves unclear which is the average.
+
+  mmcv's EMAHook names them ema_backbone_... and exchanges both networks
+  before some of the files that it writes.
+  """
+  flat = {name.replace('.', '_') for name in leaves if '.' in name}
+  for name in leaves:
+    if name.startswith('ema_') and name[4:] in flat:
+      raise _several([name, 'the same without ema_'], 'networks')
+
+
+def _one_root(leaves: dict[str, _T], network: str) -> dict[str, _T]:
+  """The leaves without second names of the same encoder."""
+  roots = _roots(leaves)
+  if len(roots) < 2:
+    return leaves
+  told = [root for root in roots if _is_trained(root)]
+  if network == 'teacher':
+    # None of these is known to be the average.
+    told = []
+  kept = told[0] if len(told) == 1 else next(iter(roots))
+  others = [root for root in roots if root != kept]
+  first = leaves[roots[kept]]
+  if len(told) != 1 and any(leaves[roots[x]] != first for x in others):
+    raise _several([x or 'names without a prefix' for x in roots], 'networks')
+  return {n: x for n, x in leaves.items() if _prefix_of(n, roots) not in others}
+
+
+# Wrappers.
+
+
+def strip_prefixes(tensors: Mapping[str, _T]) -> dict[str, _T]:
+  """Takes off what programs wrap an encoder in.
+
+  Whatever comes before the first layer of the only encoder is taken off. Of
+  others, a prefix of the words of wrappers comes off if at least half of the
+  names have it; then the next. The other names, such as those of heads, stay,
+  and so does a name that would become that of another tensor. 'encoder.' comes
+  off only if the first layer of an encoder is below it.
+
+  Args:
+    tensors: anything by name.
+
+  Returns:
+    The same in the same order under shorter names.
+  """
+  tensors = _without_between(tensors)
+  roots = _roots(tensors)
+  if len(roots) == 1 and '' not in roots:
+    tensors = _without_root(tensors, *roots)
+  for _ in range(_MAX_WRAPPERS):
+    prefix = _find_wrapper(tensors)
+    if prefix is None:
+      break
+    taken = {*tensors, ''}
+    tensors = {
+      name if (short := name.removeprefix(prefix)) in taken else short: tensor
+      for name, tensor in tensors.items()
+    }
+  return tensors
+
+
+def _without_between(tensors: Mapping[str, _T]) -> dict[str, _T]:
+  """Takes wrappers of parts, as of compiled blocks, out of the names."""
+  renamed = {}
+  for name, tensor in tensors.items():
+    first, *rest = name.split('.')
+    short = '.'.join([first, *(x for x in rest if x not in _BETWEEN)])
+    if short != name and (short in tensors or short in renamed):
+      short = name
+    renamed[short] = tensor
+  return renamed
+
+
+def _without_root(tensors: Mapping[str, _T], root: str) -> dict[str, _T]:
+  inside = {n.removeprefix(root) for n in tensors if n.startswith(root)}
+  renamed = {}
+  for full, tensor in tensors.items():
+    name = full
+    if name.startswith(root):
+      name = name.removeprefix(root)
+    else:
+      # A head has the outer wrappers too.
+      segments = name.split('.')
+      shared = os.path.commonprefix([segments[:-1], root.split('.')])
+      name = '.'.join(segments[len(shared) :])
+    if name in renamed or (name in inside and not full.startswith(root)):
+      # Of another network, as of a text encoder: never mixed into this one.
+      name = f'(outside of {root}) {full}'
+    renamed[name] = tensor
+  return renamed
+
+
+def _find_wrapper(tensors: Mapping[str, Any]) -> str | None:
+  firsts = collections.Counter(
+    name.partition('.')[0] for name in tensors if '.' in name
+  )
+  for first, count in firsts.items():
+    if 2 * count < len(tensors) or not _is_container(first):
+      continue
+    prefix = f'{first}.'
+    below = [
+      name.removeprefix(prefix) for name in tensors if name.startswith(prefix)
+    ]
+    if {*tensors, ''} >= set(below):
+      continue
+    if prefix != 'encoder.' or any(name.startswith(_STEMS) for name in below):
+      return prefix
+  return None
