@@ -191,3 +191,25 @@ def test_a_set_with_images_only(tmp_path, monkeypatch):
   example = source.load(1)
   assert example.image.size == (32, 32)
   assert example.part_ids is None and example.box is None
+
+
+@pytest.mark.parametrize(
+  'name, file',
+  [
+    ('cub_200_2011', 'CUB_200_2011.tgz'),
+    ('stanford_cars', 'cars_train.tgz'),
+    ('fgvc_aircraft', 'fgvc-aircraft-2013b.tar.gz'),
+  ],
+)
+def test_training_fetches_nothing(tmp_path, monkeypatch, name, file):
+  def download(*args, **kwargs):
+    raise AssertionError('it was asked for')
+
+  manager = tfds.download.DownloadManager
+  monkeypatch.setattr(manager, 'download', download)
+  monkeypatch.setattr(manager, 'download_and_extract', download)
+  with pytest.raises(UserError, match='is not prepared') as caught:
+    tfds_source(name, 'train', data_dir=str(tmp_path), progress=False)
+  message = str(caught.value)
+  assert file in message and 'cmd-jax prepare' in message
+  assert '\n' not in message

@@ -150,6 +150,16 @@ def _prepared(
 def _prepare(builder: tfds.core.DatasetBuilder, progress: bool) -> None:
   name = builder.info.full_name
   instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+  folder = os.path.join(builder.data_dir_root, 'downloads', 'manual')
+  if instructions is not None and not (
+    os.path.isdir(folder) and os.listdir(folder)
+  ):
+    # At once: training never fetches what a person has to.
+    raise UserError(
+      f'{name} is not prepared in {builder.data_dir_root}: fetch '
+      f'{one_line(instructions)}, then `cmd-jax prepare` with this --config '
+      'and --manual_dir=FOLDER of the files makes it'
+    )
   try:
     with quiet(progress):
       builder.download_and_prepare(file_format='array_record')
@@ -163,7 +173,6 @@ def _prepare(builder: tfds.core.DatasetBuilder, progress: bool) -> None:
     # the second.
     if instructions is None:
       raise
-    folder = os.path.join(builder.data_dir_root, 'downloads', 'manual')
     raise UserError(
       f'{name} needs files that must be fetched by hand and put into {folder}: '
       + one_line(instructions)
