@@ -155,7 +155,7 @@ def _assert_equal_runs(run, other):
 @pytest.mark.parametrize(
   'name, options',
   [
-    ('dino', dict(num_devices=2, grad_accum_steps=2, mode='pmap')),
+    _slow('dino', dict(num_devices=2, grad_accum_steps=2, mode='pmap')),
     _slow('cmd', dict(num_devices=8, fsdp=True)),
     _slow('cmd', dict(num_devices=2, grad_accum_steps=2)),
     _slow('cmd_released', dict(grad_accum_steps=2)),
