@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -13,6 +14,7 @@ from cmd_jax.losses import dino as losses
 from cmd_jax.methods.base import MethodState, Setting
 from cmd_jax.methods.features import TeacherFeatures
 from cmd_jax.methods.networks import Prototypes
+from cmd_jax.models import partial
 from cmd_jax.models.heads import prototype_logits
 from cmd_jax.models.layers import wide
 
@@ -122,3 +124,28 @@ def make_centring(setting: Setting) -> Centring:
     setting.axis_name,
     setting.mesh,
   )
+
+
+def update_state(
+  setting: Setting,
+  method_state: MethodState,
+  teacher: TeacherFeatures,
+  prototypes: Prototypes,
+  stats: Mapping[str, Any],
+) -> MethodState:
+  """A method's state after a step: centres, and running batch statistics.
+
+  Args:
+    setting: of the method.
+    method_state: before the step.
+    teacher: the teacher's features.
+    prototypes: the teacher's.
+    stats: running batch statistics after the pass, by name in the state.
+  """
+  centres = make_centring(setting).update(method_state, teacher, prototypes)
+  return {
+    name: centres[name]
+    if name in centres
+    else partial.keep_frozen(stats[name], value, setting.is_frozen)
+    for name, value in method_state.items()
+  }

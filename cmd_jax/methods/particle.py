@@ -27,7 +27,7 @@ from cmd_jax.methods.base import (
   Term,
   weighted_terms,
 )
-from cmd_jax.methods.centring import make_centring
+from cmd_jax.methods.centring import make_centring, update_state
 from cmd_jax.methods.features import (
   Comparison,
   StudentFeatures,
@@ -255,17 +255,13 @@ class PartContrast:
 
   def update(self, state: MethodState, output: ForwardOutput) -> MethodState:
     """The state after the step: centres, and running batch statistics."""
-    centres = make_centring(self.setting).update(
-      state, output.teacher, output.context.prototypes
+    return update_state(
+      self.setting,
+      state,
+      output.teacher,
+      output.context.prototypes,
+      output.stats,
     )
-    return {
-      name: centres[name]
-      if name in centres
-      else partial.keep_frozen(
-        output.stats[name], value, self.setting.is_frozen
-      )
-      for name, value in state.items()
-    }
 
   def encoder_variables(self, params: Params, stats: Stats) -> Mapping:
     """See `Method`."""

@@ -148,7 +148,7 @@ def explain_lost_start(experiment: Experiment) -> None:
   """Says on stderr why the initial encoder is not scored."""
   print(
     f'{experiment.imported.path} is not there any more, so that the initial '
-    'encoder is not scored: restore the file and run --mode=evaluate to see '
+    'encoder is not scored: restore the file and run cmd-jax evaluate to see '
     'the gain',
     file=sys.stderr,
   )
