@@ -189,7 +189,7 @@ def make_optimizer(learning_rate=1e-3, **options):
   return optimizers.make_adamw(
     learning_rate=schedules.cosine_schedule(learning_rate, 1e-6, 20),
     weight_decay=schedules.cosine_schedule(0.04, 0.4, 20),
-    freeze_last_layer_steps=1,
+    waits=optimizers.Waits(last_layer_steps=1),
     **options,
   )
 

@@ -285,6 +285,11 @@ def published(argument: vocabulary.Argument) -> ConfigDict:
       final_weight_decay=0.4,
       clip_norm=3.0,
       freeze_last_layer_epochs=1.0,
+      # For an encoder that knows something already: epochs in which the heads
+      # alone learn, and the factor of the learning rate from one of its blocks
+      # to the one before it.
+      freeze_encoder_epochs=0.0,
+      layer_decay=1.0,
       # Whether biases and norms decay as well.
       decay_vectors=False,
       # Blocks trained, from the end; -1 trains the whole encoder.

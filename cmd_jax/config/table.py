@@ -289,6 +289,16 @@ FIELDS: dict[str, Field] = {
     'Epochs in which the prototypes stand still.'
   ),
   'optim.decay_vectors': _switch('Biases and norms decay as well.'),
+  'optim.freeze_encoder_epochs': _not_negative(
+    'Epochs at the start in which the heads alone are trained.'
+  ),
+  'optim.layer_decay': Field(
+    float,
+    "Factor of the learning rate from a block of the encoder to the one before "
+    'it.',
+    above=0,
+    most=1,
+  ),
   'optim.train_last_blocks': Field(
     int, 'Blocks trained, from the end; -1 trains all.', least=-1
   ),

@@ -63,6 +63,34 @@ def make_is_frozen(
   return lambda path: path[0] == 'encoder' and path[1] not in trained
 
 
+def make_layer_scale(
+  encoder: nn.Module, layer_decay: float
+) -> Callable[[tuple[str, ...]], float]:
+  """Learning rates that fall from block to block towards the images.
+
+  The n-th of d blocks, from 1, has layer_decay^(d + 1 - n), what is before
+  them layer_decay^(d + 1), and what is after them and the heads 1 (BEiT,
+  optim_factory.py `LayerDecayValueAssigner`).
+
+  Args:
+    encoder: the encoder.
+    layer_decay: from one block to the one before it.
+
+  Returns:
+    path of a parameter, such as ('encoder', 'norm', 'scale') -> factor.
+  """
+  depth = len(encoder.block_names)
+  of_layer = {name: 1.0 for name in encoder.layer_names}
+  for index, name in enumerate(encoder.block_names):
+    of_layer[name] = layer_decay ** (depth - index)
+  before = layer_decay ** (depth + 1)
+
+  def scale_of(path: tuple[str, ...]) -> float:
+    return of_layer.get(path[1], before) if path[0] == 'encoder' else 1.0
+
+  return scale_of
+
+
 def freeze(params: Mapping[str, Any], is_frozen: IsFrozen) -> dict[str, Any]:
   """The parameters, without gradient where they are frozen."""
   return unflatten_dict(

@@ -18,6 +18,9 @@ from cmd_jax.optim.schedules import Schedule
 # Tells a set of parameters by their paths, such as ('encoder', 'norm', 'bias').
 IsIn = Callable[[tuple[str, ...]], bool]
 
+# What such a parameter's learning rate is multiplied by.
+ScaleOf = Callable[[tuple[str, ...]], float]
+
 
 def _path_of_keys(path) -> tuple[str, ...]:
   return tuple(getattr(key, 'key', None) for key in path)
@@ -169,12 +172,44 @@ def freeze_until(
   )
 
 
-def _group_of_each_parameter(params, is_frozen):
+def scale_by_layer(scale_of: ScaleOf) -> optax.GradientTransformation:
+  """Multiplies each parameter's update by what its layer has.
+
+  Layer-wise decay of the learning rate (Clark et al. 2020; Bao et al. 2022).
+
+  Args:
+    scale_of: path of a parameter -> factor.
+  """
+
+  def update(updates, state, params=None):
+    del params
+    return jax.tree_util.tree_map_with_path(
+      lambda path, u: scale_of(_path_of_keys(path)) * u, updates
+    ), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+class Waits(NamedTuple):
+  """Steps at the start of a run in which parameters stay as they are.
+
+  Attributes:
+    last_layer_steps: those below a module called `last_layer`.
+    encoder_steps: those of the encoder, while the heads learn to read it.
+  """
+
+  last_layer_steps: int = 0
+  encoder_steps: int = 0
+
+
+def _group_of_each_parameter(params, is_frozen, groups):
   def group(path, _):
     names = _path_of_keys(path)
     if is_frozen(names):
       return 'frozen'
-    return 'last_layer' if 'last_layer' in names else 'other'
+    if 'last_layer' in names:
+      return 'last_layer'
+    return names[0] if names[0] in groups else 'other'
 
   return jax.tree_util.tree_map_with_path(group, params)
 
@@ -182,23 +217,28 @@ def _group_of_each_parameter(params, is_frozen):
 def _assemble(
   inner: optax.GradientTransformationExtraArgs,
   clip_norm: float,
-  freeze_last_layer_steps: int,
+  waits: Waits,
   is_frozen: IsIn,
   is_clipped: IsIn,
+  scale_of: ScaleOf | None,
 ) -> optax.GradientTransformationExtraArgs:
   """Clips, then updates what is not frozen."""
   clip = optax.identity()
   if clip_norm:
     clip = clip_each_parameter(clip_norm, is_clipped)
+  if scale_of is not None:
+    inner = optax.chain(inner, scale_by_layer(scale_of))
+  groups = {
+    'last_layer': freeze_until(inner, waits.last_layer_steps),
+    'other': inner,
+    'frozen': optax.set_to_zero(),
+  }
+  if waits.encoder_steps:
+    groups['encoder'] = freeze_until(inner, waits.encoder_steps)
   return optax.chain(
     clip,
     optax.partition(
-      {
-        'last_layer': freeze_until(inner, freeze_last_layer_steps),
-        'other': inner,
-        'frozen': optax.set_to_zero(),
-      },
-      lambda params: _group_of_each_parameter(params, is_frozen),
+      groups, lambda params: _group_of_each_parameter(params, is_frozen, groups)
     ),
   )
 
@@ -208,9 +248,10 @@ def make_adamw(
   learning_rate: Schedule,
   weight_decay: Schedule,
   clip_norm: float = 3.0,
-  freeze_last_layer_steps: int = 0,
+  waits: Waits = Waits(),
   is_frozen: IsIn = lambda path: False,
   is_clipped: IsIn = lambda path: True,
+  scale_of: ScaleOf | None = None,
   decay_vectors: bool = False,
   b1: float = 0.9,
   b2: float = 0.999,
@@ -223,12 +264,13 @@ def make_adamw(
     weight_decay: schedule of the decoupled weight decay.
     clip_norm: norm to which each parameter's gradient is clipped; 0 turns
       clipping off.
-    freeze_last_layer_steps: number of steps in which parameters below a module
-      called `last_layer` stay as they are.
+    waits: which parameters stay as they are at first.
     is_frozen: path of a parameter -> whether it always stays as it is; it then
       has no moments.
     is_clipped: path of a parameter -> whether its gradient is clipped; PARTICLE
       leaves its predictor's as it is.
+    scale_of: path of a parameter -> factor of its learning rate; None for one
+      rate.
     decay_vectors: whether biases and norms are decayed as well (PARTICLE).
     b1: decay of Adam's first moment.
     b2: decay of Adam's second moment.
@@ -241,9 +283,7 @@ def make_adamw(
     scale_by_adam(b1, b2, eps),
     decay_and_scale(learning_rate, weight_decay, decay_vectors),
   )
-  return _assemble(
-    adamw, clip_norm, freeze_last_layer_steps, is_frozen, is_clipped
-  )
+  return _assemble(adamw, clip_norm, waits, is_frozen, is_clipped, scale_of)
 
 
 def make_sgd(
@@ -252,9 +292,10 @@ def make_sgd(
   weight_decay: Schedule,
   momentum: float = 0.9,
   clip_norm: float = 0.0,
-  freeze_last_layer_steps: int = 0,
+  waits: Waits = Waits(),
   is_frozen: IsIn = lambda path: False,
   is_clipped: IsIn = lambda path: True,
+  scale_of: ScaleOf | None = None,
   decay_vectors: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
   """The optimiser of PARTICLE's ResNet variant: torch's SGD.
@@ -268,9 +309,10 @@ def make_sgd(
     weight_decay: schedule of the weight decay, which enters the momentum.
     momentum: share of the old momentum that is kept.
     clip_norm: see `make_adamw`.
-    freeze_last_layer_steps: see `make_adamw`.
+    waits: see `make_adamw`.
     is_frozen: see `make_adamw`.
     is_clipped: see `make_adamw`.
+    scale_of: see `make_adamw`.
     decay_vectors: whether biases and norms are decayed as well.
 
   Returns:
@@ -280,6 +322,4 @@ def make_sgd(
     momentum_of_decayed(weight_decay, momentum, decay_vectors),
     decay_and_scale(learning_rate, lambda step: 0.0),
   )
-  return _assemble(
-    sgd, clip_norm, freeze_last_layer_steps, is_frozen, is_clipped
-  )
+  return _assemble(sgd, clip_norm, waits, is_frozen, is_clipped, scale_of)

@@ -244,13 +244,16 @@ class _Functions(NamedTuple):
 def _make_functions(
   config: ConfigDict,
   mesh: Mesh,
+  encoder: nn.Module,
   plan: Plan | None,
   is_frozen: partial.IsFrozen,
   steps: Steps,
   variables: Mapping[str, Any] | None,
 ) -> _Functions:
   named = make_schedules(config, steps.per_epoch, steps.total)
-  optimizer = make_optimizer(config.optim, named, steps.per_epoch, is_frozen)
+  optimizer = make_optimizer(
+    config.optim, named, steps.per_epoch, is_frozen, encoder
+  )
   # How many parts there are is what their source says.
   of_parts = {} if plan is None else {'num_parts': plan.num_ids}
 
@@ -338,7 +341,9 @@ def build(
   data = load_data(config, mesh)
   plan = _make_plan(config, data.pretrain)
   steps = _make_steps(config, len(data.pretrain.images), plan)
-  functions = _make_functions(config, mesh, plan, is_frozen, steps, variables)
+  functions = _make_functions(
+    config, mesh, encoder, plan, is_frozen, steps, variables
+  )
   # Put there once, or every step would send it to the other devices.
   steps_rng = jax.jit(
     lambda: jax.random.fold_in(jax.random.key(config.seed), _STEPS),

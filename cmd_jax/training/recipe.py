@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import optax
+from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -182,6 +183,7 @@ def make_optimizer(
   named: dict[str, Schedule],
   steps_per_epoch: int,
   is_frozen: optimizers.IsIn,
+  encoder: nn.Module,
 ) -> optax.GradientTransformationExtraArgs:
   """The optimiser of config.optim.
 
@@ -190,16 +192,26 @@ def make_optimizer(
     named: from `make_schedules`.
     steps_per_epoch: steps of an epoch.
     is_frozen: path of a parameter -> whether it stays as it is.
+    encoder: whose layers have learning rates of their own.
   """
+  scale_of = None
+  if config.layer_decay != 1:
+    scale_of = partial.make_layer_scale(encoder, config.layer_decay)
+
+  def steps(epochs):
+    return round(epochs * steps_per_epoch)
+
   return OPTIMIZERS[config.name](
     learning_rate=named['learning_rate'],
     weight_decay=named['weight_decay'],
     is_frozen=is_frozen,
     clip_norm=config.clip_norm,
-    freeze_last_layer_steps=round(
-      config.freeze_last_layer_epochs * steps_per_epoch
+    waits=optimizers.Waits(
+      last_layer_steps=steps(config.freeze_last_layer_epochs),
+      encoder_steps=steps(config.freeze_encoder_epochs),
     ),
     # PARTICLE's program clips the student and not its predictor.
     is_clipped=lambda path: path[0] != 'predictor',
     decay_vectors=config.decay_vectors,
+    scale_of=scale_of,
   )

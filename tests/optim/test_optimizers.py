@@ -52,7 +52,7 @@ def test_optimizer_is_the_published_one(frozen_steps):
     learning_rate=_lr,
     weight_decay=_wd,
     clip_norm=3.0,
-    freeze_last_layer_steps=frozen_steps,
+    waits=optimizers.Waits(last_layer_steps=frozen_steps),
   )
 
   def tree(flat):
@@ -152,7 +152,7 @@ def test_sgd_clips_waits_and_spares_vectors_where_asked():
     learning_rate=_lr,
     weight_decay=_wd,
     clip_norm=1.0,
-    freeze_last_layer_steps=1,
+    waits=optimizers.Waits(last_layer_steps=1),
     decay_vectors=False,
   )
   params = {

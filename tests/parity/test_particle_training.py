@@ -97,7 +97,7 @@ def _vit_recipe(fixture):
       learning_rate=stored('lr'),
       weight_decay=stored('wd'),
       clip_norm=float(fixture['in/clip_grad']),
-      freeze_last_layer_steps=STEPS,
+      waits=optimizers.Waits(last_layer_steps=STEPS),
       is_clipped=lambda path: path[0] != 'predictor',
       decay_vectors=True,
     ),

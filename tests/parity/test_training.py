@@ -73,7 +73,7 @@ def _make_optimizer(fixture):
       learning_rate=_SCHEDULES['lr'],
       weight_decay=_SCHEDULES['wd'],
       clip_norm=float(fixture['in/clip_grad']),
-      freeze_last_layer_steps=frozen,
+      waits=optimizers.Waits(last_layer_steps=frozen),
     ),
   )
 
