@@ -29,7 +29,7 @@ _ALLOWED = {
   'data': {'devices', 'files'},
   'parts': {'data', 'models', 'files'},
   'evaluators': {'data', 'devices', 'files', 'models', 'parts'},
-  'config': {'evaluators', 'devices'},
+  'config': {'convert', 'evaluators', 'devices'},
   'rundir': {'config', 'models', 'devices', 'files'},
   'api': {'convert', 'data', 'devices', 'evaluators', 'rundir'},
   'training': {

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config import published, small, vocabulary
+from cmd_jax.config import continued, published, small, vocabulary
+
+
+def _finish(config: ConfigDict, words: vocabulary.Argument) -> ConfigDict:
+  """What the words ask for besides, applied last."""
+  if words.quicktest:
+    small.shrink_to_quicktest(config)
+  if words.start == 'pretrained':
+    continued.use_continued_recipe(config)
+  return config.lock()
 
 
 def _published_set(argument: str | None, **dataset: str) -> ConfigDict:
@@ -16,9 +25,7 @@ def _published_set(argument: str | None, **dataset: str) -> ConfigDict:
   words = vocabulary.parse_argument(argument)
   config = published.published(words)
   config.dataset.update(**dataset)
-  if words.quicktest:
-    small.shrink_to_quicktest(config)
-  return config.lock()
+  return _finish(config, words)
 
 
 def cub(argument: str | None = None) -> ConfigDict:
@@ -39,8 +46,9 @@ def aircraft(argument: str | None = None) -> ConfigDict:
 
 
 def folder(argument: str | None = None) -> ConfigDict:
-  """A folder of photographs."""
-  words = vocabulary.parse_argument(argument)
+  """A folder of photographs, from ImageNet's weights if they are installed."""
+  words = vocabulary.parse_argument(argument, vocabulary.Argument(encoder=''))
+  words = continued.resolve_start(words)
   config = published.published(words)
   small.use_small_recipe(config)
   config.total_epochs = 40
@@ -59,9 +67,9 @@ def folder(argument: str | None = None) -> ConfigDict:
   if 'image_px' in config.model:
     config.model.image_px = 64
   config.eval.update(view_px=96, crop_fraction=0.0, batch_size=128)
-  if words.quicktest:
-    small.shrink_to_quicktest(config)
-  return config.lock()
+  if words.start == 'pretrained':
+    config.update(continued.PHOTOGRAPHS)
+  return _finish(config, words)
 
 
 def shards(argument: str | None = None) -> ConfigDict:
@@ -89,9 +97,8 @@ def toybirds(argument: str | None = None) -> ConfigDict:
   # Crown, beak, wing bars, tail band and breast spots tell species apart.
   config.eval.parts_hit.part_ids = (3, 4, 6, 8, 9)
   if words.quicktest:
-    small.shrink_to_quicktest(config)
     config.dataset.builder_config = '32px'
-  return config.lock()
+  return _finish(config, words)
 
 
 def particle_toybirds(argument: str | None = None) -> ConfigDict:
@@ -112,9 +119,8 @@ def particle_toybirds(argument: str | None = None) -> ConfigDict:
     batch_size=256,
   )
   if words.quicktest:
-    small.shrink_to_quicktest(config)
     config.dataset.builder_config = '32px'
-  return config.lock()
+  return _finish(config, words)
 
 
 BUILTIN = {

@@ -20,6 +20,13 @@ def check_config(config: ConfigDict) -> None:
   for protocol in config.eval.protocols:
     check_protocol(protocol)
   _check_sizes(config)
+  epochs = config.optim.freeze_encoder_epochs
+  if epochs and not config.init.path:
+    raise UserError(
+      f'config.optim.freeze_encoder_epochs is {epochs}, but the encoder is '
+      'drawn at random: set config.init.path to weights to start from (all of '
+      'them: cmd-jax weights), or --config=NAME:start=scratch'
+    )
 
 
 def _check_sizes(config: ConfigDict) -> None:

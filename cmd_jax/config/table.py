@@ -294,7 +294,7 @@ FIELDS: dict[str, Field] = {
   ),
   'optim.layer_decay': Field(
     float,
-    "Factor of the learning rate from a block of the encoder to the one before "
+    'Factor of the learning rate from a block of the encoder to the one before '
     'it.',
     above=0,
     most=1,

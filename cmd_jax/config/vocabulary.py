@@ -14,6 +14,7 @@ METHODS = (
   'simclr',
 )
 ENCODERS = ('vit', 'swin', 'resnet', 'efficientnet')
+STARTS = ('pretrained', 'scratch')
 PARTS = ('hypercolumn', 'cosegmentation', 'grid', 'felzenszwalb', 'annotated')
 
 
@@ -24,12 +25,14 @@ class Argument(NamedTuple):
     method: one of `METHODS`.
     encoder: one of `ENCODERS`.
     parts: one of `PARTS`; empty for the method's and the encoder's own.
+    start: one of `STARTS`; empty for the config's own.
     quicktest: whether the quick test is wanted.
   """
 
   method: str = 'cmd'
   encoder: str = 'vit'
   parts: str = ''
+  start: str = ''
   quicktest: bool = False
 
 
@@ -51,6 +54,7 @@ def parse_argument(argument: str | None, usual: Argument = USUAL) -> Argument:
     **{f'method={name}': ('method', name) for name in METHODS},
     **{f'encoder={name}': ('encoder', name) for name in ENCODERS},
     **{f'parts={name}': ('parts', name) for name in PARTS},
+    **{f'start={name}': ('start', name) for name in STARTS},
   }
   fields = {}
   for word in filter(None, (argument or '').split(',')):

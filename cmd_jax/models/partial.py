@@ -101,6 +101,23 @@ def freeze(params: Mapping[str, Any], is_frozen: IsFrozen) -> dict[str, Any]:
   )
 
 
+def share_frozen(
+  teacher: Mapping[str, Any], student: Mapping[str, Any], is_frozen: IsFrozen
+) -> dict[str, Any]:
+  """The teacher's variables, the student's where they never move.
+
+  They are equal there; as the same arrays, what frozen layers compute of the
+  views that both networks see is computed once.
+  """
+  of_student = flatten_dict(student)
+  return unflatten_dict(
+    {
+      path: of_student[path] if is_frozen(path) else leaf
+      for path, leaf in flatten_dict(teacher).items()
+    }
+  )
+
+
 def keep_frozen(
   new: Mapping[str, Any], old: Mapping[str, Any], is_frozen: IsFrozen
 ) -> dict[str, Any]:

@@ -202,6 +202,9 @@ class Waits(NamedTuple):
   encoder_steps: int = 0
 
 
+NO_WAITS = Waits()
+
+
 def _group_of_each_parameter(params, is_frozen, groups):
   def group(path, _):
     names = _path_of_keys(path)
@@ -248,7 +251,7 @@ def make_adamw(
   learning_rate: Schedule,
   weight_decay: Schedule,
   clip_norm: float = 3.0,
-  waits: Waits = Waits(),
+  waits: Waits = NO_WAITS,
   is_frozen: IsIn = lambda path: False,
   is_clipped: IsIn = lambda path: True,
   scale_of: ScaleOf | None = None,
@@ -292,7 +295,7 @@ def make_sgd(
   weight_decay: Schedule,
   momentum: float = 0.9,
   clip_norm: float = 0.0,
-  waits: Waits = Waits(),
+  waits: Waits = NO_WAITS,
   is_frozen: IsIn = lambda path: False,
   is_clipped: IsIn = lambda path: True,
   scale_of: ScaleOf | None = None,

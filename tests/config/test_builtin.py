@@ -137,7 +137,8 @@ def test_the_step_of_a_quicktest_runs(without_data, name, encoder):
 
 @pytest.mark.parametrize('path', _CONFIGS, ids=lambda path: path.stem)
 def test_quicktest_shrinks_and_changes_no_structure(path):
-  full, quick = _load(path), _load(path, 'quicktest')
+  full = _load(path, 'start=scratch')
+  quick = _load(path, 'start=scratch,quicktest')
 
   def fields(config, prefix=''):
     for key, value in config.items():
@@ -165,7 +166,7 @@ def test_an_unknown_argument_lists_the_choices(argument):
 
 def test_arguments_are_read_in_any_order():
   usual = vocabulary.Argument()
-  assert usual == ('cmd', 'vit', '', False)
+  assert usual == ('cmd', 'vit', '', '', False)
   assert (
     vocabulary.parse_argument(None) == vocabulary.parse_argument('') == usual
   )

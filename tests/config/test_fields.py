@@ -125,7 +125,7 @@ def test_choices_are_those_of_the_factories():
 
 
 def test_sizes_fit_the_patches():
-  config = builtin.folder().unlock()
+  config = builtin.folder('start=scratch').unlock()
   config.augment.global_px = 60
   with pytest.raises(UserError, match='global_px is 60.*multiple of'):
     check_config(config)

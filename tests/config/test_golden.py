@@ -19,6 +19,9 @@ _WORDS = [
   *(f'method={name},quicktest' for name in vocabulary.METHODS),
   *(f'encoder={name}' for name in vocabulary.ENCODERS),
   *(f'encoder={name},quicktest' for name in vocabulary.ENCODERS),
+  *(f'start={name}' for name in vocabulary.STARTS),
+  'start=pretrained,quicktest',
+  'start=pretrained,encoder=vit',
   *(f'method=particle,encoder={name}' for name in vocabulary.ENCODERS),
   *(f'method=particle,parts={name}' for name in vocabulary.PARTS),
 ]

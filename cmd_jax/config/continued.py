@@ -1,0 +1,84 @@
+"""Continued pre-training: the recipe for an encoder that knows something.
+
+What `start=pretrained` makes of a config. An encoder of ImageNet tells most
+look-alikes apart before any training (README.md), and the recipes for one that
+is drawn at random, with their large learning rates and fast teachers, would
+make it forget that.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from cmd_jax.config import published, vocabulary
+from cmd_jax.convert import pretrained
+
+# The published weights that are used where nothing else is asked for.
+WEIGHTS = 'efficientnet_lite0'
+_ENCODER = 'efficientnet'
+
+# Chosen on validation splits of real photographs: benchmarks/RESEARCH.md.
+_RECIPE = dict(
+  optim=dict(
+    name='adamw',
+    base_learning_rate=2e-3,
+    final_learning_rate=1e-6,
+    warmup_epochs=1.0,
+    # The heads learn to read the encoder before it is moved by them.
+    freeze_encoder_epochs=1.0,
+    layer_decay=0.8,
+    clip_norm=3.0,
+  ),
+  # A slow teacher: that it changes little is what keeps the student from
+  # forgetting.
+  teacher=dict(base_momentum=0.99, final_momentum=0.999),
+)
+
+# Of photographs for such an encoder, which is made for 224 pixels. Smaller views
+# train faster, and their crops look as large as whole images of 224 pixels do
+# (Touvron et al. 2019).
+PHOTOGRAPHS = dict(
+  canvas_px=224,
+  total_epochs=10,
+  augment=dict(global_px=128, local_px=64, num_local=2),
+  eval=dict(view_px=224),
+)
+
+# Of published EfficientNet-Lite weights. The batches are too small and the
+# views too unlike photographs to renew their statistics.
+_EFFICIENTNET = dict(variant='lite0', batch_statistics='frozen')
+_LAST_BLOCKS = 5
+
+
+def resolve_start(words: vocabulary.Argument) -> vocabulary.Argument:
+  """Fills in the start and the encoder of a config for photographs.
+
+  The start is 'pretrained' if nothing says otherwise, the package of the
+  weights is installed and the encoder is theirs.
+
+  Args:
+    words: whose `start` and `encoder` may be empty.
+  """
+  start = words.start
+  if not start:
+    is_open = words.encoder in ('', _ENCODER) and not words.quicktest
+    is_there = is_open and pretrained.is_installed(WEIGHTS)
+    start = 'pretrained' if is_there else 'scratch'
+  usual = _ENCODER if start == 'pretrained' else vocabulary.USUAL.encoder
+  return words._replace(start=start, encoder=words.encoder or usual)
+
+
+def use_continued_recipe(config: ConfigDict) -> None:
+  """Applies the recipe.
+
+  An encoder without published weights has the size of the published systems',
+  and waits for config.init.path.
+  """
+  config.update(_RECIPE)
+  dtype = config.model.dtype
+  config.model.update(published.model_fields(config.model.name))
+  config.model.update(dtype=dtype, drop_path_rate=0.0)
+  if config.model.name == _ENCODER:
+    config.init.path = WEIGHTS
+    config.model.update(_EFFICIENTNET)
+    config.optim.train_last_blocks = _LAST_BLOCKS
