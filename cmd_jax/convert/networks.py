@@ -59,6 +59,7 @@ _FIRST = (
   'embeddings.patch_embeddings.weight',
   'layer1.0.conv1.weight',
   '_conv_stem.weight',
+  'embedding.kernel',
   # A ResNet whose layers a Sequential has numbered.
   '4.0.conv1.weight',
 )
