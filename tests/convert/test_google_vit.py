@@ -101,9 +101,8 @@ def _sine_cosine(side):
 def _draw(older, class_token, positions=True):
   """Images from 0 to 1, the tokens of the reference, and its parameters."""
   reference = _Reference(older, class_token, positions)
-  images = np.random.default_rng(0).random(
-    (2, reference.px, reference.px, 3), np.float32
-  )
+  shape = (2, reference.px, reference.px, 3)
+  images = np.random.default_rng(0).random(shape, np.float32)
   variables = tiny.draw_like(
     jax.eval_shape(reference.init, jax.random.key(0), images)
   )
@@ -295,6 +294,8 @@ def _hostile(arrays):
   empty = np.zeros((10**9, 0), np.float32)
   stacked = _stacked(arrays)
   less = {k: x for k, x in arrays.items() if 'embedding' not in k}
+  block = 'Transformer/encoderblock_1'
+  query = f'{block}/MultiHeadDotProductAttention_0/query/kernel'
   return {
     'a stack of nothing': stacked
     | {'Transformer/encoderblock/LayerNorm_0/scale': empty},
@@ -302,12 +303,7 @@ def _hostile(arrays):
     | {'Transformer/encoderblock/LayerNorm_0/scale': np.float32(1)},
     'stacks of other heights': stacked
     | {'Transformer/encoderblock/LayerNorm_0/scale': np.ones((3, _WIDTH))},
-    'heads that differ': arrays
-    | {
-      'Transformer/encoderblock_1/MultiHeadDotProductAttention_0/query/kernel': np.ones(
-        (_WIDTH, 3, 5), np.float32
-      )
-    },
+    'heads that differ': arrays | {query: np.ones((_WIDTH, 3, 5))},
     'a kernel of two axes': arrays
     | {'embedding/kernel': np.ones((3, _WIDTH), np.float32)},
     'no bias': {k: x for k, x in arrays.items() if k != 'embedding/bias'},
@@ -325,8 +321,8 @@ def _hostile(arrays):
     | {'embedding/bias': np.full(_WIDTH, np.nan, np.float32)},
     'whole numbers': arrays
     | {'embedding/kernel': np.ones((_PATCH, _PATCH, 3, _WIDTH), np.int8)},
-    'a positions grid of 5': arrays
-    | {'pos_embedding': np.ones((1, 5, _WIDTH), np.float32)},
+    'positions of no grid': arrays
+    | {'pos_embedding': np.ones((1, 6, _WIDTH), np.float32)},
     'two namings at once': arrays
     | {'Transformer/encoderblock_0/LayerNorm_2/scale': np.ones(_WIDTH)},
     'a stem of convolutions': arrays
