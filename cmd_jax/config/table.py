@@ -193,7 +193,9 @@ FIELDS: dict[str, Field] = {
     'dots',
     'full',
   ),
-  'init.path': _text('File of weights to start from; empty draws them.'),
+  'init.path': _text(
+    'File of weights to start from, name or hf:// address; empty draws them.'
+  ),
   'init.network': _choice('Which network of the file.', 'teacher', 'student'),
   'lora.rank': _count(
     "Rank of the encoder's adapters, which is frozen then; 0 for none."

@@ -295,8 +295,8 @@ def load_encoder(
   bicubically, as `interpolate_positions` does. Everything else must fit.
 
   Args:
-    path: of a weight file, see `files.read_tensors`, or a name of
-      `pretrained.WEIGHTS`.
+    path: of a weight file, see `files.read_tensors`, a name of
+      `pretrained.WEIGHTS`, or an address that `hub.parse` takes apart.
     encoder: the encoder that they are for.
     network: 'teacher' or 'student', where the file has both.
 
