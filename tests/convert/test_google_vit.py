@@ -220,8 +220,8 @@ def test_features_are_those_of_the_reference(tmp_path, drawn, case):
   output = _apply(encoder, found.imported.variables, images)
   patches = expected[:, 1:] if encoder.class_token else expected
   image = expected[:, 0] if encoder.class_token else patches.mean(1)
-  np.testing.assert_allclose(output.tokens, patches, rtol=0, atol=2e-5)
-  np.testing.assert_allclose(output.image, image, rtol=0, atol=2e-5)
+  np.testing.assert_allclose(output.tokens, patches, rtol=0, atol=1e-5)
+  np.testing.assert_allclose(output.image, image, rtol=0, atol=1e-5)
   told = ' '.join(report.notes)
   assert 'scaled to [-1, 1]' in told
   assert ('attention pooling' in told) == (case == 'two towers, stacked')
