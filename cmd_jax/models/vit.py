@@ -181,7 +181,6 @@ class VisionTransformer(nn.Module):
 
   def _embed(self, images: jax.Array, rows: int, columns: int) -> jax.Array:
     """Class token, registers and patches, [B, num_prefix + N, D]."""
-    batch = len(images)
     x = self._patches(images.astype(self.dtype), rows, columns)
     init = torch_default_init(x.shape[-1])
     x = Dense(
@@ -191,24 +190,26 @@ class VisionTransformer(nn.Module):
       dtype=self.dtype,
       name='patch_embed',
     )(x)
-    prefix = jnp.zeros((1, 0, self.width))
+    prefix = []
     if self.class_token:
-      prefix = self.param('cls_token', linear_init, (1, 1, self.width))
+      prefix += [self.param('cls_token', linear_init, (1, 1, self.width))]
     if self.positions == 'learned':
       count = (self.image_px // self.patch_px) ** 2 + self.class_token
       shape = (1, count, self.width)
       positions = self.param('pos_embed', linear_init, shape)
-      of_class = int(self.class_token)
-      prefix = prefix + positions[:, :of_class]
+      if prefix:
+        prefix = [prefix[0] + positions[:, :1]]
       positions = interpolate_positions(
-        positions[:, of_class:], (rows, columns), self.interpolation
+        positions[:, len(prefix) :], (rows, columns), self.interpolation
       )
       x = x + positions.astype(self.dtype)
     if self.num_registers:
       shape = (1, self.num_registers, self.width)
-      registers = self.param('reg_token', linear_init, shape)
-      prefix = jnp.concatenate([prefix, registers], axis=1)
-    prefix = jnp.broadcast_to(prefix, (batch, *prefix.shape[1:]))
+      prefix += [self.param('reg_token', linear_init, shape)]
+    if not prefix:
+      return x
+    prefix = jnp.concatenate(prefix, axis=1)
+    prefix = jnp.broadcast_to(prefix, (len(x), *prefix.shape[1:]))
     return jnp.concatenate([prefix.astype(self.dtype), x], axis=1)
 
   @nn.compact
@@ -345,8 +346,7 @@ def make_vit(
   check_drop_path_rate(drop_path_rate)
   if pool == 'cls' and not class_token:
     raise UserError(
-      "config.model.pool is 'cls', but config.model.class_token is false: use "
-      'pool=mean'
+      "config.model.pool is 'cls', which needs class_token=true: use 'mean'"
     )
   preset = VARIANTS[variant]
   width, depth, num_heads = (
