@@ -370,8 +370,9 @@ def load(
   otherwise.
 
   Args:
-    path: work directory of a run, weight file or folder of one, or a name of
-      cmd_jax.convert.pretrained.WEIGHTS such as 'efficientnet_lite0'.
+    path: work directory of a run, weight file or folder of one, a name of
+      cmd_jax.convert.pretrained.WEIGHTS such as 'efficientnet_lite0', or an
+      address on the Hugging Face Hub, hf://owner/repo[@revision][/file].
     network: 'teacher' or 'student'; by default the one that the run evaluates,
       and the teacher of a file.
     batch_size: most images encoded at once.
@@ -384,13 +385,13 @@ def load(
   Raises:
     UserError: no run and no weights, no checkpoint, or one of another model.
   """
-  path = pretrained.resolve(pathlib.Path(path).expanduser())
+  path = pretrained.resolve(path)
   if network not in ('', 'teacher', 'student'):
     raise UserError(f'network is {network!r}: choose teacher or student')
   if not path.exists():
     raise UserError(
       f'{path} does not exist: give the work directory of a run, a file of '
-      f'weights, or one of {", ".join(pretrained.WEIGHTS)}'
+      f'weights, hf://OWNER/REPO, or one of {", ".join(pretrained.WEIGHTS)}'
     )
   is_run = path.is_dir() and not _has_weights(path)
   if not is_run:

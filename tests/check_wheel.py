@@ -114,6 +114,7 @@ def _ask_for_extras(run, photographs):
   images = np.zeros((1, 16, 16, 3), np.uint8)
   yield 'parts', lambda: baselines.felzenszwalb_masks(images, max_parts=4)
   yield 'pretrained', lambda: cmd_jax.load('efficientnet_lite0')
+  yield 'hub', lambda: cmd_jax.load('hf://owner/repository')
   yield 'gcs', lambda: shards.list_urls('gs://bucket/train-*.tar')
   yield 'tfds', lambda: tfds_source.find_builder_class('toybirds')
 

@@ -38,7 +38,9 @@ OPTIONS = {
   'workdir': Option(
     str, None, 'Directory of the run: checkpoints, metrics, results.'
   ),
-  'weights': Option(str, None, 'File of weights in place of --workdir.'),
+  'weights': Option(
+    str, None, 'File, name or hf:// address of weights, not --workdir.'
+  ),
   'input': Option(
     str, None, 'Folder of images, or a file that `embed` has written.'
   ),

@@ -34,8 +34,8 @@ _RECIPE = dict(
   teacher=dict(base_momentum=0.99, final_momentum=0.999),
 )
 
-# Of photographs for such an encoder, which is made for 224 pixels. Smaller views
-# train faster, and their crops look as large as whole images of 224 pixels do
+# For photographs and such an encoder, made for 224 pixels. Smaller views
+# train faster, and what they show is as large as in whole images of 224 pixels
 # (Touvron et al. 2019).
 PHOTOGRAPHS = dict(
   canvas_px=224,

@@ -197,6 +197,9 @@ def model_fields(name: str) -> ConfigDict:
       norm_epsilon=1e-6,
       drop_path_rate=0.1,
       pool='cls',
+      # False and 'tanh' for some weights of others (docs/weights.md).
+      class_token=True,
+      gelu='exact',
       dtype='bfloat16',
       remat='none',
     )

@@ -177,6 +177,12 @@ FIELDS: dict[str, Field] = {
     float, 'Stochastic depth of the last block.', least=0, most=0.99
   ),
   'model.pool': _choice('Image embedding of a ViT.', 'cls', 'mean'),
+  'model.class_token': _switch('Whether a ViT has a class token.'),
+  'model.gelu': _choice(
+    "Of a ViT's MLPs; tanh approximates it, as in Google's weights.",
+    'exact',
+    'tanh',
+  ),
   'model.dtype': _choice(
     'Of the computation.', 'float32', 'bfloat16', 'float16', 'float64'
   ),
@@ -187,7 +193,9 @@ FIELDS: dict[str, Field] = {
     'dots',
     'full',
   ),
-  'init.path': _text('File of weights to start from; empty draws them.'),
+  'init.path': _text(
+    'File of weights to start from, name or hf:// address; empty draws them.'
+  ),
   'init.network': _choice('Which network of the file.', 'teacher', 'student'),
   'lora.rank': _count(
     "Rank of the encoder's adapters, which is frozen then; 0 for none."

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cmd_jax.convert import efficientnet, resnet, swin, vit
+from cmd_jax.convert import efficientnet, google_vit, resnet, swin, vit
 from cmd_jax.convert.entries import Entry, get_path
 from cmd_jax.convert.families import Renamed
 from cmd_jax.errors import UserError
@@ -89,6 +89,11 @@ def family_epsilon(family: str) -> float:
   return _EPSILONS.get(family, 1e-6)
 
 
+def family_gelu(family: str) -> str:
+  """config.model.gelu with which a family of ViTs was trained."""
+  return 'tanh' if family == google_vit.FAMILY else 'exact'
+
+
 def _count(names: Iterable[str], pattern: str) -> int:
   """How many different numbers the group of `pattern` has in the names."""
   return len({m[1] for m in (re.match(pattern, n) for n in names) if m})
@@ -132,8 +137,11 @@ def _vit_fields(renamed: Renamed) -> dict[str, Any]:
       # A config may have changed the variant's own; 0 gives them back.
       fields = dict(variant=variant, width=0, depth=0, num_heads=0)
   fields['patch_px'] = patch_px
+  fields['class_token'] = 'cls_token' in tensors
+  if not fields['class_token']:
+    fields['pool'] = 'mean'
   if 'pos_embed' in tensors:
-    count = tensors['pos_embed'].shape[1] - 1
+    count = tensors['pos_embed'].shape[1] - fields['class_token']
     fields['image_px'] = round(count**0.5) * patch_px
   fields['positions'] = 'learned' if 'pos_embed' in tensors else 'rotary'
   hidden = tensors['blocks.0.mlp.fc2.weight'].shape[1]
@@ -146,6 +154,7 @@ def _vit_fields(renamed: Renamed) -> dict[str, Any]:
   scaled = 'blocks.0.ls1.gamma' in tensors
   fields['layer_scale'] = 1e-5 if scaled else 0.0
   fields['norm_epsilon'] = family_epsilon(renamed.family)
+  fields['gelu'] = family_gelu(renamed.family)
   return fields
 
 
@@ -231,6 +240,8 @@ def flags_that_fit(renamed: Renamed) -> str:
   for field, value in fields_that_fit(renamed).items():
     # Tuples need quotes in a shell.
     text = f"'{value}'" if isinstance(value, tuple) else str(value)
+    if isinstance(value, bool):
+      text = text.lower()
     flags.append(f'--config.model.{field}={text}'.replace(' ', ''))
   return ' '.join(flags)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cmd_jax.convert import swin
+from cmd_jax.convert import google_vit, swin
 from cmd_jax.errors import UserError
 from cmd_jax.files.safe_read import one_line
 
@@ -41,6 +41,7 @@ class Renamed(NamedTuple):
 
 # Known by the first row whose names are all there; '*' stands for any text.
 FAMILIES = (
+  (google_vit.FAMILY, 'vit', google_vit.NAMES),
   ('DINOv3 (Hugging Face)', 'vit', ('embeddings.patch_embeddings.weight',)),
   (
     'DINOv2 (Hugging Face)',
@@ -123,6 +124,7 @@ _UNSUPPORTED = (
   (r'^blocks\.\d+\.attn\.rel', 'relative positions of a ViT'),
   (r'^rope\.freqs', 'rotary positions of learned frequencies'),
   (r'^conv1\.\d+\.|^conv[23]\.', 'a stem of several convolutions'),
+  (r'^(conv_root|gn_root|block\d+\.unit\d+)\.', 'the stem of a ResNet'),
   (r'^(layer\d\.\d+\.se\.|_blocks\.\d+\._se_)', 'squeeze and excitation'),
 )
 _IN_WORDS = {'q': 'queries', 'k': 'keys', 'v': 'values'}
@@ -283,7 +285,7 @@ def _normalise_positions(tensors: Tensors, in_timm: bool) -> list[str]:
 
   A distillation token becomes the first register. Positions of registers,
   which timm alone has, are added to them; a class token without a position
-  gets zeros.
+  gets zeros. Without a class token there are those of the patches alone.
   """
   notes = []
   registers = [
@@ -299,7 +301,10 @@ def _normalise_positions(tensors: Tensors, in_timm: bool) -> list[str]:
   positions = tensors['pos_embed']
   _, count, width = positions.shape
   num_registers = sum(x.shape[1] for x in registers)
+  has_class = 'cls_token' in tensors
   if _is_square(count):
+    if not has_class:
+      return notes
     # timm's no_embed_class.
     zero = np.zeros((1, 1, width), positions.dtype)
     tensors['pos_embed'] = np.concatenate([zero, positions], axis=1)
@@ -311,10 +316,11 @@ def _normalise_positions(tensors: Tensors, in_timm: bool) -> list[str]:
       positions, range(1, 1 + num_registers), axis=1
     )
     notes.append('the positions of the registers were added to them')
-  elif not _is_square(count - 1):
+  elif not has_class or not _is_square(count - 1):
+    beside = ' with a class token' if has_class else ''
     raise UserError(
-      f'pos_embed has {count} rows, which are no square grid of patches with a '
-      'class token: only square grids are supported'
+      f'pos_embed has {count} rows, which are no square grid of patches'
+      f'{beside}: only square grids are supported'
     )
   return notes
 
@@ -354,7 +360,8 @@ def to_timm(tensors: Mapping[str, np.ndarray]) -> Renamed:
   them; timm's DINOv3; Hugging Face's ViTModel, Dinov2Model,
   Dinov2WithRegistersModel and DINOv3ViTModel in the names of versions 4 and 5;
   Swin of Microsoft, EsViT and timm; ResNets of torchvision and timm;
-  EfficientNet-Lite of efficientnet_lite_pytorch, which keeps its names.
+  EfficientNet-Lite of efficientnet_lite_pytorch, which keeps its names;
+  Google's ViTs, by `google_vit`.
 
   Args:
     tensors: state dict without prefixes other than Hugging Face's.
@@ -375,7 +382,10 @@ def to_timm(tensors: Mapping[str, np.ndarray]) -> Renamed:
   else:
     try:
       num_heads = _heads_by_periods(tensors)
-      renamed, notes = _from_vit(tensors, family)
+      if family == google_vit.FAMILY:
+        tensors, num_heads, notes = google_vit.to_timm(tensors)
+      renamed, more = _from_vit(tensors, family)
+      notes += more
     except (LookupError, TypeError, ValueError) as error:
       raise UserError(
         f'the tensors of the file ({family}) do not fit together '

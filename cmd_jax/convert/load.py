@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ _FEW = 3
 # a name left over here means that the network is another one.
 _OF_ENCODER = {
   'vit': r'(blocks|patch_embed|norm|embeddings|encoder|layers?|rope)\.'
-  r'|(pos_embed|cls_token|reg_token)$',
+  r'|(pos_embed|cls_token|reg_token)$|Transformer\.',
   'swin': r'(layers|patch_embed|norm)\.',
   'resnet': r'(conv1|bn1|layer\d)\.',
   'efficientnet': r'_(conv_stem|bn0|blocks|conv_head|bn1)\.',
@@ -143,9 +144,11 @@ def _resize(name: str, tensor: np.ndarray, shape: tuple) -> np.ndarray | None:
     and tensor.shape[::2] == shape[::2]
     and len(tensor[0]) > 1
   ):
-    side = round((shape[1] - 1) ** 0.5)
-    patches = interpolate_positions(tensor[:, 1:], (side, side))
-    return np.concatenate([tensor[:, :1], np.asarray(patches)], axis=1)
+    side = math.isqrt(shape[1])
+    # One more than those of a square grid is that of the class token.
+    first = shape[1] - side**2
+    patches = interpolate_positions(tensor[:, first:], (side, side))
+    return np.concatenate([tensor[:, :first], np.asarray(patches)], axis=1)
   if (
     name.endswith('.relative_position_bias_table')
     and tensor.ndim == 2
@@ -244,8 +247,7 @@ def _check_the_rest(
   heads, notes = encoder.num_heads, []
   if renamed.num_heads not in (None, heads):
     return [
-      f'its rotary positions are for {renamed.num_heads} heads, the encoder '
-      f'has {heads}'
+      f'it has {renamed.num_heads} attention heads, the encoder has {heads}'
     ], []
   usual = architecture.usual_heads(encoder.width)
   if renamed.num_heads is None and heads != usual:
@@ -253,12 +255,15 @@ def _check_the_rest(
     notes.append(
       f'the file does not tell its attention heads: {heads} were taken{instead}'
     )
-  epsilon = architecture.family_epsilon(renamed.family)
-  if encoder.norm_epsilon != epsilon:
-    notes.append(
-      f'config.model.norm_epsilon is {encoder.norm_epsilon}, weights of '
-      f'{renamed.family} are published with {epsilon}'
-    )
+  for field, published in (
+    ('norm_epsilon', architecture.family_epsilon(renamed.family)),
+    ('gelu', architecture.family_gelu(renamed.family)),
+  ):
+    if getattr(encoder, field) != published:
+      notes.append(
+        f'config.model.{field} is {getattr(encoder, field)}, weights of '
+        f'{renamed.family} are published with {published}'
+      )
   return [], notes
 
 
@@ -290,8 +295,8 @@ def load_encoder(
   bicubically, as `interpolate_positions` does. Everything else must fit.
 
   Args:
-    path: of a weight file, see `files.read_tensors`, or a name of
-      `pretrained.WEIGHTS`.
+    path: of a weight file, see `files.read_tensors`, a name of
+      `pretrained.WEIGHTS`, or an address that `hub.parse` takes apart.
     encoder: the encoder that they are for.
     network: 'teacher' or 'student', where the file has both.
 

@@ -14,7 +14,12 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
-from cmd_jax.convert.torch_globals import INERT, Tensor, UnreadableError
+from cmd_jax.convert.torch_globals import (
+  INERT,
+  NAMELESS,
+  Tensor,
+  UnreadableError,
+)
 from cmd_jax.files.safe_read import one_line
 
 NETWORKS = ('student', 'teacher')
@@ -59,6 +64,7 @@ _FIRST = (
   'embeddings.patch_embeddings.weight',
   'layer1.0.conv1.weight',
   '_conv_stem.weight',
+  'embedding.kernel',
   # A ResNet whose layers a Sequential has numbered.
   '4.0.conv1.weight',
 )
@@ -167,7 +173,7 @@ def find_state_dict(root: Any, network: str) -> dict[str, Tensor]:
   for _ in range(_MAX_NESTING):
     if not isinstance(root, dict):
       break
-    own = {k: v for k, v in root.items() if isinstance(v, Tensor)}
+    own = {k: root[k] for k in _tensor_names(root)}
     found = {
       name: value
       for name, value in root.items()
@@ -208,6 +214,15 @@ def _swapped(
   return network
 
 
+def _tensor_names(node: Mapping[str, Any]) -> list[str]:
+  """The names of tensors, without those that stand for other keys."""
+  return [
+    name
+    for name, value in node.items()
+    if isinstance(value, Tensor) and not name.startswith(NAMELESS)
+  ]
+
+
 class _Search:
   """What is in nested dicts, each of which is looked at once."""
 
@@ -229,7 +244,7 @@ class _Search:
     return self.holds_network('?', node, _MAX_NESTING)
 
   def _look(self, node: dict, depth: int, whole: bool) -> bool:
-    tensors = [k for k, v in node.items() if isinstance(v, Tensor)]
+    tensors = _tensor_names(node)
     if _roots(tensors):
       return True
     if not whole and not _BOOKKEEPING.issuperset(tensors):
@@ -251,11 +266,17 @@ def _check_readable(
   for name, value in root.items():
     if _is_average(name) != average or not _is_container(name):
       continue
-    inside = list(value.values()) if isinstance(value, dict) else [value]
-    if any(x is INERT or _is_list_of_tensors(x) for x in inside):
+    inside = value if isinstance(value, dict) else {'': value}
+    nameless = any(
+      isinstance(x, Tensor) and k.startswith(NAMELESS)
+      for k, x in inside.items()
+    )
+    if nameless or any(
+      x is INERT or _is_list_of_tensors(x) for x in inside.values()
+    ):
       other = NETWORKS[average ^ 1]
       raise UnreadableError(
-        f'has the {network} {one_line(name)!r} as an object or a list without '
+        f'has the {network} {one_line(name)!r} as an object or tensors without '
         f'names, which cannot be read: choose --config.init.network={other}, '
         'or save its state_dict() alone'
       )

@@ -8,6 +8,7 @@ import os
 import pathlib
 from typing import NamedTuple
 
+from cmd_jax.convert import hub
 from cmd_jax.errors import UserError, missing_extra
 
 
@@ -149,11 +150,14 @@ def describe() -> str:
 def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
   """The path itself, expanded, or that of published weights by their name.
 
-  A file or folder of that name in the working directory goes first.
+  A file or folder of that name in the working directory goes first. What an
+  address on the Hub stands for is fetched (`hub.fetch`).
 
   Raises:
-    UserError: as `find_pretrained`.
+    UserError: as `find_pretrained` and `hub.fetch`.
   """
+  if hub.is_address(path):
+    return hub.fetch(path)
   given = pathlib.Path(path)
   if str(path) in WEIGHTS and not given.exists():
     return find_pretrained(str(path))

@@ -65,8 +65,8 @@ def recognise_encoder(
   Swin is built for (224).
 
   Args:
-    path: of a weight file, see `files.read_tensors`, or a name of
-      `pretrained.WEIGHTS`.
+    path: of a weight file, see `files.read_tensors`, a name of
+      `pretrained.WEIGHTS`, or an address that `hub.parse` takes apart.
     network: 'teacher' or 'student', where the file has both.
     **changes: fields of config.model that are other than that.
 

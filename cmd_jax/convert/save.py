@@ -61,7 +61,7 @@ def to_timm(
         re.sub(r'\.ls([12])\.gamma$', r'.gamma_\1', name): tensor
         for name, tensor in tensors.items()
       }
-    elif encoder.num_registers:
+    elif encoder.num_registers and encoder.class_token:
       _merge_class_position(tensors)
   for name in [n for n in tensors if n.endswith('.running_var')]:
     counter = name.replace('running_var', 'num_batches_tracked')
@@ -87,6 +87,12 @@ def _vit_constructor(encoder: VisionTransformer) -> str:
     'global_pool': "'token'" if encoder.pool == 'cls' else "'avg'",
     'num_classes': 0,
   }
+  if not encoder.class_token:
+    arguments['class_token'] = False
+  if encoder.gelu == 'tanh' and not gated:
+    arguments['act_layer'] = (
+      "functools.partial(torch.nn.GELU, approximate='tanh')"
+    )
   norm = f'functools.partial(torch.nn.LayerNorm, eps={encoder.norm_epsilon!r})'
   arguments['norm_layer'] = norm
   if rotary:

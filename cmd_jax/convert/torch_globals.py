@@ -34,6 +34,8 @@ class Inert:
 
 
 INERT = Inert()
+# Begins the names of items whose keys are no strings.
+NAMELESS = '(no name) '
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -270,7 +272,11 @@ def find_global(module: Any, name: Any) -> Global:
 
 
 def set_item(target: Any, key: Any, value: Any) -> None:
-  """Puts an item under a name; all other items are dropped."""
+  """Puts an item under its name, or under one of its own if it has none."""
+  if type(target) is not dict:
+    return
   # Names are strings; hashing any other key may take for ever.
-  if type(target) is dict and type(key) is str:
+  if type(key) is str:
     target[key] = value
+  elif value is INERT or isinstance(value, dict | list | Tensor):
+    target[f'{NAMELESS}{len(target)}'] = value

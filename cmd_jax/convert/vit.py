@@ -8,7 +8,9 @@ from cmd_jax.models.vit import VisionTransformer
 
 def entries(encoder: VisionTransformer) -> list[Entry]:
   """The table of an encoder."""
-  table = [Entry(('params', 'cls_token'), 'cls_token')]
+  table = []
+  if encoder.class_token:
+    table.append(Entry(('params', 'cls_token'), 'cls_token'))
   if encoder.positions == 'learned':
     table.append(Entry(('params', 'pos_embed'), 'pos_embed'))
   if encoder.num_registers:

@@ -66,6 +66,16 @@ def _square(graph: Graph, eqn: Any, x: Value) -> str:
   return graph.add('Mul', x, x)
 
 
+@_converter('integer_pow')
+def _integer_pow(graph: Graph, eqn: Any, x: Value) -> str:
+  exponent = eqn.params['y']
+  _refuse_unless(0 < exponent < 9, f'integer_pow of {exponent}')
+  power = x
+  for _ in range(exponent - 1):
+    power = graph.add('Mul', power, x)
+  return power
+
+
 @_converter('rsqrt')
 def _rsqrt(graph: Graph, eqn: Any, x: Value) -> str:
   return graph.add('Reciprocal', graph.add('Sqrt', x))

@@ -60,7 +60,7 @@ def last_blocks(
       x = norm.apply(norm_params, x)
       if encoder.pool == 'cls':
         return x[:, 0]
-      return x[:, 1 + encoder.num_registers :].mean(1)
+      return x[:, encoder.num_prefix :].mean(1)
     last_stage = f'stage_{len(encoder.depths) - 1}_'
     if name.startswith(last_stage):
       x = norm.apply(norm_params, x)

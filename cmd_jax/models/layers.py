@@ -73,6 +73,10 @@ def gelu(x: jax.Array) -> jax.Array:
   return 0.5 * x * (1 + jax.lax.erf(x * np.asarray(0.5**0.5, x.dtype)))
 
 
+# 'tanh' is its approximation (Hendrycks and Gimpel 2016), Flax's default.
+GELUS = {'exact': gelu, 'tanh': nn.gelu}
+
+
 def drop_path(x: jax.Array, rate: float, uniforms: jax.Array) -> jax.Array:
   """Drops whole residual branches: x / (1 - rate) * floor(1 - rate + u).
 
@@ -124,7 +128,23 @@ class Dense(nn.Dense):
 
 
 class Mlp(nn.Module):
-  """Two layers with an exact GELU between them."""
+  """Two layers with a GELU between them, `gelu` of GELUS."""
+
+  hidden_dim: int
+  dtype: jnp.dtype
+  gelu: str = 'exact'
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., D] -> [..., D]."""
+    dim = x.shape[-1]
+    x = Dense(self.hidden_dim, dtype=self.dtype, name='fc1')(x)
+    x = GELUS[self.gelu](x)
+    return Dense(dim, dtype=self.dtype, name='fc2')(x)
+
+
+class SwiGlu(nn.Module):
+  """Gated feed-forward, fc2(silu(a) * b) with (a, b) = fc1(x)."""
 
   hidden_dim: int
   dtype: jnp.dtype
@@ -133,8 +153,9 @@ class Mlp(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., D] -> [..., D]."""
     dim = x.shape[-1]
-    x = gelu(Dense(self.hidden_dim, dtype=self.dtype, name='fc1')(x))
-    return Dense(dim, dtype=self.dtype, name='fc2')(x)
+    x = Dense(2 * self.hidden_dim, dtype=self.dtype, name='fc1')(x)
+    gate, x = jnp.split(x, 2, axis=-1)
+    return Dense(dim, dtype=self.dtype, name='fc2')(nn.silu(gate) * x)
 
 
 class BatchNorm(nn.Module):

@@ -17,10 +17,12 @@ from cmd_jax.errors import UserError
 from cmd_jax.models.attention import Attention, cudnn_serves
 from cmd_jax.models.layers import (
   DTYPES,
+  GELUS,
   REMATS,
   Dense,
   EncoderOutput,
   Mlp,
+  SwiGlu,
   check_choice,
   check_drop_path_rate,
   drop_path,
@@ -35,21 +37,6 @@ from cmd_jax.models.positions import (
   interpolate_positions,
   rotary_turn,
 )
-
-
-class SwiGlu(nn.Module):
-  """Gated feed-forward, fc2(silu(a) * b) with (a, b) = fc1(x)."""
-
-  hidden_dim: int
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[..., D] -> [..., D]."""
-    dim = x.shape[-1]
-    x = Dense(2 * self.hidden_dim, dtype=self.dtype, name='fc1')(x)
-    gate, x = jnp.split(x, 2, axis=-1)
-    return Dense(dim, dtype=self.dtype, name='fc2')(nn.silu(gate) * x)
 
 
 class LayerScale(nn.Module):
@@ -75,6 +62,7 @@ class Block(nn.Module):
   drop_path_rate: float
   dtype: jnp.dtype
   fused: bool = False
+  gelu: str = 'exact'
 
   @nn.compact
   def __call__(
@@ -98,13 +86,15 @@ class Block(nn.Module):
     attention = Attention(self.num_heads, self.dtype, self.fused, name='attn')
     attended, weights = attention(norm('norm1')(x), turn)
     x = x + branch(attended, 0)
-    ffn = SwiGlu if self.ffn == 'swiglu' else Mlp
-    mlp = ffn(self.hidden_dim, self.dtype, name='mlp')
+    if self.ffn == 'swiglu':
+      mlp = SwiGlu(self.hidden_dim, self.dtype, name='mlp')
+    else:
+      mlp = Mlp(self.hidden_dim, self.dtype, self.gelu, name='mlp')
     return x + branch(mlp(norm('norm2')(x)), 1), weights
 
 
 class VisionTransformer(nn.Module):
-  """ViT with a class token, for images of any size that patches tile.
+  """ViT for images of any size that patches tile.
 
   Attributes:
     image_px: side of the images whose grid the position embeddings have.
@@ -124,10 +114,13 @@ class VisionTransformer(nn.Module):
     norm_epsilon: epsilon of the layer normalisations.
     drop_path_rate: rate of the last block; it rises linearly from 0.
     pool: 'cls' takes the class token as the image embedding (DINO), 'mean'
-      the mean of the patch tokens.
+      the mean of the patch tokens; 'cls' needs `class_token`.
     dtype: dtype of the computation; parameters are float32.
     remat: what of a block is computed again for its gradient, a key of
       `layers.REMATS`.
+    class_token: whether there is a class token; without, the attention is what
+      a patch receives, the mean over all queries.
+    gelu: of the MLPs, a key of `layers.GELUS`.
   """
 
   image_px: int
@@ -147,6 +140,13 @@ class VisionTransformer(nn.Module):
   pool: str
   dtype: jnp.dtype
   remat: str = 'none'
+  class_token: bool = True
+  gelu: str = 'exact'
+
+  @property
+  def num_prefix(self) -> int:
+    """Number of tokens that stand for no patch, before those that do."""
+    return self.class_token + self.num_registers
 
   @property
   def block_names(self) -> tuple[str, ...]:
@@ -180,8 +180,7 @@ class VisionTransformer(nn.Module):
     return x.swapaxes(2, 3).reshape(batch, rows * columns, -1)
 
   def _embed(self, images: jax.Array, rows: int, columns: int) -> jax.Array:
-    """Class token, registers and patches, [B, 1 + registers + N, D]."""
-    batch = len(images)
+    """Class token, registers and patches, [B, num_prefix + N, D]."""
     x = self._patches(images.astype(self.dtype), rows, columns)
     init = torch_default_init(x.shape[-1])
     x = Dense(
@@ -191,21 +190,26 @@ class VisionTransformer(nn.Module):
       dtype=self.dtype,
       name='patch_embed',
     )(x)
-    prefix = self.param('cls_token', linear_init, (1, 1, self.width))
+    prefix = []
+    if self.class_token:
+      prefix += [self.param('cls_token', linear_init, (1, 1, self.width))]
     if self.positions == 'learned':
-      count = (self.image_px // self.patch_px) ** 2
-      shape = (1, count + 1, self.width)
+      count = (self.image_px // self.patch_px) ** 2 + self.class_token
+      shape = (1, count, self.width)
       positions = self.param('pos_embed', linear_init, shape)
-      prefix = prefix + positions[:, :1]
+      if prefix:
+        prefix = [prefix[0] + positions[:, :1]]
       positions = interpolate_positions(
-        positions[:, 1:], (rows, columns), self.interpolation
+        positions[:, len(prefix) :], (rows, columns), self.interpolation
       )
       x = x + positions.astype(self.dtype)
     if self.num_registers:
       shape = (1, self.num_registers, self.width)
-      registers = self.param('reg_token', linear_init, shape)
-      prefix = jnp.concatenate([prefix, registers], axis=1)
-    prefix = jnp.broadcast_to(prefix, (batch, *prefix.shape[1:]))
+      prefix += [self.param('reg_token', linear_init, shape)]
+    if not prefix:
+      return x
+    prefix = jnp.concatenate(prefix, axis=1)
+    prefix = jnp.broadcast_to(prefix, (len(x), *prefix.shape[1:]))
     return jnp.concatenate([prefix.astype(self.dtype), x], axis=1)
 
   @nn.compact
@@ -246,13 +250,17 @@ class VisionTransformer(nn.Module):
         rate,
         self.dtype,
         fused,
+        self.gelu,
         name=f'block_{index}',
       )(x, None if uniforms is None else uniforms[:, index], turn)
     x = nn.LayerNorm(self.norm_epsilon, dtype=wide(x.dtype), name='norm')(x)
-    num_prefix = 1 + self.num_registers
-    tokens = x[:, num_prefix:]
+    tokens = x[:, self.num_prefix :]
     image = x[:, 0] if self.pool == 'cls' else tokens.mean(1)
-    return EncoderOutput(image, tokens, attention[:, :, 0, num_prefix:])
+    if self.class_token:
+      attention = attention[:, :, 0, self.num_prefix :]
+    else:
+      attention = attention[..., self.num_prefix :].mean(2)
+    return EncoderOutput(image, tokens, attention)
 
 
 def encode_with_keys(
@@ -272,7 +280,7 @@ def encode_with_keys(
   output, state = encoder.apply(variables, images, mutable=['intermediates'])
   last = state['intermediates'][encoder.block_names[-1]]
   (keys,) = last['attn']['keys']
-  return output, keys[:, 1 + encoder.num_registers :]
+  return output, keys[:, encoder.num_prefix :]
 
 
 # width, depth, heads (Touvron et al. 2021, Table 1; Dosovitskiy et al. 2021).
@@ -310,6 +318,8 @@ def make_vit(
   pool: str = 'cls',
   dtype: str = 'float32',
   remat: str = 'none',
+  class_token: bool = True,
+  gelu: str = 'exact',
 ) -> VisionTransformer:
   """Builds a ViT from a preset; width, depth and num_heads override it.
 
@@ -319,7 +329,8 @@ def make_vit(
 
   Raises:
     UserError: an unknown choice, a width that the heads cannot share, an image
-      size that patches do not tile, or a stride or rate out of range.
+      size that patches do not tile, a stride or rate out of range, or pool
+      'cls' without a class token.
   """
   for field, value, choices in (
     ('variant', variant, VARIANTS),
@@ -329,9 +340,14 @@ def make_vit(
     ('pool', pool, POOLS),
     ('dtype', dtype, DTYPES),
     ('remat', remat, REMATS),
+    ('gelu', gelu, GELUS),
   ):
     check_choice(field, value, choices)
   check_drop_path_rate(drop_path_rate)
+  if pool == 'cls' and not class_token:
+    raise UserError(
+      "config.model.pool is 'cls', which needs class_token=true: use 'mean'"
+    )
   preset = VARIANTS[variant]
   width, depth, num_heads = (
     given or default
@@ -379,4 +395,6 @@ def make_vit(
     pool=pool,
     dtype=DTYPES[dtype],
     remat=remat,
+    class_token=class_token,
+    gelu=gelu,
   )

@@ -61,14 +61,15 @@ def hypercolumn_maps(
   images: jax.Array,
   num_layers: int = 4,
 ) -> tuple[jax.Array, ...]:
-  """The maps of a residual network's hypercolumn, the deepest first.
+  """The maps of a convolutional network's hypercolumn, the deepest first.
 
   Args:
-    encoder: network with a method `stages`.
+    encoder: network with a method `stages`, a ResNet or an EfficientNet.
     variables: of the encoder.
     images: [B, H, W, 3] normalised.
-    num_layers: maps taken of the last stage, the one before it, ..., the
-      max-pool's; at most five. PARTICLE takes 4.
+    num_layers: maps taken, from the smallest on; at most five, of which a
+      ResNet's largest is the max-pool's and an EfficientNet's smallest the
+      head's. PARTICLE takes 4.
 
   Returns:
     [B, h, w, C] float32 each.
@@ -78,8 +79,9 @@ def hypercolumn_maps(
   """
   if not hasattr(encoder, 'stages'):
     raise UserError(
-      f'hypercolumns need a residual network, not {type(encoder).__name__}: '
-      'use --config=FILE:encoder=resnet, or parts=cosegmentation'
+      f'hypercolumns need a convolutional network, not '
+      f'{type(encoder).__name__}: use --config=FILE:encoder=resnet or '
+      'efficientnet, or parts=cosegmentation'
     )
   maps = encoder.apply(variables, images, method='stages')
   return tuple(x.astype(jnp.float32) for x in maps[::-1][:num_layers])

@@ -174,12 +174,16 @@ def _make_plan(config: ConfigDict, canvases: Canvases) -> Plan | None:
   if 'parts' not in config:
     return None
   fields = config.parts.to_dict()
-  needed = {'hypercolumn': 'resnet', 'cosegmentation': 'vit'}
-  encoder = needed.get(fields['source'], config.model.name)
-  if config.model.name != encoder:
+  needed = {
+    'hypercolumn': ('resnet', 'efficientnet'),
+    'cosegmentation': ('vit',),
+  }
+  encoders = needed.get(fields['source'], (config.model.name,))
+  if config.model.name not in encoders:
     raise UserError(
       f'config.parts.source is {fields["source"]!r}, which needs '
-      f'--config=FILE:encoder={encoder}: use that or another source'
+      f'--config=FILE:encoder={" or ".join(encoders)}: use that or another '
+      'source'
     )
   view = multi_crop.make_eval_view(
     view_px=fields['view_px'], crop_fraction=None

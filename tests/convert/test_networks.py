@@ -7,7 +7,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from cmd_jax.convert import files, networks
-from cmd_jax.convert.torch_globals import INERT, Tensor, UnreadableError
+from cmd_jax.convert.torch_globals import (
+  INERT,
+  Tensor,
+  UnreadableError,
+  set_item,
+)
 from cmd_jax.errors import UserError
 
 _NAMES = ('patch_embed.proj.weight', 'blocks.0.norm1.weight', 'norm.bias')
@@ -312,3 +317,39 @@ def test_wide_dicts_in_each_other_end():
   for _ in range(5):
     node = {f'model{i}': node for i in range(300)}
   assert networks.find_state_dict(node, 'teacher') == {}
+
+
+def _dict(*items):
+  """A dict as it is read of a file, its keys strings or not."""
+  result = {}
+  for key, value in items:
+    set_item(result, key, value)
+  return result
+
+
+_INDEXED = _dict((0, _tensor(2)), (1, _tensor(2)))
+
+
+@pytest.mark.parametrize('key', [0, 7, None, ('ema', 1)])
+def test_a_network_whose_key_is_no_string_is_not_passed_over(key):
+  assert _of_root(_dict((key, _encoder(1))), 'teacher') == 1
+  root = _dict(('model', _encoder(1)), (key, _encoder(2)))
+  for network in networks.NETWORKS:
+    with pytest.raises(UnreadableError, match='several .*no name.*model'):
+      _of_root(root, network)
+
+
+def test_an_average_by_number_is_told_and_the_trained_one_is_read():
+  root = _dict(('model', _encoder(1)), ('ema', _INDEXED))
+  with pytest.raises(UnreadableError, match="'ema' as .* without names"):
+    _of_root(root, 'teacher')
+  assert _of_root(root, 'student') == 1
+
+
+@pytest.mark.parametrize('name', ['optimizer', 'opt', 'state'])
+def test_what_an_optimiser_keeps_by_number_is_no_network(name):
+  moments = _dict((0, _dict(('exp_avg', _tensor(2)), ('step', _tensor(3)))))
+  kept = _dict(('state', moments), (1, _tensor(4)))
+  root = _dict(('model', _encoder(1)), (name, kept), ('indexed', _INDEXED))
+  for network in networks.NETWORKS:
+    assert _of_root(root, network) == 1

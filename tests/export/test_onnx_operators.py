@@ -10,7 +10,7 @@ from jax import lax
 from cmd_jax.errors import UserError
 from cmd_jax.export.onnx import function_to_onnx
 from cmd_jax.export.onnx_operators import CONVERTERS
-from cmd_jax.models.layers import gelu
+from cmd_jax.models.layers import GELUS, gelu
 
 _RNG = np.random.default_rng(0)
 _SHAPE = (4, 6, 2)
@@ -33,6 +33,7 @@ _CASES = {
   'relu': jax.nn.relu,
   'softmax': jax.nn.softmax,
   'gelu': gelu,
+  'gelu by tanh': GELUS['tanh'],
   'norm': lambda x: lax.rsqrt(lax.square(x).sum((1, 3)) + 1e-6),
   'stop_gradient': lambda x: lax.stop_gradient(x) - x.max(2, keepdims=True),
   'reshape': lambda x: x.reshape(x.shape[0], 8, 6)[:, None],

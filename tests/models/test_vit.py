@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cmd_jax import errors
-from cmd_jax.models import make_encoder, vit
+from cmd_jax.models import last_blocks, make_encoder, vit
 from tests import tiny
 
 
@@ -45,6 +45,27 @@ def test_shapes_at_any_size(pool, px):
   assert output.attention.shape == (3, 3, count)
   if pool == 'mean':
     np.testing.assert_allclose(output.image, output.tokens.mean(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize('num_registers', [0, 2])
+def test_without_a_class_token_there_are_the_patches(num_registers):
+  encoder = _tiny(class_token=False, pool='mean', num_registers=num_registers)
+  variables, images = _init(encoder)
+  assert 'cls_token' not in variables['params']
+  assert variables['params']['pos_embed'].shape == (1, 16, 96)
+  output, keys = vit.encode_with_keys(encoder, variables, images)
+  assert output.tokens.shape == (3, 16, 96)
+  assert keys.shape == (3, 16, 3, 32)
+  np.testing.assert_allclose(output.image, output.tokens.mean(1), rtol=1e-6)
+  # What all tokens of an image receive adds up to 1.
+  total = output.attention.sum(-1)
+  assert output.attention.shape == (3, 3, 16)
+  if num_registers:
+    assert (total < 1).all()
+  else:
+    np.testing.assert_allclose(total, 1, rtol=1e-5)
+  last = last_blocks.last_blocks(encoder, variables, images, 1)
+  np.testing.assert_allclose(last, output.image, rtol=0, atol=1e-5)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
@@ -139,6 +160,8 @@ def test_without_uniforms_nothing_is_dropped():
     (dict(width=100, num_heads=3), ['100', 'num_heads 3']),
     (dict(drop_path_rate=1.0), ['drop_path_rate', '1.0']),
     (dict(image_px=50, patch_px=16), ['50', 'patch_px 16']),
+    (dict(class_token=False), ["pool is 'cls'", 'class_token']),
+    (dict(gelu='fast'), ["gelu is 'fast'", 'exact, tanh']),
   ],
 )
 def test_wrong_arguments_are_explained(kwargs, words):

@@ -219,3 +219,25 @@ def test_real_encoders_give_what_is_needed():
     (3, 2, 8),
     (5, 4, 4),
   ]
+
+
+def test_the_maps_of_an_efficientnet_are_a_hypercolumn():
+  images = np.zeros((2, 40, 24, 3), np.float32)
+  encoder = make_encoder('efficientnet', variant='Mu', width_ratio=0.5)
+
+  def maps(num_layers):
+    variables = encoder.init(jax.random.key(0), images)
+    return features.hypercolumn_maps(encoder, variables, images, num_layers)
+
+  shapes = jax.eval_shape(lambda: maps(5))
+  assert [x.shape[1:] for x in shapes] == [
+    (2, 1, 1280),
+    # Half of the widths of the fifth, third, second and first stage.
+    (3, 2, 16),
+    (5, 3, 8),
+    (10, 6, 6),
+    (20, 12, 4),
+  ]
+  assert [x.shape for x in jax.eval_shape(lambda: maps(4))] == [
+    x.shape for x in shapes[:4]
+  ]

@@ -169,6 +169,22 @@ def _arrays():
   }
 
 
+def _arrays_of_google():
+  block = 'Transformer/encoderblock'
+  attention = f'{block}/MultiHeadDotProductAttention_0'
+  shapes = {
+    'embedding/kernel': (4, 4, 3, 8),
+    'embedding/bias': (8,),
+    'cls': (1, 1, 8),
+    'Transformer/encoder_norm/scale': (8,),
+    f'{attention}/query/kernel': (2, 8, 2, 4),
+    f'{attention}/query/bias': (2, 2, 4),
+    f'{attention}/out/kernel': (2, 2, 4, 8),
+    f'{block}/MlpBlock_0/Dense_0/kernel': (2, 8, 16),
+  }
+  return {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+
+
 def _npz(arrays):
   buffer = io.BytesIO()
   np.savez(buffer, **arrays)
@@ -189,6 +205,8 @@ def _seeds():
     mutate.Seed(names),
     mutate.in_member(names, 'pos_embed.npy'),
     mutate.in_member(names, 'cls_token.npy'),
+    mutate.Seed(_npz(_arrays_of_google())),
+    mutate.in_member(_npz(_arrays_of_google()), 'embedding/kernel.npy'),
     *[mutate.Seed(safetensors.numpy.save(_arrays(), {'a': 'b'}))] * 3,
   ]
 

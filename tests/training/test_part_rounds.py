@@ -110,6 +110,7 @@ def test_masks_of_another_encoder_are_refused(build, workdir):
     ('method=detcon', 16),
     ('parts=annotated', 10),
     ('encoder=resnet', 8),
+    ('encoder=efficientnet,parts=hypercolumn', 8),
     ('method=detcon,parts=felzenszwalb', 16),
   ],
 )
@@ -166,7 +167,7 @@ def test_discovering_alone_takes_the_newest_encoder(build, workdir):
     (dict(rounds=0), 'rounds is 0'),
     (dict(settings=dict(num_parts=0)), 'num_parts is 0'),
     (dict(settings=dict(num_parts=2)), 'num_samples is 6'),
-    (dict(source='hypercolumn'), 'encoder=resnet'),
+    (dict(source='hypercolumn'), 'encoder=resnet or efficientnet'),
     (dict(source='grid'), 'parts=grid'),
     (dict(view_px=33), 'parts.view_px is 33'),
   ],
