@@ -82,7 +82,11 @@ def _check_grad_accum(config: ConfigDict, num_devices: int) -> None:
   share = config.batch_size // num_devices
   # By a head and a teacher's logits; `check_accumulates` refuses the others.
   weights = config.method.get('weights', {})
-  learns_images = 'image' in weights and 'parts' not in weights
+  learns_images = (
+    'image' in weights
+    and 'parts' not in weights
+    and 'teacher' not in config.method
+  )
   if share % steps:
     divisors = [str(n) for n in range(1, share + 1) if not share % n]
     raise UserError(
