@@ -274,13 +274,9 @@ def test_a_run_is_distilled_resumed_and_starts_another(tmp_path, monkeypatch):
   # The teacher of the run as it is scored; its encoder alone goes on.
   encoder = cmd_jax.load(workdir.path)
   assert encoder.training['method'] == 'distil'
-  weights = tmp_path / 'encoder.safetensors'
-  assert (
-    program.run(['export', f'--workdir={workdir.path}', f'--output={weights}'])
-    == 0
-  )
+  assert program.run(['export', f'--workdir={workdir.path}']) == 0
   start = experiment.build(
-    small_run.make_config(photos, init__path=str(weights))
+    small_run.make_config(photos, init__path=str(workdir.path))
   ).init_state()
   for mine, theirs in zip(
     jax.tree.leaves(start.params['encoder']),
