@@ -27,9 +27,9 @@ def load_teacher(*, path: str, network: str, view_px: int) -> FrozenTeacher:
       'config.method.teacher.path is empty: give a file of weights, the '
       f'--workdir of a run, or one of {", ".join(pretrained.WEIGHTS)}'
     )
-  resolved = pretrained.resolve(path)
-  workdir = Workdir(str(resolved))
   try:
+    resolved = pretrained.resolve(path)
+    workdir = Workdir(str(resolved))
     if workdir.checkpoints.is_dir():
       saved = read_network(workdir, network)
       return FrozenTeacher(saved.encoder, saved.variables, view_px)
