@@ -10,6 +10,7 @@ from cmd_jax.data.batch import Batch, MultiStepBatch
 from cmd_jax.devices import sharding
 from cmd_jax.losses import blockwise
 from cmd_jax.methods import features, make_method
+from cmd_jax.methods.distil import FrozenTeacher
 from cmd_jax.models import make_encoder
 from cmd_jax.optim import optimizers, schedules
 from cmd_jax.training.state import TrainState, state_shardings
@@ -62,6 +63,17 @@ def make_tiny_encoder(
   )
 
 
+def make_tiny_teacher(name='vit', view_px=0):
+  """A frozen teacher of method=distil; the ViT has half the student's grid."""
+  encoder = make_tiny_encoder(name)
+  if name == 'vit':
+    encoder = encoder.clone(patch_px=8, patch_stride_px=8, width=12)
+  image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+  shapes = jax.eval_shape(encoder.init, jax.random.key(0), image)
+  variables = draw_like(shapes, scale=0.3, seed=2)
+  return FrozenTeacher(encoder, variables, view_px)
+
+
 def make_tiny_method(
   name='cmd',
   *,
@@ -79,6 +91,8 @@ def make_tiny_method(
     fields['mil'] = dict(hidden_dim=8)
   if name == 'simclr':
     fields['projector'].update(hidden_dim=16, output_dim=8)
+  if name == 'distil':
+    fields.update(teacher=make_tiny_teacher(), queue_size=24)
   fields.setdefault('teacher_normalisation', 'centring')
   fields.setdefault('lora', NO_LORA)
   return make_method(
@@ -229,7 +243,8 @@ def make_new_step(
   mesh = sharding.make_mesh(num_devices)
   is_frozen = changes.get('is_frozen', lambda path: False)
   optimizer = optimizer or make_optimizer(is_frozen=is_frozen)
-  state = draw_train_state(make_tiny_method(name, **changes), optimizer)
+  method = make_tiny_method(name, **changes)
+  state = draw_train_state(method, optimizer)
   shardings = state_shardings(state, mesh, fsdp=fsdp, min_size=64)
 
   def make(axis_name, mesh):
@@ -256,7 +271,14 @@ def make_new_step(
     mesh=mesh,
     state_shardings=shardings,
     batch_shardings=MultiStepBatch(each, whole) if several else None,
+    has_constants=bool(method.constants),
   )
+  if method.constants:
+    constants = jax.device_put(method.constants, whole)
+    return (
+      lambda *arguments: step(*arguments, constants),
+      jax.device_put(state, shardings),
+    )
   return step, jax.device_put(state, shardings)
 
 

@@ -102,6 +102,18 @@ def method_fields(name: str, encoder: str = 'vit') -> ConfigDict:
         projector=dict(hidden_dim=2048, output_dim=128, initialisation='torch'),
       )
     )
+  if name == 'distil':
+    fields = dict(
+      name='distil',
+      weights=dict(image=1.0, tokens=1.0),
+      # cmd_jax.training.frozen_teacher.load_teacher
+      teacher=dict(path='efficientnet_lite0', network='teacher', view_px=0),
+      loss='cosine',
+      temperature=0.07,
+      queue_size=4096,
+      projector=dict(hidden_dim=0, initialisation='torch'),
+    )
+    return ConfigDict(fields)
   if name == 'dino':
     return ConfigDict(dict(name='dino', weights=dict(image=1.0)))
   if name == 'esvit':

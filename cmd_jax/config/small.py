@@ -79,6 +79,14 @@ _SMALL_PART_SETTINGS = dict(
   hypercolumn=dict(grid_px=32, num_parts=8),
 )
 
+# A teacher of others says what to learn, so that nothing can collapse.
+_SMALL_DISTIL = dict(
+  augment=dict(num_local=0),
+  optim=dict(
+    name='adamw', base_learning_rate=4e-3, warmup_epochs=1.0, clip_norm=0.0
+  ),
+)
+
 # Ends within two minutes on two cores, and learns little.
 QUICKTEST = dict(
   batch_size=32,
@@ -137,6 +145,8 @@ def use_small_recipe(config: ConfigDict) -> None:
     config.term_warmup_epochs = 6.0
   if config.method.name == 'simclr':
     config.method.projector.update(hidden_dim=128, output_dim=64)
+  if config.method.name == 'distil':
+    config.update(_SMALL_DISTIL)
   if config.method.get('variant') == 'released':
     # Its student_bag has no lower bound and takes all there is.
     config.method.weights.update(student_bag=0.1, teacher_bag=0.1)

@@ -58,7 +58,9 @@ def _several(text: str) -> Field:
 
 
 _MLP = {
-  'hidden_dim': _count('Hidden dimension.', 1),
+  'hidden_dim': _count(
+    'Hidden dimension; 0 for a linear layer, which distil alone has.'
+  ),
   'output_dim': _count('Dimension of the result.', 1),
   'initialisation': _choice(
     'How linear layers start.', 'torch', 'normal', 'kaiming'
@@ -215,6 +217,7 @@ FIELDS: dict[str, Field] = {
     'particle',
     'detcon',
     'simclr',
+    'distil',
   ),
   'method.variant': _choice(
     "CMD's: the paper's equations, or what the released program computes.",
@@ -235,8 +238,27 @@ FIELDS: dict[str, Field] = {
   ),
   'method.attend_regions': _switch('Weights the region term by attention.'),
   'method.shared_prototypes': _switch('Both heads end in the same ones.'),
+  'method.teacher.path': _text(
+    'What is distilled: a file of weights, a run, or the name of published '
+    'weights.'
+  ),
+  'method.teacher.network': _choice(
+    'Which network of the file or run.', 'teacher', 'student'
+  ),
+  'method.teacher.view_px': _count(
+    'Side to which views are resized for the teacher; 0 for their own.'
+  ),
+  'method.loss': _choice(
+    "How features are compared: by their cosine, or, kl, by what the teacher's "
+    'own are similar to.',
+    'cosine',
+    'kl',
+  ),
+  'method.queue_size': _count(
+    'Embeddings by the teacher that loss=kl compares images with.', 1
+  ),
   'method.num_samples': _count('Parts drawn from each view.'),
-  'method.temperature': _positive('tau of a contrast.'),
+  'method.temperature': _positive('tau of a contrast or of loss=kl.'),
   'method.local_negatives': _switch(
     'Other parts of the same image are negatives.'
   ),

@@ -12,6 +12,7 @@ METHODS = (
   'particle',
   'detcon',
   'simclr',
+  'distil',
 )
 ENCODERS = ('vit', 'swin', 'resnet', 'efficientnet')
 STARTS = ('pretrained', 'scratch')

@@ -246,6 +246,7 @@ def compile_step(
   mesh: Mesh,
   state_shardings: Any = None,
   batch_shardings: Any = None,
+  has_constants: bool = False,
 ) -> Callable:
   """Compiles a step for the devices of a mesh.
 
@@ -254,27 +255,32 @@ def compile_step(
   implemented by jit and shard_map; it is offered because it was asked for.
 
   Args:
-    make_step: (axis_name, mesh) -> step(state, batch, rng) -> (state, metrics),
-      pure; there is an axis name under pmap, and a mesh under jit.
+    make_step: (axis_name, mesh) -> step(state, batch, rng, constants) ->
+      (state, metrics), pure; there is an axis name under pmap, and a mesh under
+      jit.
     mode: 'jit' or 'pmap'.
     mesh: the devices.
     state_shardings: of the state, under jit; None keeps it whole on each
       device.
     batch_shardings: of the batch, under jit; None splits its leading axis.
+    has_constants: whether the step is given constants, which every device keeps
+      whole.
 
   Returns:
-    step(state, batch, rng) for global batches; the state is donated.
+    step(state, batch, rng) or step(state, batch, rng, constants) for global
+    batches; the state is donated.
 
   Raises:
     UserError: unknown mode.
   """
   if mode == 'jit':
     whole = replicated(mesh)
+    constants = (whole,) * has_constants
     of_state = whole if state_shardings is None else state_shardings
     of_batch = batch_shardings or sharded(mesh)
     return jax.jit(
       make_step(axis_name=None, mesh=mesh),
-      in_shardings=(of_state, of_batch, whole),
+      in_shardings=(of_state, of_batch, whole, *constants),
       out_shardings=(of_state, whole),
       donate_argnums=0,
     )
@@ -282,17 +288,17 @@ def compile_step(
     step = jax.pmap(
       make_step(axis_name=DATA_AXIS, mesh=None),
       axis_name=DATA_AXIS,
-      in_axes=(None, 0, None),
+      in_axes=(None, 0, None) + (None,) * has_constants,
       out_axes=(None, None),
       devices=list(mesh.devices.flat),
       donate_argnums=0,
     )
 
-    def with_device_axis(state, batch, rng):
+    def with_device_axis(state, batch, *others):
       shares = jax.tree.map(
         lambda x: jnp.reshape(x, (mesh.size, -1, *x.shape[1:])), batch
       )
-      return step(state, shares, rng)
+      return step(state, shares, *others)
 
     return with_device_axis
   raise UserError(

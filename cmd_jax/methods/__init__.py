@@ -18,7 +18,7 @@ def make_method(name: str, **fields) -> Method:
   Raises:
     UserError: unknown name, or one whose fields the config lacks.
   """
-  from cmd_jax.methods import cmd, dino, esvit, particle, simclr
+  from cmd_jax.methods import cmd, dino, distil, esvit, particle, simclr
 
   methods = {
     'cmd': cmd.make_cmd,
@@ -28,6 +28,7 @@ def make_method(name: str, **fields) -> Method:
     # The same with other masks.
     'detcon': particle.make_particle,
     'simclr': simclr.make_simclr,
+    'distil': distil.make_distil,
   }
   if name not in methods:
     raise UserError(

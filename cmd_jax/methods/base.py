@@ -44,8 +44,9 @@ class Method(NamedTuple):
       `state` are running batch statistics, as 'student_stats' and
       'teacher_stats', where a network has any.
     loss: (params, teacher_params, state, views, keys, step) -> `Loss`, with
-      gradient by `params` alone. `views` are `data.batch.Views`; `keys` [B] are
-      random keys of the examples, `step` is the number of the step.
+      gradient by `params` alone; `constants` are in `state` too. `views` are
+      `data.batch.Views`; `keys` [B] are random keys of the examples, `step` is
+      the number of the step.
     encoder_variables: (params, stats) -> what the encoder is applied to,
       adapters merged in; `stats` are a network's running batch statistics, {}
       where it has none. It is what evaluation sees of a network, beside the
@@ -53,6 +54,8 @@ class Method(NamedTuple):
     finish: the means of `Loss.stats` over all examples -> scalars to watch.
     is_mean_over_examples: whether an example's loss, gradient and share of the
       state depend on no other example, so that a batch can be seen in parts.
+    constants: arrays by name that `loss` reads and no step changes, such as a
+      network of others; every device keeps them whole, no checkpoint has them.
   """
 
   init: Callable[[jax.Array], tuple[Params, MethodState]]
@@ -60,6 +63,7 @@ class Method(NamedTuple):
   encoder_variables: Callable[[Params, Any], Mapping[str, Any]]
   finish: Callable[[Any], Mapping[str, jax.Array]]
   is_mean_over_examples: bool
+  constants: Mapping[str, Any] = {}
 
 
 class Setting(NamedTuple):

@@ -90,11 +90,15 @@ def make_mlp_head(
     dtype: dtype of the computation.
 
   Raises:
-    UserError: unknown initialisation.
+    UserError: unknown initialisation, or no hidden dimension.
   """
   if initialisation not in INITIALISATIONS:
     raise UserError(
       f'config.method: initialisation is {initialisation!r}: choose one of '
       f'{", ".join(INITIALISATIONS)}'
+    )
+  if hidden_dim < 1:
+    raise UserError(
+      f'config.method: hidden_dim is {hidden_dim}: it must be at least 1'
     )
   return MlpHead(hidden_dim, output_dim, initialisation, dtype)

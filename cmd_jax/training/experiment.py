@@ -33,6 +33,7 @@ from cmd_jax.parts.plan import Plan, make_plan
 from cmd_jax.rundir.checkpoint import Checkpoints
 from cmd_jax.rundir.saved_run import make_mil_attention, method_name
 from cmd_jax.rundir.workdir import Workdir
+from cmd_jax.training.frozen_teacher import load_teacher
 from cmd_jax.training.recipe import (
   check_accumulates,
   check_parallel,
@@ -259,10 +260,10 @@ def _make_functions(
     config.optim, named, steps.per_epoch, is_frozen, encoder
   )
   # How many parts there are is what their source says.
-  of_parts = {} if plan is None else {'num_parts': plan.num_ids}
-
-  method_for = make_method_maker(config, named, is_frozen, **of_parts)
-
+  made = {} if plan is None else {'num_parts': plan.num_ids}
+  if 'teacher' in config.method:
+    made['teacher'] = load_teacher(**config.method.teacher)
+  method_for = make_method_maker(config, named, is_frozen, **made)
   several = steps.per_call > 1
 
   def make_step(axis_name, mesh):
@@ -312,8 +313,27 @@ def _make_functions(
       )
       if several
       else None,
+      has_constants=bool(method.constants),
     ),
   )
+
+
+def _compile(functions: _Functions, mesh: Mesh, *arguments) -> Callable:
+  """The compiled step (state, batch, rng) -> (state, metrics).
+
+  What is constant is put on the devices once.
+  """
+  if not functions.method.constants:
+    return sharding.compile_ahead(
+      functions.step, functions.state_like, *arguments
+    )
+  constants = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(
+    functions.method.constants
+  )
+  step = sharding.compile_ahead(
+    functions.step, functions.state_like, *arguments, constants
+  )
+  return lambda state, batch, rng: step(state, batch, rng, constants)
 
 
 def build(
@@ -364,9 +384,9 @@ def build(
     parts=plan,
     init_state=functions.init,
     state_like=functions.state_like,
-    compile_step=lambda: sharding.compile_ahead(
-      functions.step,
-      functions.state_like,
+    compile_step=lambda: _compile(
+      functions,
+      mesh,
       batch_like(
         data.pretrain,
         batch_size=config.batch_size,

@@ -18,6 +18,7 @@ from cmd_jax.devices import host_memory, processes
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators.pictures import draw_neighbours
 from cmd_jax.files.formats import VERSION_FIELD, check_format
+from cmd_jax.parts.store import hash_variables
 from cmd_jax.rundir.checkpoint import Checkpoints
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training import hooks, part_rounds
@@ -247,6 +248,8 @@ def _note_start(experiment: Experiment, workdir: Workdir) -> None:
     'eval': experiment.evaluation.settings,
     'init_from': describe_start(experiment),
   }
+  if experiment.method.constants:
+    start['distilled_sha256'] = hash_variables(experiment.method.constants)
   before = workdir.results()
   if any(before.get(key) != value for key, value in start.items()):
     workdir.update_results(

@@ -83,7 +83,11 @@ def _check_grad_accum(config: ConfigDict, num_devices: int) -> None:
   share = config.batch_size // num_devices
   # By a head and a teacher's logits; `check_accumulates` refuses the others.
   weights = config.method.get('weights', {})
-  learns_images = 'image' in weights and 'parts' not in weights
+  learns_images = (
+    'image' in weights
+    and 'parts' not in weights
+    and 'teacher' not in config.method
+  )
   if share % steps:
     divisors = [str(n) for n in range(1, share + 1) if not share % n]
     raise UserError(
@@ -138,7 +142,7 @@ def make_method_maker(
   config: ConfigDict,
   named: dict[str, Schedule],
   is_frozen: partial.IsFrozen,
-  **of_parts,
+  **made,
 ) -> Callable[[str | None, Mesh | None], Method]:
   """A function that builds the method, for one device or for global arrays.
 
@@ -146,7 +150,8 @@ def make_method_maker(
     config: as cmd_jax/config/published.py makes it.
     named: from `make_schedules`.
     is_frozen: path of a parameter -> whether it stays as it is.
-    **of_parts: arguments of a method of parts that the config does not have.
+    **made: arguments of the method that the config does not have, or in place
+      of those that it has.
 
   Returns:
     (axis over which the batch is spread or None, devices over which global
@@ -171,8 +176,7 @@ def make_method_maker(
       lora=config.lora.to_dict(),
       is_frozen=is_frozen,
       term_warmup=named.get('term_warmup'),
-      **of_parts,
-      **config.method.to_dict(),
+      **{**config.method.to_dict(), **made},
     )
 
   return make

@@ -9,6 +9,7 @@ from typing import Any
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators import FrozenNetwork, evaluate, why_not_scored
+from cmd_jax.parts.store import hash_variables
 from cmd_jax.rundir.saved_run import read_network
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training.experiment import Experiment
@@ -116,7 +117,7 @@ def describe_start(experiment: Experiment) -> dict | None:
 
 
 def check_same_start(experiment: Experiment, workdir: Workdir) -> None:
-  """Refuses a run of other images or of other initial weights.
+  """Refuses a run of other images, initial weights or frozen teacher.
 
   Args:
     experiment: built now.
@@ -141,6 +142,13 @@ def check_same_start(experiment: Experiment, workdir: Workdir) -> None:
       f'{workdir.path} started from other weights than '
       f'{experiment.imported.path} holds now: restore that file or choose '
       'another --workdir'
+    )
+  distilled = before.get('distilled_sha256')
+  if distilled and distilled != hash_variables(experiment.method.constants):
+    raise UserError(
+      f'{workdir.path} was distilled from another teacher than '
+      'config.method.teacher.path holds now: restore that or choose another '
+      '--workdir'
     )
 
 

@@ -35,15 +35,24 @@ def _example_keys(
 def _make_differentiate(
   method: Method, augment: Callable, mesh: Mesh | None, param_shardings: Any
 ) -> Callable:
-  """(state, batch, rng) -> (`Loss`, gradients), for all or part of a batch."""
+  """Makes what sees all or part of a batch.
 
-  def loss_of(params, state, views, keys):
+  Returns:
+    (state, batch, rng, constants) -> (`Loss`, gradients).
+  """
+
+  def loss_of(params, state, views, keys, constants):
     loss = method.loss(
-      params, state.teacher_params, state.method_state, views, keys, state.step
+      params,
+      state.teacher_params,
+      {**state.method_state, **(constants or {})},
+      views,
+      keys,
+      state.step,
     )
     return loss.mean, loss
 
-  def differentiate(state: TrainState, batch: Batch, rng: jax.Array):
+  def differentiate(state: TrainState, batch: Batch, rng, constants):
     step_key = jax.random.fold_in(jax.random.fold_in(rng, _STEP), state.step)
     views_keys, drop_path_keys = (
       _example_keys(rng, stream, state.step, batch.index)
@@ -53,7 +62,7 @@ def _make_differentiate(
       batch.images, batch.sizes, views_keys, step_key, batch.part_ids
     )
     grads, loss = jax.grad(loss_of, has_aux=True)(
-      state.params, state, views, drop_path_keys
+      state.params, state, views, drop_path_keys, constants
     )
     if param_shardings is not None:
       # Summed first: told to spread them alone, XLA would gather activations.
@@ -73,14 +82,19 @@ def _accumulate(
   batch too; memory for activations is needed for one part alone.
   """
 
-  def accumulate(state: TrainState, batch: Batch, rng: jax.Array):
+  def accumulate(state: TrainState, batch: Batch, rng, constants):
     parts = sharding.split_microbatches(batch, num_microbatches, mesh)
     shapes = jax.eval_shape(
-      differentiate, state, jax.tree.map(lambda x: x[0], parts), rng
+      differentiate,
+      state,
+      jax.tree.map(lambda x: x[0], parts),
+      rng,
+      constants,
     )
 
     def add(total, part):
-      return jax.tree.map(jnp.add, total, differentiate(state, part, rng)), None
+      new = differentiate(state, part, rng, constants)
+      return jax.tree.map(jnp.add, total, new), None
 
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     total, _ = jax.lax.scan(add, start, parts)
@@ -114,7 +128,7 @@ def make_train_step(
   grad_accum_steps: int = 1,
   skip_non_finite: bool = False,
 ) -> Callable:
-  """Builds step(state, batch, rng) -> (state, metrics).
+  """Builds step(state, batch, rng, constants) -> (state, metrics).
 
   In the published order: both networks see the views, the loss uses the old
   centres, the student takes a step, the teacher follows the new student.
@@ -137,16 +151,17 @@ def make_train_step(
       leaves all but the step's number as it was.
 
   Returns:
-    The step. `rng` is the run's root key and never changes; metrics are float32
-    scalars: `loss`, `loss/<term>` unweighted, what the method has
-    watched, the norms
-    of the gradient and of the new parameters, and the schedules' values.
+    The step. `rng` is the run's root key and never changes; `constants` are
+    `Method.constants` and are left out where there are none; metrics are
+    float32 scalars: `loss`, `loss/<term>` unweighted, what the method has
+    watched, the norms of the gradient and of the new parameters, and the
+    schedules' values.
   """
   differentiate = _make_differentiate(method, augment, mesh, param_shardings)
   if grad_accum_steps > 1:
     differentiate = _accumulate(differentiate, grad_accum_steps, mesh)
 
-  def step(state: TrainState, batch: Batch, rng: jax.Array):
+  def step(state: TrainState, batch: Batch, rng: jax.Array, constants=None):
     whole = state
     if param_shardings is not None:
       # Left to itself XLA spreads the products over the width of the layers,
@@ -155,7 +170,7 @@ def make_train_step(
         (state.params, state.teacher_params), sharding.replicated(mesh)
       )
       whole = state._replace(params=params, teacher_params=teacher_params)
-    loss, grads = differentiate(whole, batch, rng)
+    loss, grads = differentiate(whole, batch, rng, constants)
     # The state is equal on all devices already.
     mean, terms, stats, grads = sharding.pmean(
       (loss.mean, loss.terms, loss.stats, grads), axis_name
@@ -198,26 +213,26 @@ def multi_step(step: Callable) -> Callable:
   """Lets steps follow each other without the host.
 
   Args:
-    step: (state, batch, rng) -> (state, metrics).
+    step: (state, batch, rng, constants) -> (state, metrics).
 
   Returns:
-    (state, `MultiStepBatch`, rng) -> (state, metrics), each metric [n]; those
-    of steps that were not taken are 0.
+    (state, `MultiStepBatch`, rng, constants) -> (state, metrics), each metric
+    [n]; those of steps that were not taken are 0.
   """
 
-  def steps(state: TrainState, batches: MultiStepBatch, rng: jax.Array):
+  def steps(state: TrainState, batches: MultiStepBatch, rng, *constants):
     def batch_of(number):
       return jax.tree.map(lambda x: x[number], batches.batch)
 
     def take(number, carry):
       state, metrics = carry
-      state, new = step(state, batch_of(number), rng)
+      state, new = step(state, batch_of(number), rng, *constants)
       return state, jax.tree.map(
         lambda all_steps, x: all_steps.at[number].set(x), metrics, new
       )
 
     most = len(batches.batch.index)
-    _, like = jax.eval_shape(step, state, batch_of(0), rng)
+    _, like = jax.eval_shape(step, state, batch_of(0), rng, *constants)
     metrics = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), like)
     return jax.lax.fori_loop(0, batches.count, take, (state, metrics))
 

@@ -55,6 +55,10 @@ def without_data(monkeypatch):
     'make_canvases',
     lambda source, canvas_px: _synthetic(64, canvas_px),
   )
+  # The published weights are in a package of their own.
+  monkeypatch.setattr(
+    experiment, 'load_teacher', lambda **fields: tiny.make_tiny_teacher()
+  )
 
 
 def test_there_are_configs():
