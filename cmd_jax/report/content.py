@@ -230,8 +230,9 @@ def _notes(
       'neighbours are looked for among these; --report_images=N shows more. '
       'Confusions are counted on all test images.'
     )
-  scored = workdir.results().get('steps')
-  if 'final' in workdir.results() and scored != step:
+  results = workdir.results()
+  scored = results.get('scored_step', results.get('steps'))
+  if 'final' in results and scored != step:
     notes.append(
       f'The scores are those of step {scored}; the photographs are seen by '
       f'the network of step {step}. cmd-jax evaluate scores anew.'
@@ -240,7 +241,11 @@ def _notes(
 
 
 def collect(
-  experiment: Experiment, workdir: Workdir, *, max_images: int
+  experiment: Experiment,
+  workdir: Workdir,
+  *,
+  max_images: int,
+  newest: bool = False,
 ) -> dict[str, Any]:
   """Computes what the page shows, as JSON can represent it.
 
@@ -248,11 +253,13 @@ def collect(
     experiment: the run's.
     workdir: of the run, with a checkpoint.
     max_images: photographs at most; a sample where there are more.
+    newest: whether the newest checkpoint is shown, not the best.
 
   Raises:
     UserError: no checkpoint, or one that does not fit.
   """
-  network, step = scoring.read_trained(experiment, workdir)
+  network, choice = scoring.read_trained(experiment, workdir, newest=newest)
+  step = choice.step
   scoring.check_same_start(experiment, workdir)
   pretrain, test = (
     None if split is None else network.embeddings(split)

@@ -50,8 +50,8 @@ def load_source(
   """
   source, dataset = dataset['source'], dict(dataset)
   decoding = dict(decode_px=decode_px, grey16_white=grey16_white)
-  for key in ('source', 'pretrain_split', 'test_split'):
-    dataset.pop(key)
+  for key in ('source', 'pretrain_split', 'test_split', 'validation_split'):
+    dataset.pop(key, None)
   needed = {'tfds': 'name', 'folder': 'path', 'shards': 'train'}.get(source)
   if needed and needed not in dataset:
     raise UserError(
@@ -94,6 +94,8 @@ class Data(NamedTuple):
     make_batches: part ids [N, R, R] or None -> context of (step -> `Batch`);
       puts the images on the devices, or streams them.
     batch_indices: step, from 0 -> [B] numbers of its examples.
+    validation: the images whose labels are asked for while it trains; None
+      where labels of training images are held out for it, or nothing is asked.
   """
 
   pretrain: Canvases
@@ -103,6 +105,7 @@ class Data(NamedTuple):
   placement: str
   make_batches: Callable
   batch_indices: Callable[[int], np.ndarray]
+  validation: Canvases | None = None
 
   @property
   def name(self) -> str:
@@ -170,6 +173,14 @@ def load_data(config: ConfigDict, mesh: Mesh) -> Data:
     # Only the first process scores; the others never look at these.
     make = make if processes.is_main_process() else lazy_canvases
     test_canvases = make(test, canvas_px=canvas_px)
+  validation = None
+  if config.eval.every_epochs and dataset['validation_split']:
+    source = load_source(
+      dataset, dataset['validation_split'], decode_px, config.grey16_white
+    )
+    if np.any(np.asarray(source.labels) >= 0):
+      make = make if processes.is_main_process() else lazy_canvases
+      validation = make(source, canvas_px=canvas_px)
   return Data(
     canvases,
     test_canvases,
@@ -185,4 +196,5 @@ def load_data(config: ConfigDict, mesh: Mesh) -> Data:
       num_examples=len(canvases.images),
       batch_size=config.batch_size,
     ),
+    validation,
   )
