@@ -18,7 +18,13 @@ from cmd_jax.evaluators import (
   why_not_scored,
 )
 from cmd_jax.evaluators.nearest import find_nearest
-from cmd_jax.report import confusions, embedding_map, history, photos
+from cmd_jax.report import (
+  confusions,
+  embedding_map,
+  history,
+  meaning,
+  photos,
+)
 from cmd_jax.rundir.config_diff import flatten
 from cmd_jax.rundir.workdir import Workdir, read_json
 from cmd_jax.training import part_rounds, scoring
@@ -196,6 +202,7 @@ def _describe_run(
     'parameters': int(parameters),
     'step': step,
     'total_steps': experiment.steps.total,
+    'best': results.get('best') if step == results.get('scored_step') else None,
     'counts': counts,
     'seconds': results.get('seconds'),
     'images_per_second': results.get('images_per_second'),
@@ -276,12 +283,19 @@ def collect(
   notes = _notes(experiment, workdir, step, splits)
   if layout.note:
     notes.append(f'The map shows principal components: {layout.note}.')
+  curves = history.read_curves(workdir.metrics_file)
+  curves['about'] = meaning.describe_curves(
+    curves['series'],
+    num_prototypes=experiment.num_prototypes,
+    term_warmup=experiment.steps.term_warmup,
+  )
   is_scored = why_not_scored(experiment.splits) is None
   test_rows = splits[-1].rows if splits[-1].name == 'test' else np.zeros(0, int)
   return {
     'run': _describe_run(experiment, workdir, network, step),
     'results': history.table(workdir.results()),
-    'curves': history.read_curves(workdir.metrics_file),
+    'verdict': meaning.judge(workdir, workdir.results()),
+    'curves': curves,
     'classes': list(experiment.data.pretrain.class_names),
     'attention_name': _attention_name(network),
     'crop_fraction': experiment.evaluation.settings.get('crop_fraction') or 0,
