@@ -4,17 +4,20 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+from cmd_jax.data.batch import MultiStepBatch
 from cmd_jax.errors import UserError
 from cmd_jax.rundir.best import choose_step
 from cmd_jax.rundir.checkpoint import saved_steps
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training import loop, validation
+from cmd_jax.training.step import WATCHED
 from tests import saved_runs
 from tests.reliability import small_run
 
-_CLASSES, _EACH = ('robin', 'wren'), 10
+_CLASSES = 'robin', 'wren'
 # Two steps an epoch, six epochs; scored after 0, 4, 8 and 12 steps.
 _FIELDS = dict(eval__every_epochs=2.0, total_epochs=6)
 
@@ -22,7 +25,12 @@ _FIELDS = dict(eval__every_epochs=2.0, total_epochs=6)
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
   path = tmp_path_factory.mktemp('photos')
-  names = [f'{c}/{i}.png' for c in _CLASSES for i in range(_EACH)]
+  names = [
+    f'{split}/{name}/{i}.png'
+    for split, count in (('train', 8), ('test', 3))
+    for name in _CLASSES
+    for i in range(count)
+  ]
   saved_runs.write_images(path, names)
   return path
 
@@ -47,6 +55,20 @@ def _scored(workdir):
       assert line['step'] not in found
       found[line['step']] = scores
   return found
+
+
+def _build_idle(photos, **changes):
+  """An experiment whose steps do nothing but count: nothing is compiled."""
+
+  def step(state, batch, rng):
+    del rng
+    several = isinstance(batch, MultiStepBatch)
+    count = batch.count if several else 1
+    shape = (len(batch.batch.index),) if several else ()
+    metrics = dict.fromkeys(WATCHED, jnp.ones(shape))
+    return state._replace(step=state.step + count), metrics
+
+  return _build(photos, **changes)._replace(compile_step=lambda: step)
 
 
 def _fake_scores(monkeypatch, by_step):
@@ -120,7 +142,7 @@ def test_the_best_checkpoint_is_kept_and_scored(
     placement='device',
   )
   _fake_scores(monkeypatch, {0: 0.2, 4: 0.6, 8: 0.5, 12: 0.6})
-  experiment = _build(photos, **fields)
+  experiment = _build_idle(photos, **fields)
   results, workdir = _train(experiment, tmp_path / 'run', monkeypatch)
   assert results['best'] == {'score': 'rank1', 'step': 4, 'value': 0.6}
   assert (results['steps'], results['scored_step']) == (12, 4)
@@ -148,7 +170,7 @@ def test_a_run_killed_at_an_evaluation_is_not_scored_twice(
 ):
   """The best step is 8, where the run is killed."""
   _fake_scores(monkeypatch, {0: 0.2, 4: 0.3, 8: 0.6, 12: 0.5})
-  experiment = _build(
+  experiment = _build_idle(
     photos,
     checkpoint__keep_best='rank1',
     checkpoint__every_steps=3,
@@ -182,7 +204,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(
   photos, tmp_path, monkeypatch
 ):
   _fake_scores(monkeypatch, dict.fromkeys((0, 4, 8, 12), 0.5))
-  experiment = _build(photos)
+  experiment = _build_idle(photos)
   workdir = Workdir(str(tmp_path))
   workdir.open({})
   workdir.metrics_file.write_text(json.dumps({'step': 0, 'eval/rank1': 0.1}))
@@ -196,7 +218,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(
     ({'checkpoint__keep_best': 'mAP'}, 'choose one of , knn, rank1, rankme'),
     (
       {'checkpoint__keep_best': 'knn', 'eval__every_epochs': 0.0},
-      "keep_best is 'knn', .* every_epochs is 0: set that to 1",
+      "keep_best is 'knn', .*every_epochs is 0: set that to 1",
     ),
     ({'eval__every_epochs': -1.0}, 'every_epochs is -1.0: it must be at least'),
   ],
