@@ -96,8 +96,9 @@ def read_trained(
 
 def describe_choice(best: Mapping[str, Any]) -> str:
   """One line: why a checkpoint is used that need not be the newest."""
+  start = '' if best['step'] else ', the start itself'
   return (
-    f'step {best["step"]} is used, the best by {best["score"]} '
+    f'step {best["step"]} is used{start}, the best by {best["score"]} '
     f'({best["value"]:.4g}); cmd-jax evaluate --newest scores the newest'
   )
 

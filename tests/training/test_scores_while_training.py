@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -71,10 +72,11 @@ def _build_idle(photos, **changes):
   return _build(photos, **changes)._replace(compile_step=lambda: step)
 
 
-def _fake_scores(monkeypatch, by_step):
+def _fake_scores(monkeypatch, by_step, seconds=0):
   """In place of the scores of each step; the network is not looked at."""
 
   def score(self, experiment, state):
+    time.sleep(seconds)
     return {'rank1': by_step[int(state.step)]}, [1, 0]
 
   monkeypatch.setattr(validation.Validation, '_score', score)
@@ -203,13 +205,15 @@ def test_a_run_killed_at_an_evaluation_is_not_scored_twice(
 def test_a_run_killed_before_its_first_checkpoint_begins_again(
   photos, tmp_path, monkeypatch
 ):
-  _fake_scores(monkeypatch, dict.fromkeys((0, 4, 8, 12), 0.5))
-  experiment = _build_idle(photos)
+  _fake_scores(monkeypatch, dict.fromkeys((0, 4, 8, 12), 0.5), seconds=0.7)
+  experiment = _build_idle(photos, checkpoint__every_steps=100)
   workdir = Workdir(str(tmp_path))
   workdir.open({})
   workdir.metrics_file.write_text(json.dumps({'step': 0, 'eval/rank1': 0.1}))
-  _, workdir = _train(experiment, tmp_path, monkeypatch)
+  results, workdir = _train(experiment, tmp_path, monkeypatch)
   assert _scored(workdir)[0] == {'eval/rank1': 0.5}
+  # The 1.4 s of the scores after 4 and 8 steps are no time of training.
+  assert results['images_per_second'] > 11 * 8 / 1.4
 
 
 @pytest.mark.parametrize(
