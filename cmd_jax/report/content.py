@@ -265,8 +265,7 @@ def collect(
   Raises:
     UserError: no checkpoint, or one that does not fit.
   """
-  network, choice = scoring.read_trained(experiment, workdir, newest=newest)
-  step = choice.step
+  network, used = scoring.read_trained(experiment, workdir, newest=newest)
   scoring.check_same_start(experiment, workdir)
   pretrain, test = (
     None if split is None else network.embeddings(split)
@@ -280,7 +279,7 @@ def collect(
   predicted = None if test is None else knn.predict(pretrain, test)
   layout = embedding_map.make_map(np.concatenate([f.vectors for f in shown]))
   drawn = photos.draw(splits, network.attend, batch_size=network.batch_size)
-  notes = _notes(experiment, workdir, step, splits)
+  notes = _notes(experiment, workdir, used.step, splits)
   if layout.note:
     notes.append(f'The map shows principal components: {layout.note}.')
   curves = history.read_curves(workdir.metrics_file)
@@ -292,7 +291,7 @@ def collect(
   is_scored = why_not_scored(experiment.splits) is None
   test_rows = splits[-1].rows if splits[-1].name == 'test' else np.zeros(0, int)
   return {
-    'run': _describe_run(experiment, workdir, network, step),
+    'run': _describe_run(experiment, workdir, network, used.step),
     'results': history.table(workdir.results()),
     'verdict': meaning.judge(workdir, workdir.results()),
     'curves': curves,

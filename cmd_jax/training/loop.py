@@ -295,6 +295,15 @@ def _score_start(experiment: Experiment, workdir: Workdir) -> None:
   )
 
 
+def _read_best(
+  experiment: Experiment, workdir: Workdir, best: dict
+) -> TrainState:
+  """The state of the best step, and says so."""
+  if processes.is_main_process():
+    print(describe_choice(best), file=sys.stderr)
+  return restore_step(workdir.checkpoints, best['step'], experiment.state_like)
+
+
 def _score_end(
   experiment: Experiment, state: TrainState, workdir: Workdir, skipped: int
 ) -> dict[str, float]:
@@ -350,11 +359,7 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
   _score_start(experiment, workdir)
   steps = int(state.step)
   if loop.best:
-    state = restore_step(
-      workdir.checkpoints, loop.best['step'], experiment.state_like
-    )
-    if processes.is_main_process():
-      print(describe_choice(loop.best), file=sys.stderr)
+    state = _read_best(experiment, workdir, loop.best)
   alone = experiment.on_this_process(state)
   entries = dict(
     final=processes.broadcast_from_main(

@@ -264,3 +264,14 @@ def test_features_that_are_not_finite_are_not_scored(photos):
 def test_settings_of_the_scores_before_and_after_stay_the_same(photos):
   """Else old runs would lose the scores of their start."""
   assert 'every_epochs' not in _build(photos).evaluation.settings
+
+
+def test_a_folder_with_three_splits_is_validated_on_the_second(tmp_path):
+  names = [f'train/{name}/{i}.png' for name in _CLASSES for i in range(4)]
+  names += ['val/wren/8.png', 'test/wren/9.png', 'test/robin/9.png']
+  saved_runs.write_images(tmp_path, names)
+  data = _build(tmp_path, checkpoint__keep_best='knn').data
+  assert data.validation.file_names == ('val/wren/8.png',)
+  assert len(data.pretrain.file_names) == 8
+  assert len(data.test.file_names) == 2
+  assert _build(tmp_path, eval__every_epochs=0.0).data.validation is None

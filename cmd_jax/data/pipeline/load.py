@@ -113,6 +113,30 @@ class Data(NamedTuple):
     return self.pretrain.name
 
 
+def _load_validation(config: ConfigDict, make: Callable) -> Canvases | None:
+  """The validation split if it is asked for and has labels.
+
+  Args:
+    config: of the run.
+    make: (source, canvas_px=...) -> its canvases.
+  """
+  dataset = config.dataset.to_dict()
+  split = dataset['validation_split']
+  if not config.eval.every_epochs or not split:
+    return None
+  source = load_source(
+    dataset,
+    split,
+    config.decode_px or config.canvas_px,
+    config.grey16_white,
+  )
+  if not np.any(np.asarray(source.labels) >= 0):
+    return None
+  # Only the first process scores.
+  make = make if processes.is_main_process() else lazy_canvases
+  return make(source, canvas_px=config.canvas_px)
+
+
 def load_data(config: ConfigDict, mesh: Mesh) -> Data:
   """Lists the images of a config and decodes them, or prepares to stream them.
 
@@ -173,14 +197,6 @@ def load_data(config: ConfigDict, mesh: Mesh) -> Data:
     # Only the first process scores; the others never look at these.
     make = make if processes.is_main_process() else lazy_canvases
     test_canvases = make(test, canvas_px=canvas_px)
-  validation = None
-  if config.eval.every_epochs and dataset['validation_split']:
-    source = load_source(
-      dataset, dataset['validation_split'], decode_px, config.grey16_white
-    )
-    if np.any(np.asarray(source.labels) >= 0):
-      make = make if processes.is_main_process() else lazy_canvases
-      validation = make(source, canvas_px=canvas_px)
   return Data(
     canvases,
     test_canvases,
@@ -196,5 +212,5 @@ def load_data(config: ConfigDict, mesh: Mesh) -> Data:
       num_examples=len(canvases.images),
       batch_size=config.batch_size,
     ),
-    validation,
+    _load_validation(config, make),
   )
