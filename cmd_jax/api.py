@@ -301,7 +301,9 @@ def _preprocessing_of(recognised: Recognised) -> Preprocessing:
   return Preprocessing(canvas_px, view_px, _CROP_FRACTION)
 
 
-def _load_run(path: pathlib.Path, network: str, batch_size: int) -> Encoder:
+def _load_run(
+  path: pathlib.Path, network: str, batch_size: int, newest: bool
+) -> Encoder:
   workdir = Workdir(str(path))
   config = read_config(workdir)
   try:
@@ -312,18 +314,20 @@ def _load_run(path: pathlib.Path, network: str, batch_size: int) -> Encoder:
       config.eval.crop_fraction or None,
       config.grey16_white,
     )
-    saved = read_network(workdir, network, config)
+    saved = read_network(workdir, network, config, newest=newest)
     training = describe_training(config, network, saved.step)
   except (AttributeError, KeyError) as error:
     raise UserError(
       f'{workdir.config_file} lacks a field ({str(error).splitlines()[0]}): it '
       'is not of this version; train again'
     ) from error
+  best = saved.choice.best
+  chosen = f', the best by {best["score"]}' if best else ''
   return Encoder(
     saved.encoder,
     saved.variables,
     preprocessing,
-    source=f'{network} of {path} after step {saved.step}',
+    source=f'{network} of {path} after step {saved.step}{chosen}',
     training=training,
     mil=saved.mil,
     mil_params=saved.mil_params,
@@ -359,15 +363,16 @@ def load(
   *,
   network: str = '',
   batch_size: int = 32,
+  newest: bool = False,
   **model: Any,
 ) -> Encoder:
   """Loads the encoder of a run or of a weight file; docs/api.md shows it.
 
-  Of a run, the newest checkpoint is taken with the attention of its method and
-  the view of its evaluation; the images it was trained on are not needed. A
-  weight file is anything that docs/weights.md lists; images are encoded at 224
-  pixels, or the encoder's own size where that is smaller, unless the file tells
-  otherwise.
+  Of a run, the best checkpoint is taken if config.checkpoint.keep_best has kept
+  it, and else the newest, with the attention of its method and the view of its
+  evaluation; the images it was trained on are not needed. A weight file is
+  anything that docs/weights.md lists; images are encoded at 224 pixels, or the
+  encoder's own size where that is smaller, unless the file tells otherwise.
 
   Args:
     path: work directory of a run, weight file or folder of one, a name of
@@ -376,6 +381,7 @@ def load(
     network: 'teacher' or 'student'; by default the one that the run evaluates,
       and the teacher of a file.
     batch_size: most images encoded at once.
+    newest: of a run, whether the newest checkpoint is taken in any case.
     **model: for a weight file: fields of config.model that its tensors can't
       tell, such as num_heads, or norm_epsilon.
 
@@ -401,4 +407,4 @@ def load(
       f'{path} is a run, whose model its config.json tells: leave out '
       f'{", ".join(model)}'
     )
-  return _load_run(path, network, batch_size)
+  return _load_run(path, network, batch_size, newest)

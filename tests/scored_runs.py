@@ -90,7 +90,8 @@ def make_experiment(
       encoder_variables=lambda params, stats: {'params': params['encoder']}
     ),
     parts=None,
-    steps=types.SimpleNamespace(total=20),
+    steps=types.SimpleNamespace(total=20, term_warmup=4),
+    num_prototypes=12,
     evaluation=Evaluation(
       make_evaluators(protocols, settings),
       network,

@@ -69,7 +69,7 @@ def _evaluate(values: flags.FlagValues) -> None:
   from cmd_jax.training import run, scoring
 
   _use_compilation_cache(values)
-  results = run.evaluate(values.config, values.workdir)
+  results = run.evaluate(values.config, values.workdir, newest=values.newest)
   print(scoring.results_table(results['init'], results.get('final', {})))
 
 
@@ -86,6 +86,7 @@ def _report(values: flags.FlagValues) -> None:
         opened.workdir,
         output,
         max_images=values.report_images,
+        newest=values.newest,
       )
     )
 
@@ -114,6 +115,7 @@ def _export(values: flags.FlagValues) -> None:
     format=values.format,
     attention=values.attention,
     canvases=values.canvases,
+    newest=values.newest,
   )
   print(export_model(request))
 
@@ -175,7 +177,7 @@ _PROCESSES = (
   'process_id',
   'meeting_timeout_s',
 )
-_TRAINED = ('workdir', 'weights')
+_TRAINED = ('workdir', 'newest', 'weights')
 _FOLDER = (*_TRAINED, 'input', 'output', *_CACHE)
 
 COMMANDS = {
@@ -186,14 +188,14 @@ COMMANDS = {
     is_distributed=True,
   ),
   'evaluate': Command(
-    'Scores the newest checkpoint of a run again.',
+    'Scores a run again: its best checkpoint if it keeps it, or its newest.',
     _evaluate,
-    ('workdir', *_CACHE),
+    ('workdir', 'newest', *_CACHE),
   ),
   'report': Command(
     'Shows a run as one HTML page.',
     _report,
-    ('workdir', 'output', 'report_images', *_CACHE),
+    ('workdir', 'newest', 'output', 'report_images', *_CACHE),
     config='optional',
   ),
   'export': Command(

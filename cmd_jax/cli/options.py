@@ -60,6 +60,12 @@ OPTIONS = {
     False,
     'With --format=stablehlo: takes uint8 images and makes the views.',
   ),
+  'newest': Option(
+    bool,
+    False,
+    'Uses the newest checkpoint though config.checkpoint.keep_best has kept a '
+    'better one.',
+  ),
   'query': Option(str, None, 'Image to look for.'),
   'top_k': Option(int, 12, 'Images to find.'),
   'index': Option(('exact', 'faiss'), 'exact', 'What searches.'),

@@ -62,6 +62,7 @@ def folder(argument: str | None = None) -> ConfigDict:
     index_file='',
     pretrain_split='pretrain',
     test_split='test',
+    validation_split='val',
   )
   config.augment.update(global_px=64, local_px=32)
   if 'image_px' in config.model:
@@ -81,6 +82,7 @@ def shards(argument: str | None = None) -> ConfigDict:
     test='',
     pretrain_split='train',
     test_split='test',
+    validation_split='',
   )
   return config.lock()
 

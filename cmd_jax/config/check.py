@@ -27,6 +27,11 @@ def check_config(config: ConfigDict) -> None:
       'drawn at random: set config.init.path to weights to start from (all of '
       'them: cmd-jax weights), or --config=NAME:start=scratch'
     )
+  if config.checkpoint.keep_best and not config.eval.every_epochs:
+    raise UserError(
+      f'config.checkpoint.keep_best is {config.checkpoint.keep_best!r}, which '
+      'is not known while config.eval.every_epochs is 0: set that to 1, say'
+    )
 
 
 def _check_sizes(config: ConfigDict) -> None:

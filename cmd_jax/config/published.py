@@ -238,6 +238,9 @@ def published(argument: vocabulary.Argument) -> ConfigDict:
       data_dir='',
       pretrain_split='train',
       test_split='test',
+      # Its labels are asked for while it trains; empty holds out labels of
+      # training images.
+      validation_split='',
     ),
     # cmd_jax.data.augment.multi_crop.make_augment
     augment=dict(
@@ -332,11 +335,15 @@ def published(argument: vocabulary.Argument) -> ConfigDict:
     placement='auto',
     # data.pipeline.stream.streamed_batches; 0 workers decode in threads.
     stream=dict(num_workers=0, ahead=2),
+    # A short run logs at least twenty times.
     log=dict(every_steps=50),
-    checkpoint=dict(every_steps=500, keep=3),
+    # keep_best names a score of cmd_jax.evaluators.validation.
+    checkpoint=dict(every_steps=500, keep=3, keep_best=''),
     eval=dict(
       protocols=('knn/20', 'linear/logreg', 'retrieval/test-vs-train'),
       network='teacher',
+      # Epochs from one score to the next while it trains; 0 for none.
+      every_epochs=0.0,
       view_px=224,
       crop_fraction=0.875,
       batch_size=64,

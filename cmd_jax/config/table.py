@@ -120,6 +120,10 @@ FIELDS: dict[str, Field] = {
   'dataset.test': _text('Pattern of the shards to score on; empty for none.'),
   'dataset.pretrain_split': _text('Split that is trained on.'),
   'dataset.test_split': _text('Split that is scored on.'),
+  'dataset.validation_split': _text(
+    'Split whose labels are asked for while it trains (eval.every_epochs); '
+    'empty, or without images, holds out labels of training images.'
+  ),
   'augment.global_px': _count('Side of the global views in pixels.', 1),
   'augment.local_px': _count('Side of the local views in pixels.', 1),
   'augment.num_local': _count('Local views of an image.'),
@@ -355,11 +359,26 @@ FIELDS: dict[str, Field] = {
   ),
   'stream.num_workers': _count('Processes that decode; 0 decodes in threads.'),
   'stream.ahead': _count('Batches decoded ahead.'),
-  'log.every_steps': _count('Steps from one line of metrics to the next.', 1),
+  'log.every_steps': _count(
+    'Steps from one line of metrics to the next; fewer where a run would have '
+    'less than twenty lines.',
+    1,
+  ),
   'checkpoint.every_steps': _count('Steps between checkpoints.', 1),
   'checkpoint.keep': _count('Checkpoints kept.', 1),
+  'checkpoint.keep_best': _choice(
+    'Score by which the best checkpoint is kept besides, and used; needs '
+    'eval.every_epochs. Empty for none.',
+    '',
+    'knn',
+    'rank1',
+    'rankme',
+  ),
   'eval.protocols': _several('What is scored: docs/evaluation.md.'),
   'eval.network': _choice('Which network is scored.', 'teacher', 'student'),
+  'eval.every_epochs': _not_negative(
+    'Epochs from one score to the next while it trains; 0 for none.'
+  ),
   'eval.view_px': _count('Side of the scored view in pixels.', 1),
   'eval.crop_fraction': _fraction(
     'Side of the central crop over the shorter side; 0 shows the whole image.'

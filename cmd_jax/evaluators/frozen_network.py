@@ -29,6 +29,31 @@ _Variables = Mapping[str, Any]
 _MAPS_BATCH_SIZE = 64
 
 
+def compile_encode(
+  encode: Callable, view: Callable, mesh: Mesh | None
+) -> Callable:
+  """What encodes canvases, compiled when it is first called.
+
+  Args:
+    encode: (variables, views [B, H, W, 3]) -> arrays [B, ...].
+    view: (canvases [B, R, R, 3], sizes [B, 2]) -> views.
+    mesh: the devices that share a batch; None where they do not.
+
+  Returns:
+    (variables, canvases, sizes) -> what `encode` gives.
+  """
+
+  def of_canvases(variables, images, sizes):
+    return encode(variables, view(images, sizes))
+
+  if mesh is None:
+    return jax.jit(of_canvases)
+  whole, split = sharding.replicated(mesh), sharding.sharded(mesh)
+  return jax.jit(
+    of_canvases, in_shardings=(whole, split, split), out_shardings=split
+  )
+
+
 class FrozenNetwork:
   """An encoder, the attention trained over it, and the view they are given.
 
@@ -323,17 +348,8 @@ class FrozenNetwork:
       shared: whether the devices share the batch.
     """
     if name not in self._programs:
-
-      def of_canvases(variables, images, sizes):
-        return encode(variables, view(images, sizes))
-
-      whole = sharding.replicated(self._mesh)
-      split = sharding.sharded(self._mesh)
-      self._programs[name] = jax.jit(
-        of_canvases,
-        in_shardings=(whole, split, split) if shared else None,
-        out_shardings=split if shared else None,
-      )
+      mesh = self._mesh if shared else None
+      self._programs[name] = compile_encode(encode, view, mesh)
     return self._programs[name]
 
   def _shared_out(self, batch_size: int) -> int:

@@ -31,6 +31,7 @@ class Request(NamedTuple):
     index: one of `search.INDEXES`.
     num_clusters: groups to make; 0 finds out.
     min_cluster_size: images of a group, at least.
+    newest: whether the newest checkpoint is used, not the best.
   """
 
   source: str
@@ -41,6 +42,7 @@ class Request(NamedTuple):
   index: str = 'exact'
   num_clusters: int = 0
   min_cluster_size: int = 5
+  newest: bool = False
 
 
 def default_output(mode: str, workdir: str | None) -> pathlib.Path:
@@ -132,7 +134,7 @@ def run(mode: str, request: Request) -> str:
     output=request.output.expanduser(),
     query=os.path.expanduser(request.query or ''),
   )
-  encoder = cmd_jax.load(request.source)
+  encoder = cmd_jax.load(request.source, newest=request.newest)
   print(encoder.source, file=sys.stderr)
   function = {'embed': _embed, 'search': _search, 'cluster': _cluster}[mode]
   return function(encoder, request)

@@ -34,6 +34,7 @@ class Request(NamedTuple):
     format: 'safetensors', 'stablehlo' or 'onnx'.
     attention: whether the attention is computed too.
     canvases: whether canvases are taken in place of views.
+    newest: whether the newest checkpoint is used, not the best.
   """
 
   source: str
@@ -42,6 +43,7 @@ class Request(NamedTuple):
   format: str = 'safetensors'
   attention: bool = False
   canvases: bool = False
+  newest: bool = False
 
 
 def _output_file(request: Request) -> pathlib.Path:
@@ -129,7 +131,9 @@ def export_model(request: Request) -> str:
     UserError: anything about the request that cannot be.
   """
   path = _output_file(request)
-  encoder = cmd_jax.load(request.source, network=request.network)
+  encoder = cmd_jax.load(
+    request.source, network=request.network, newest=request.newest
+  )
   if request.format == 'safetensors':
     constructor = export_weights(encoder, path)
     return f'{path}: the state dict of\n{constructor}'

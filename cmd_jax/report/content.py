@@ -18,7 +18,13 @@ from cmd_jax.evaluators import (
   why_not_scored,
 )
 from cmd_jax.evaluators.nearest import find_nearest
-from cmd_jax.report import confusions, embedding_map, history, photos
+from cmd_jax.report import (
+  confusions,
+  embedding_map,
+  history,
+  meaning,
+  photos,
+)
 from cmd_jax.rundir.config_diff import flatten
 from cmd_jax.rundir.workdir import Workdir, read_json
 from cmd_jax.training import part_rounds, scoring
@@ -196,6 +202,7 @@ def _describe_run(
     'parameters': int(parameters),
     'step': step,
     'total_steps': experiment.steps.total,
+    'best': results.get('best') if step == results.get('scored_step') else None,
     'counts': counts,
     'seconds': results.get('seconds'),
     'images_per_second': results.get('images_per_second'),
@@ -230,8 +237,9 @@ def _notes(
       'neighbours are looked for among these; --report_images=N shows more. '
       'Confusions are counted on all test images.'
     )
-  scored = workdir.results().get('steps')
-  if 'final' in workdir.results() and scored != step:
+  results = workdir.results()
+  scored = results.get('scored_step', results.get('steps'))
+  if 'final' in results and scored != step:
     notes.append(
       f'The scores are those of step {scored}; the photographs are seen by '
       f'the network of step {step}. cmd-jax evaluate scores anew.'
@@ -240,7 +248,11 @@ def _notes(
 
 
 def collect(
-  experiment: Experiment, workdir: Workdir, *, max_images: int
+  experiment: Experiment,
+  workdir: Workdir,
+  *,
+  max_images: int,
+  newest: bool = False,
 ) -> dict[str, Any]:
   """Computes what the page shows, as JSON can represent it.
 
@@ -248,11 +260,12 @@ def collect(
     experiment: the run's.
     workdir: of the run, with a checkpoint.
     max_images: photographs at most; a sample where there are more.
+    newest: whether the newest checkpoint is shown, not the best.
 
   Raises:
     UserError: no checkpoint, or one that does not fit.
   """
-  network, step = scoring.read_trained(experiment, workdir)
+  network, used = scoring.read_trained(experiment, workdir, newest=newest)
   scoring.check_same_start(experiment, workdir)
   pretrain, test = (
     None if split is None else network.embeddings(split)
@@ -266,15 +279,22 @@ def collect(
   predicted = None if test is None else knn.predict(pretrain, test)
   layout = embedding_map.make_map(np.concatenate([f.vectors for f in shown]))
   drawn = photos.draw(splits, network.attend, batch_size=network.batch_size)
-  notes = _notes(experiment, workdir, step, splits)
+  notes = _notes(experiment, workdir, used.step, splits)
   if layout.note:
     notes.append(f'The map shows principal components: {layout.note}.')
+  curves = history.read_curves(workdir.metrics_file)
+  curves['about'] = meaning.describe_curves(
+    curves['series'],
+    num_prototypes=experiment.num_prototypes,
+    term_warmup=experiment.steps.term_warmup,
+  )
   is_scored = why_not_scored(experiment.splits) is None
   test_rows = splits[-1].rows if splits[-1].name == 'test' else np.zeros(0, int)
   return {
-    'run': _describe_run(experiment, workdir, network, step),
+    'run': _describe_run(experiment, workdir, network, used.step),
     'results': history.table(workdir.results()),
-    'curves': history.read_curves(workdir.metrics_file),
+    'verdict': meaning.judge(workdir, workdir.results()),
+    'curves': curves,
     'classes': list(experiment.data.pretrain.class_names),
     'attention_name': _attention_name(network),
     'crop_fraction': experiment.evaluation.settings.get('crop_fraction') or 0,

@@ -11,6 +11,8 @@ from cmd_jax.files import safe_read
 
 # Points of a curve; a page draws no more.
 _MAX_POINTS = 2000
+# What is scored while a run trains, on few of its lines.
+_SCORES = 'eval/'
 # Runs have some twenty. Steps are whole numbers in a browser up to here.
 _MAX_CURVES = 500
 _MAX_STEP = 2**53
@@ -24,7 +26,8 @@ def read_curves(path: pathlib.Path) -> dict[str, Any]:
 
   Returns:
     `step`, a list, and `series`, name -> list of values, None where a line
-    lacks one or it is not finite. Long runs are thinned out evenly.
+    lacks one or it is not finite. Lines of one step are put together. Long
+    runs are thinned out evenly, but for the scores.
   """
   rows = []
   text = path.read_bytes() if path.is_file() else b''
@@ -33,10 +36,19 @@ def read_curves(path: pathlib.Path) -> dict[str, Any]:
       row = safe_read.parse_json(line)
       step = int(row['step'])
       if 0 <= step < _MAX_STEP:
-        rows.append({**row, 'step': step})
+        row['step'] = step
+        if rows and rows[-1]['step'] == step:
+          rows[-1].update(row)
+        else:
+          rows.append(row)
     except (ValueError, KeyError, TypeError, OverflowError):
       continue  # Cut short by a crash, or still being written.
-  rows = rows[:: -(-len(rows) // _MAX_POINTS) or 1]
+  every = -(-len(rows) // _MAX_POINTS) or 1
+  rows = [
+    row
+    for i, row in enumerate(rows)
+    if i % every == 0 or any(name.startswith(_SCORES) for name in row)
+  ]
   names = sorted({name for row in rows for name in row} - {'step', 'epoch'})
   names = names[:_MAX_CURVES]
   series = {name: [_finite(row.get(name)) for row in rows] for name in names}

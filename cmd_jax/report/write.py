@@ -17,14 +17,16 @@ def write_report(
   path: pathlib.Path | None = None,
   *,
   max_images: int = 5000,
+  newest: bool = False,
 ) -> pathlib.Path:
-  """Writes one HTML page about a run's newest checkpoint.
+  """Writes one HTML page about a run's best checkpoint, or its newest.
 
   Args:
     experiment: the run's.
     workdir: of the run.
     path: of the file; None for report.html in the work directory.
     max_images: photographs at most; a sample where there are more.
+    newest: whether it is the newest though the run has kept a better one.
 
   Returns:
     The path.
@@ -42,7 +44,9 @@ def write_report(
       f'{path} cannot be written: give --output the name of a file in a folder '
       'that exists'
     )
-  data = content.collect(experiment, workdir, max_images=max_images)
+  data = content.collect(
+    experiment, workdir, max_images=max_images, newest=newest
+  )
   try:
     html = page.render(data)
   except ValueError as error:

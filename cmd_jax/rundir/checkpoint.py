@@ -14,7 +14,7 @@ import logging
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -208,6 +208,29 @@ def restore_newest(
   return _read(directory, step, like)
 
 
+def restore_step(
+  directory: pathlib.Path, step: int, like: TrainState
+) -> TrainState:
+  """The state of one checkpoint; the folder is only read.
+
+  Args:
+    directory: with the checkpoints of a run.
+    step: which of them.
+    like: a state, or the shapes and shardings of one.
+
+  Raises:
+    UserError: it is damaged, or does not fit.
+  """
+  path = directory / str(step)
+  reason = processes.broadcast_from_main(lambda: damage(path))
+  if reason is not None:
+    raise UserError(
+      f'checkpoint {path}, the best one, is damaged: {reason}; cmd-jax '
+      'evaluate --newest scores the newest'
+    )
+  return _read(directory, step, like)[0]
+
+
 @contextlib.contextmanager
 def _without_traces() -> Iterator[None]:
   """Keeps Orbax from printing the traces of errors that it raises as well."""
@@ -231,19 +254,37 @@ def _without_traces() -> Iterator[None]:
     logger.removeFilter(has_none)
 
 
+class _NewestAndBest:
+  """Which checkpoints Orbax leaves there: the newest few, and the best."""
+
+  def __init__(self, keep: int):
+    self._keep, self.best = keep, None
+
+  def should_preserve(
+    self, checkpoints: Sequence[Any], *, context: Any
+  ) -> list[bool]:
+    """Whether each of the checkpoints, the oldest first, is to stay."""
+    del context
+    first = len(checkpoints) - self._keep
+    return [
+      i >= first or x.step == self.best for i, x in enumerate(checkpoints)
+    ]
+
+
 class Checkpoints:
   """The checkpoints of a run that saves more of them, and alone."""
 
   def __init__(self, directory: pathlib.Path, *, keep: int):
     """Opens or creates the directory and keeps the last `keep` checkpoints."""
     self._directory, self._saving = directory, None
+    self._kept = _NewestAndBest(keep)
     # An object store has digests of its own, and no empty directories.
     self._is_local = '://' not in str(directory)
     with disk_errors.explaining(directory.parent):
       self._manager = ocp.CheckpointManager(
         directory.absolute(),
         options=ocp.CheckpointManagerOptions(
-          max_to_keep=keep,
+          preservation_policy=self._kept,
           # What a save that was cut short has left.
           cleanup_tmp_directories=True,
           lightweight_initialize=True,
@@ -271,11 +312,27 @@ class Checkpoints:
     # Elsewhere a shared directory may look as it did a moment ago.
     return processes.broadcast_from_main(self._manager.latest_step)
 
-  def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
+  def steps(self) -> list[int]:
+    """Steps of the complete checkpoints, the newest first."""
+    return processes.broadcast_from_main(lambda: saved_steps(self._directory))
+
+  def save(
+    self,
+    state: TrainState,
+    meta: Mapping[str, Any],
+    *,
+    best: int | None = None,
+  ) -> None:
     """Saves, and returns when it is on the disk.
 
     So a run never has more steps to lose than lie between two saves. A step
     that is saved already is left alone.
+
+    Args:
+      state: to save.
+      meta: saved with it; JSON can represent it.
+      best: step of the checkpoint that is kept however old it is. Older ones
+        are removed when this one is whole.
 
     Raises:
       UserError: the disk fails; earlier checkpoints are as they were.
@@ -288,7 +345,7 @@ class Checkpoints:
         f'{self._directory} has gone while the program ran: bring it back and '
         'repeat the command'
       )
-    self._saving = step
+    self._saving, self._kept.best = step, best
     try:
       with disk_errors.explaining(self._directory), _without_traces():
         self._manager.save(

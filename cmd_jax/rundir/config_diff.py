@@ -20,6 +20,7 @@ FREE_FIELDS = (
   'stream.',
   'dataset.data_dir',
   'dataset.index_file',
+  'dataset.validation_split',
   'parts.keypoints',
   'optim.skip_non_finite_steps',
 )

@@ -14,26 +14,31 @@ from ml_collections import ConfigDict
 
 from cmd_jax.errors import UserError
 from cmd_jax.models import heads, make_encoder, partial
-from cmd_jax.rundir.checkpoint import newest_good_step
+from cmd_jax.rundir.best import Choice, choose_step
 from cmd_jax.rundir.workdir import Workdir
 
 
 class SavedNetwork(NamedTuple):
-  """The encoder of a run's newest checkpoint.
+  """The encoder of a run's best checkpoint if it keeps it, or its newest.
 
   Attributes:
     encoder: the module.
     variables: what it is applied to, adapters merged in; numpy arrays.
     mil: multi-instance attention over its tokens; None for a method without.
     mil_params: parameters of `mil`; None without.
-    step: steps that the checkpoint has taken.
+    choice: which checkpoint that is, and why.
   """
 
   encoder: nn.Module
   variables: Mapping[str, Any]
   mil: nn.Module | None
   mil_params: Mapping[str, Any] | None
-  step: int
+  choice: Choice
+
+  @property
+  def step(self) -> int:
+    """Steps that the checkpoint has taken."""
+    return self.choice.step
 
 
 def read_config(workdir: Workdir) -> ConfigDict:
@@ -172,21 +177,26 @@ def make_mil_attention(
 
 
 def read_network(
-  workdir: Workdir, network: str, config: ConfigDict | None = None
+  workdir: Workdir,
+  network: str,
+  config: ConfigDict | None = None,
+  *,
+  newest: bool = False,
 ) -> SavedNetwork:
-  """Reads the encoder of a run's newest checkpoint.
+  """Reads the encoder of a run's best checkpoint if it keeps it, or its newest.
 
   Args:
     workdir: of the run.
     network: 'teacher' or 'student'.
     config: from `read_config`; None reads it.
+    newest: whether it is the newest in any case.
 
   Raises:
     UserError: no checkpoint, a damaged one, or one of another model.
   """
-  step, _ = newest_good_step(workdir.checkpoints)
+  choice = choose_step(workdir.checkpoints, newest=newest)
   config = read_config(workdir) if config is None else config
-  path = (workdir.checkpoints / str(step) / 'state').absolute()
+  path = (workdir.checkpoints / str(choice.step) / 'state').absolute()
   params, stats = _read_arrays(
     path,
     'teacher_params' if network == 'teacher' else 'params',
@@ -205,4 +215,4 @@ def read_network(
   _check_fits(encoder, variables, image_px, str(path.parent))
   mil_params = params.get('mil')
   mil = None if mil_params is None else make_mil_attention(config, encoder)
-  return SavedNetwork(encoder, variables, mil, mil_params, step)
+  return SavedNetwork(encoder, variables, mil, mil_params, choice)

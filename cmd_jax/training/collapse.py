@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 # Relative to ln K. Healthy runs have had entropies from 0.3 to 0.989 of it, and
 # short ones divergences down to 0.007 of it with an entropy of 0.989: only both
 # together, and closer to the limits, tell a collapse.
-_UNIFORM_ENTROPY, _ONE_PROTOTYPE_ENTROPY = 0.995, 0.02
+UNIFORM_ENTROPY, ONE_PROTOTYPE_ENTROPY = 0.995, 0.02
 _UNIFORM_KL, _ONE_PROTOTYPE_KL = 0.005, 0.02
 
 # A mean cosine of 0.99 between the directions of all images; healthy runs have
 # had spreads from 0.3 (parts) and 0.6 (images) on.
-_SPREAD = 0.1
+SPREAD = 0.1
 
 # Logits that differ by less than this from image to image, in units of the
 # temperature, are the same distribution for all of them.
@@ -50,14 +50,14 @@ class Sign(NamedTuple):
 
 def _is_uniform(metrics: Mapping[str, float], log_k: float) -> bool:
   return (
-    metrics['teacher_entropy'] > _UNIFORM_ENTROPY * log_k
+    metrics['teacher_entropy'] > UNIFORM_ENTROPY * log_k
     and metrics['student_teacher_kl'] < _UNIFORM_KL * log_k
   )
 
 
 def _is_on_one_prototype(metrics: Mapping[str, float], log_k: float) -> bool:
   return (
-    metrics['teacher_entropy'] < _ONE_PROTOTYPE_ENTROPY * log_k
+    metrics['teacher_entropy'] < ONE_PROTOTYPE_ENTROPY * log_k
     and metrics['student_teacher_kl'] < _ONE_PROTOTYPE_KL * log_k
   )
 
@@ -93,14 +93,14 @@ SIGNS = {
   ),
   'features': Sign(
     ('feature_spread',),
-    lambda metrics, _: metrics['feature_spread'] < _SPREAD,
+    lambda metrics, _: metrics['feature_spread'] < SPREAD,
     'the features of all images have one direction',
     'lower config.optim.base_learning_rate, or raise '
     'config.optim.warmup_epochs',
   ),
   'parts': Sign(
     ('part_spread',),
-    lambda metrics, _: metrics['part_spread'] < _SPREAD,
+    lambda metrics, _: metrics['part_spread'] < SPREAD,
     'the features of all parts have one direction',
     'lower config.optim.base_learning_rate, or raise config.method.temperature',
   ),

@@ -26,7 +26,12 @@ from cmd_jax.data.pipeline.load import Data, load_data
 from cmd_jax.data.pipeline.resident import batch_like
 from cmd_jax.devices import processes, sharding
 from cmd_jax.errors import UserError
-from cmd_jax.evaluators import Evaluator, Splits, make_evaluators
+from cmd_jax.evaluators import (
+  Evaluator,
+  Splits,
+  make_evaluators,
+  validation,
+)
 from cmd_jax.methods.base import Method
 from cmd_jax.models import make_encoder, partial
 from cmd_jax.parts.plan import Plan, make_plan
@@ -43,6 +48,7 @@ from cmd_jax.training.recipe import (
 )
 from cmd_jax.training.state import TrainState, init_train_state, state_shardings
 from cmd_jax.training.step import make_train_step, multi_step
+from cmd_jax.training.timetable import Steps, make_steps
 
 # Salts of the run's root key.
 _INIT, _STEPS = range(2)
@@ -55,7 +61,7 @@ class Evaluation(NamedTuple):
     evaluators: by what.
     network: 'teacher' or 'student'.
     mil: the multi-instance attention of the method; None without.
-    settings: all of config.eval, as JSON gives it back.
+    settings: config.eval but for when, as JSON gives it back.
   """
 
   evaluators: tuple[Evaluator, ...]
@@ -67,32 +73,6 @@ class Evaluation(NamedTuple):
   def protocols(self) -> tuple[str, ...]:
     """Names of the evaluators."""
     return tuple(evaluator.name for evaluator in self.evaluators)
-
-
-class Steps(NamedTuple):
-  """When what happens in a run, in steps.
-
-  Attributes:
-    batch_size: B of all devices together.
-    per_epoch: steps of an epoch.
-    total: steps of the run.
-    per_call: steps of one call of the compiled step, at most.
-    round_ends: steps after which parts are found anew, the last of all.
-    log_every: from one log line to the next.
-    checkpoint_every: from one checkpoint to the next.
-    checkpoints_kept: number of checkpoints kept.
-    non_finite_allowed: steps that may be left out, see `NonFiniteSteps`.
-  """
-
-  batch_size: int
-  per_epoch: int
-  total: int
-  per_call: int
-  round_ends: tuple[int, ...]
-  log_every: int
-  checkpoint_every: int
-  checkpoints_kept: int
-  non_finite_allowed: int
 
 
 class Experiment(NamedTuple):
@@ -192,29 +172,12 @@ def _make_plan(config: ConfigDict, canvases: Canvases) -> Plan | None:
   return make_plan(canvases, view=view, seed=config.seed, **fields)
 
 
-def _make_steps(
-  config: ConfigDict, num_examples: int, plan: Plan | None
-) -> Steps:
-  per_epoch = num_examples // config.batch_size
-  total = config.total_epochs * per_epoch
-  rounds = 1 if plan is None else plan.rounds
-  return Steps(
-    batch_size=config.batch_size,
-    per_epoch=per_epoch,
-    total=total,
-    per_call=config.parallel.steps_per_dispatch,
-    round_ends=tuple(total * (i + 1) // rounds for i in range(rounds)),
-    log_every=config.log.every_steps,
-    checkpoint_every=config.checkpoint.every_steps,
-    checkpoints_kept=config.checkpoint.keep,
-    non_finite_allowed=config.optim.skip_non_finite_steps,
-  )
-
-
 def _make_evaluation(
   config: ConfigDict, encoder: nn.Module, splits: Splits
 ) -> Evaluation:
   fields = config.eval.to_dict()
+  # When is not how: scores before and after stay comparable.
+  fields.pop('every_epochs')
   # What cannot be is refused now, not after the training.
   multi_crop.make_eval_view(
     view_px=fields['view_px'], crop_fraction=fields['crop_fraction'] or None
@@ -228,6 +191,25 @@ def _make_evaluation(
     mil=make_mil_attention(config, encoder),
     settings=json.loads(json.dumps(fields)),
   )
+
+
+def _check_keep_best(score: str, data: Data) -> None:
+  """Refuses to choose by labels that are not there.
+
+  Raises:
+    UserError: what to do instead.
+  """
+  if not score or not validation.CHOOSING[score]:
+    return
+  asked = data.validation is not None
+  if not asked:
+    asked = validation.choose_sample(data.pretrain.labels).asks.any()
+  if not asked or not (data.pretrain.labels >= 0).any():
+    raise UserError(
+      f'config.checkpoint.keep_best is {score!r}, which needs labels, and '
+      f'{data.name} has no class with two labelled training images: use '
+      "'rankme', or add class folders or a labels.csv"
+    )
 
 
 class _Functions(NamedTuple):
@@ -363,8 +345,9 @@ def build(
   imported = _import_encoder(config.init, encoder, lost_start)
   variables = imported and imported.variables
   data = load_data(config, mesh)
+  _check_keep_best(config.checkpoint.keep_best, data)
   plan = _make_plan(config, data.pretrain)
-  steps = _make_steps(config, len(data.pretrain.images), plan)
+  steps = make_steps(config, len(data.pretrain.images), plan)
   functions = _make_functions(
     config, mesh, encoder, plan, is_frozen, steps, variables
   )

@@ -123,7 +123,8 @@ class LogMetrics:
       workdir: where they are.
       progress: which knows the throughput.
       non_finite: which knows the steps that were left out.
-      step: steps taken so far.
+      step: steps taken so far; -1 drops all that there is, as of a run that
+        was killed before its first checkpoint.
     """
     self._steps, self._progress = experiment.steps, progress
     self._non_finite = non_finite
@@ -151,6 +152,20 @@ class LogMetrics:
     shown = '  '.join(
       f'{name.removeprefix("loss/")} {value:.4g}' for name, value in ordered
     )
+    self._progress.note(f'step {step}  {shown}')
+
+  def write_scores(self, step: int, scores: Mapping[str, float]) -> None:
+    """Writes what `Validation` found, on a line of its own."""
+    if self._writer is None:
+      return
+    if not scores:
+      self._progress.note(
+        f'step {step}  not scored: its embeddings are not finite'
+      )
+      return
+    epoch = step / self._steps.per_epoch
+    self._writer.write(step, {**scores, 'epoch': epoch})
+    shown = '  '.join(f'{name} {value:.4g}' for name, value in scores.items())
     self._progress.note(f'step {step}  {shown}')
 
   def close(self) -> None:

@@ -18,21 +18,21 @@ from cmd_jax.devices import host_memory, processes
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators.pictures import draw_neighbours
 from cmd_jax.files.formats import VERSION_FIELD, check_format
-from cmd_jax.parts.store import hash_variables
-from cmd_jax.rundir.checkpoint import Checkpoints
+from cmd_jax.rundir.checkpoint import Checkpoints, restore_step
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training import hooks, part_rounds
 from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.metrics import Progress
-from cmd_jax.training.same_images import hash_of_sample
 from cmd_jax.training.scoring import (
-  describe_start,
+  describe_choice,
   explain_lost_start,
   network_of,
+  note_start,
   score,
 )
 from cmd_jax.training.state import TrainState
 from cmd_jax.training.summary import announce, describe_hardware, report_skipped
+from cmd_jax.training.validation import Validation
 
 # Steps the host may be ahead of the device. Their losses are looked at as they
 # arrive, so the device never waits for the host.
@@ -107,6 +107,9 @@ class _Loop:
     self._start = time.monotonic()
     self._pending = collections.deque()
     self._saved = self._step
+    self._validation = Validation(
+      experiment, meta.get('validation'), checkpoints.steps()
+    )
     self.progress = Progress(
       step=self._step,
       total_steps=experiment.steps.total,
@@ -116,14 +119,24 @@ class _Loop:
     self.non_finite = hooks.StopAtNonFinite(
       experiment, workdir, meta.get('skipped_steps', 0)
     )
+    self._log = hooks.LogMetrics(
+      experiment,
+      workdir,
+      self.progress,
+      self.non_finite,
+      self._step if meta else -1,
+    )
     # In the order in which they look: what is not finite is not logged.
     self._hooks: list[hooks.Hook] = [
       self.non_finite,
       hooks.WarnOfCollapse(experiment, workdir, self.progress),
-      hooks.LogMetrics(
-        experiment, workdir, self.progress, self.non_finite, self._step
-      ),
+      self._log,
     ]
+
+  @property
+  def best(self) -> dict | None:
+    """The best step so far, see `Validation`."""
+    return self._validation.best
 
   def run(self) -> TrainState:
     """Trains to the end.
@@ -157,6 +170,7 @@ class _Loop:
   def _take_steps(
     self, batches: Callable, end: int, signals: _StopSignals
   ) -> None:
+    self._validate()
     while self._step < end:
       batch, count = self._next_batches(batches, end)
       self._state, metrics = self._train_step(
@@ -167,6 +181,8 @@ class _Loop:
       self._pending.append((self._step + 1, count, metrics))
       self._step += count
       self._show_hooks(_STEPS_AHEAD)
+      # Before the step is saved, which therefore says that it was scored.
+      self._validate()
       if self._step % self._experiment.steps.checkpoint_every == 0:
         self._save()
       if received := self._asked_to_stop(signals):
@@ -179,8 +195,24 @@ class _Loop:
     if most == 1:
       return batches(self._step), 1
     every = self._experiment.steps.checkpoint_every
-    count = min(most, end - self._step, every - self._step % every)
+    count = min(
+      most,
+      end - self._step,
+      every - self._step % every,
+      self._validation.steps_left(self._step),
+    )
     return batches(self._step, count), count
+
+  def _validate(self) -> None:
+    """Scores the network if that is due, and keeps it if it is the best."""
+    if not self._validation.is_due(self._step):
+      return
+    self._show_hooks(0)
+    scores = self._validation.evaluate(self._experiment, self._state)
+    self._log.write_scores(self._step, scores)
+    if self.best and self.best['step'] == self._step:
+      self._save()
+    self.progress.skip_pause()
 
   def _show_hooks(self, ahead: int) -> None:
     """Hands on the metrics of all steps but the last `ahead` calls'."""
@@ -203,7 +235,11 @@ class _Loop:
       'parts_encoder_sha256': self._parts_hash,
       'skipped_steps': self.non_finite.skipped,
     }
-    self._checkpoints.save(self._state, meta)
+    best = None
+    if self._validation.is_on:
+      meta['validation'] = self._validation.as_json()
+      best = self.best and self.best['step']
+    self._checkpoints.save(self._state, meta, best=best)
     self._saved = self._step
 
   def _asked_to_stop(self, signals: _StopSignals) -> int | None:
@@ -241,29 +277,6 @@ class _Loop:
     return part_ids
 
 
-def _note_start(experiment: Experiment, workdir: Workdir) -> None:
-  """Records what is trained, and drops a start that was scored otherwise."""
-  start = {
-    'data_sha256': experiment.data.sha256,
-    'eval': experiment.evaluation.settings,
-    'init_from': describe_start(experiment),
-  }
-  if experiment.method.constants:
-    start['distilled_sha256'] = hash_variables(experiment.method.constants)
-  before = workdir.results()
-  if any(before.get(key) != value for key, value in start.items()):
-    workdir.update_results(
-      dataset=experiment.data.name,
-      method=experiment.method_name,
-      protocols=list(experiment.evaluation.protocols),
-      route=experiment.data.route,
-      sample_sha256=hash_of_sample(experiment.data),
-      **start,
-      # A gain needs one protocol.
-      init={},
-    )
-
-
 def _score_start(experiment: Experiment, workdir: Workdir) -> None:
   """Scores the initial encoder, unless it was scored before.
 
@@ -280,6 +293,15 @@ def _score_start(experiment: Experiment, workdir: Workdir) -> None:
       init=score(alone, network_of(alone, state, workdir))
     )
   )
+
+
+def _read_best(
+  experiment: Experiment, workdir: Workdir, best: dict
+) -> TrainState:
+  """The state of the best step, and says so."""
+  if processes.is_main_process():
+    print(describe_choice(best), file=sys.stderr)
+  return restore_step(workdir.checkpoints, best['step'], experiment.state_like)
 
 
 def _score_end(
@@ -321,7 +343,7 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
     with futures.ThreadPoolExecutor(1) as pool:
       train_step = pool.submit(experiment.compile_step)
       state, meta = experiment.init_state(), {}
-      processes.broadcast_from_main(lambda: _note_start(experiment, workdir))
+      processes.broadcast_from_main(lambda: note_start(experiment, workdir))
     if checkpoints.latest_step() is not None:
       state, meta = checkpoints.restore(experiment.state_like)
       check_format(meta, _META_VERSION, workdir.checkpoints)
@@ -335,12 +357,16 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
     checkpoints.close()
     skipped = report_skipped(experiment, workdir, skipped)
   _score_start(experiment, workdir)
+  steps = int(state.step)
+  if loop.best:
+    state = _read_best(experiment, workdir, loop.best)
   alone = experiment.on_this_process(state)
   entries = dict(
     final=processes.broadcast_from_main(
       lambda: _score_end(*alone, workdir, skipped)
     ),
-    steps=int(state.step),
+    scored_step=int(state.step),
+    steps=steps,
     skipped_steps=loop.non_finite.skipped,
     seconds=round(loop.train_seconds, 1),
     hardware=describe_hardware(experiment),
@@ -350,6 +376,10 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
       'numpy': np.__version__,
     },
   )
+  if loop.best or processes.broadcast_from_main(
+    lambda: 'best' in workdir.results()
+  ):
+    entries['best'] = loop.best
   rate = loop.progress.images_per_second()
   if rate is not None:
     entries['images_per_second'] = round(rate, 1)

@@ -198,13 +198,17 @@ def train(
 
 
 def evaluate(
-  config: ConfigDict | None, workdir: str | os.PathLike[str]
+  config: ConfigDict | None,
+  workdir: str | os.PathLike[str],
+  *,
+  newest: bool = False,
 ) -> dict[str, Any]:
-  """Scores the newest checkpoint of a run, or the weights of its config.
+  """Scores a checkpoint of a run, or the weights of its config.
 
   Args:
     config: of the run; None reads the one that the directory has.
     workdir: directory of the run.
+    newest: whether it is the newest though the run has kept a better one.
 
   Returns:
     What results.json holds.
@@ -217,7 +221,7 @@ def evaluate(
       # Weights of others are scored without training.
       run.take()
       run.workdir.open(run.config.to_dict())
-    return scoring.evaluate_run(run.experiment, run.workdir)
+    return scoring.evaluate_run(run.experiment, run.workdir, newest=newest)
 
 
 def discover(

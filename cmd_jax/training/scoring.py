@@ -10,6 +10,7 @@ from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators import FrozenNetwork, evaluate, why_not_scored
 from cmd_jax.parts.store import hash_variables
+from cmd_jax.rundir.best import Choice
 from cmd_jax.rundir.saved_run import read_network
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training.experiment import Experiment
@@ -40,35 +41,67 @@ def _freeze(
   return network
 
 
-def network_of(
-  experiment: Experiment, state: TrainState, workdir: Workdir
-) -> FrozenNetwork:
-  """The network of a state that is scored, gathered on the devices.
+def variables_of(
+  experiment: Experiment, state: TrainState
+) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
+  """What the scored network of a state is applied to, whole on the devices.
 
   Args:
     experiment: the run's.
     state: whose teacher or student, as config.eval.network says.
-    workdir: where its features are kept.
+
+  Returns:
+    The variables of the encoder, and the parameters of the multi-instance
+    attention if there is one.
   """
   network = experiment.evaluation.network
   params = state.teacher_params if network == 'teacher' else state.params
   stats = state.method_state.get(f'{network}_stats', {})
   params, stats = sharding.gather((params, stats), experiment.mesh)
   variables = experiment.method.encoder_variables(params, stats)
-  return _freeze(experiment, workdir, variables, params.get('mil'))
+  return variables, params.get('mil')
+
+
+def network_of(
+  experiment: Experiment, state: TrainState, workdir: Workdir
+) -> FrozenNetwork:
+  """The network of a state that is scored, see `variables_of`.
+
+  Args:
+    experiment: the run's.
+    state: whose network.
+    workdir: where its features are kept.
+  """
+  return _freeze(experiment, workdir, *variables_of(experiment, state))
 
 
 def read_trained(
-  experiment: Experiment, workdir: Workdir
-) -> tuple[FrozenNetwork, int]:
-  """The network of the newest checkpoint that is scored, and its step.
+  experiment: Experiment, workdir: Workdir, *, newest: bool = False
+) -> tuple[FrozenNetwork, Choice]:
+  """The network of the checkpoint that is scored, and which that is.
+
+  Args:
+    experiment: the run's.
+    workdir: of the run.
+    newest: whether it is the newest though the run has kept a better one.
 
   Raises:
     UserError: no checkpoint, or one that does not fit.
   """
-  saved = read_network(workdir, experiment.evaluation.network)
+  saved = read_network(workdir, experiment.evaluation.network, newest=newest)
+  if saved.choice.best is not None:
+    print(describe_choice(saved.choice.best), file=sys.stderr)
   network = _freeze(experiment, workdir, saved.variables, saved.mil_params)
-  return network, saved.step
+  return network, saved.choice
+
+
+def describe_choice(best: Mapping[str, Any]) -> str:
+  """One line: why a checkpoint is used that need not be the newest."""
+  start = '' if best['step'] else ', the start itself'
+  return (
+    f'step {best["step"]} is used{start}, the best by {best["score"]} '
+    f'({best["value"]:.4g}); cmd-jax evaluate --newest scores the newest'
+  )
 
 
 def score(experiment: Experiment, network: FrozenNetwork) -> dict[str, float]:
@@ -114,6 +147,29 @@ def describe_start(experiment: Experiment) -> dict | None:
     'family': report.family,
     'resized': list(report.resized),
   }
+
+
+def note_start(experiment: Experiment, workdir: Workdir) -> None:
+  """Records what is trained, and drops a start that was scored otherwise."""
+  start = {
+    'data_sha256': experiment.data.sha256,
+    'eval': experiment.evaluation.settings,
+    'init_from': describe_start(experiment),
+  }
+  if experiment.method.constants:
+    start['distilled_sha256'] = hash_variables(experiment.method.constants)
+  before = workdir.results()
+  if any(before.get(key) != value for key, value in start.items()):
+    workdir.update_results(
+      dataset=experiment.data.name,
+      method=experiment.method_name,
+      protocols=list(experiment.evaluation.protocols),
+      route=experiment.data.route,
+      sample_sha256=hash_of_sample(experiment.data),
+      **start,
+      # A gain needs one protocol.
+      init={},
+    )
 
 
 def check_same_start(experiment: Experiment, workdir: Workdir) -> None:
@@ -177,8 +233,13 @@ def _score_init(experiment: Experiment, workdir: Workdir) -> dict[str, float]:
   return {}
 
 
-def evaluate_run(experiment: Experiment, workdir: Workdir) -> dict:
-  """Scores the initial encoder and the newest checkpoint of a run.
+def evaluate_run(
+  experiment: Experiment, workdir: Workdir, *, newest: bool = False
+) -> dict:
+  """Scores the initial encoder and the checkpoint of a run that is used.
+
+  That is the best one where config.checkpoint.keep_best has kept it, and else,
+  or if `newest` asks for it, the newest.
 
   Where the initial encoder comes from a file and nothing was trained, it is
   scored alone. Features are kept in the run's folder `features`.
@@ -199,7 +260,7 @@ def evaluate_run(experiment: Experiment, workdir: Workdir) -> dict:
     print(f'{reason}, but for {", ".join(label_free)}', file=sys.stderr)
   trained = None
   if workdir.has_checkpoint() or not experiment.imported:
-    trained, step = read_trained(experiment, workdir)
+    trained, choice = read_trained(experiment, workdir, newest=newest)
     check_same_start(experiment, workdir)
   entries = dict(
     init=_score_init(experiment, workdir),
@@ -215,5 +276,8 @@ def evaluate_run(experiment: Experiment, workdir: Workdir) -> dict:
       init_from=describe_start(experiment),
     )
   return workdir.update_results(
-    **entries, final=score(experiment, trained), steps=step
+    **entries,
+    final=score(experiment, trained),
+    steps=choice.newest_step,
+    scored_step=choice.step,
   )

@@ -39,6 +39,15 @@ def _describe_state(experiment: Experiment) -> str:
   )
 
 
+def explain_warmup(steps: int) -> str:
+  """Why the sum of the loss may rise in a run that is well."""
+  return (
+    f'the loss may rise over the first {steps:,} steps, in which all its terms '
+    "but the image's come in (config.term_warmup_epochs): each term by itself "
+    'tells how the run goes'
+  )
+
+
 def announce(experiment: Experiment, workdir: Workdir) -> None:
   """Says what is about to be trained, and writes the data report."""
   if not processes.is_main_process():
@@ -63,6 +72,8 @@ def announce(experiment: Experiment, workdir: Workdir) -> None:
     print(f'data: {line}', file=sys.stderr)
   if experiment.imported is not None:
     print(experiment.imported.text(), file=sys.stderr)
+  if experiment.steps.term_warmup:
+    print(explain_warmup(experiment.steps.term_warmup), file=sys.stderr)
 
 
 def report_skipped(

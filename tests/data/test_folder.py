@@ -75,7 +75,12 @@ def message_of(root, split='train', **options):
 def test_flat_folder_is_unlabelled(tmp_path):
   touch(tmp_path, 'b.jpg', 'a.png', 'c.JPG')
   every = {'a.png': '', 'b.jpg': '', 'c.JPG': ''}
-  assert splits_of(tmp_path) == {'train': every, 'pretrain': every, 'test': {}}
+  assert splits_of(tmp_path) == {
+    'train': every,
+    'pretrain': every,
+    'test': {},
+    'val': {},
+  }
   assert classes_of(tmp_path) == ()
 
 
@@ -222,6 +227,7 @@ def test_given_split_folders(tmp_path):
     'train': train,
     'pretrain': train | unlabelled,
     'test': {'TEST/a/3.jpg': 'a'},
+    'val': {'val/c/4.jpg': 'c'},
   }
 
 
@@ -229,8 +235,10 @@ def test_images_in_no_split_and_other_files_are_noted(tmp_path):
   touch(tmp_path, 'train/a/1.jpg', 'test/a/2.jpg', 'test/3.jpg', 'val/a/4.jpg')
   touch(tmp_path, 'train/a/1.HEIC', 'train/b.heic', 'README', '.hidden')
   os.mkfifo(tmp_path / 'pipe.jpg')
-  in_no_split, others = folder.folder_source(str(tmp_path), 'train').notes
-  assert in_no_split.startswith('2 images of the folder are in no used')
+  notes = folder.folder_source(str(tmp_path), 'train').notes
+  in_no_split, kept, others = notes
+  assert in_no_split.startswith('1 images of the folder are in no used')
+  assert kept.startswith('1 images of the folder are kept for validation')
   assert others.startswith('4 other files of the folder')
   assert others.endswith('2 .heic, 1 .jpg, 1 without extension') or (
     others.endswith('2 .heic, 1 without extension, 1 .jpg')
@@ -269,6 +277,7 @@ def test_validation_images_are_neither_trained_on_nor_classes(
   trained = {f'{train}/robin/1.jpg': 'robin', f'{train}/wren/2.jpg': 'wren'}
   assert made['train'] == made['pretrain'] == trained
   assert made['test'] == {f'{test}/wren/4.jpg': 'wren'}
+  assert made['val'] == {f'{validation}/robin/3.jpg': 'robin'}
 
 
 def test_a_class_may_be_called_images(tmp_path):
@@ -283,6 +292,7 @@ def test_splits_without_classes(tmp_path):
     'train': {'train/1.jpg': ''},
     'pretrain': {'train/1.jpg': '', 'unlabelled/3.jpg': ''},
     'test': {'test/2.jpg': ''},
+    'val': {},
   }
 
 
@@ -477,6 +487,7 @@ def test_labels_file(tmp_path):
     'train': train,
     'pretrain': train | {'d.jpg': '', 'e.jpg': '', 'g.jpg': ''},
     'test': {'b.jpg': 'wren', 'train/f.jpg': 'gull, herring'},
+    'val': {},
   }
 
 

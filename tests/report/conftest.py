@@ -66,6 +66,7 @@ def _describe_run(num_images):
     'seconds': 100.0,
     'images_per_second': 50.0,
     'init_from': None,
+    'best': None,
     'data_sha256': '0' * 64,
     'hardware': '1 x cpu',
     'versions': {'jax': '0.0'},
@@ -96,6 +97,7 @@ def make_data():
       ]
       if labelled
       else [],
+      'verdict': [{'kind': 'right', 'text': 'No sign of collapse.'}],
       'curves': {
         'step': [100, 200, 300],
         'series': {
@@ -103,6 +105,7 @@ def make_data():
           'loss/image': [2.0, None, 0.5],
           'learning_rate': [1e-3, 5e-4, 0.0],
         },
+        'about': {'loss': 'The sum rises.', 'learning_rate': 'Planned.'},
       },
       'classes': list(CLASSES) if labelled else [],
       'attention_name': 'multi-instance attention',

@@ -116,6 +116,40 @@ def test_scores_curves_and_config_are_there(browser, show, make_data):
   assert _one(browser, '#fields').text == 'optim.name "adamw"'
 
 
+def test_curves_are_explained_and_have_a_start_to_beat(
+  browser, show, make_data
+):
+  data = make_data()
+  data['verdict'] = [{'kind': 'wrong', 'text': 'Collapse: <b>all alike</b>.'}]
+  data['run']['best'] = {'score': 'knn', 'step': 200, 'value': 0.5}
+  data['curves'] = {
+    'step': [0, 100, 150, 200, 300],
+    'series': {
+      'loss': [None, 3.0, None, None, 1.0],
+      'eval/knn': [0.25, None, 0.75, None, 0.5],
+      'grad_norm': [None, 1.0, None, 2.0, 3.0],
+    },
+    'about': {'loss': 'It may rise.', 'eval/knn': 'The line to beat.'},
+  }
+  show(data)
+  [verdict] = _all(browser, '#verdict-list li')
+  assert verdict.text == 'Collapse: <b>all alike</b>.'
+  assert verdict.get_attribute('class') == 'wrong'
+  assert 'best step\n200' in _one(browser, '#cards').text
+  assert _one(browser, '#terms .about').text == 'It may rise.'
+  knn, norm = _all(browser, '#curves .chart')
+  assert _one(knn, '.about').text == 'The line to beat.'
+  assert not _all(norm, '.about') and not _all(norm, '.start')
+  assert len(_all(knn, '.start')) == 1 and 'start 0.25' in knn.text
+  # A score is a line through its points, and not smoothed.
+  [path] = _all(knn, 'path')
+  assert path.get_attribute('d').count('M') == 1
+  assert path.get_attribute('d').count('L') == 2
+  # Step 200 was logged without a finite loss, step 150 only scored.
+  assert _all(browser, '#terms path')[-1].get_attribute('d').count('M') == 2
+  assert _all(norm, 'path')[-1].get_attribute('d').count('M') == 1
+
+
 def test_a_click_shows_neighbours_and_where_the_network_looks(
   browser, show, make_data
 ):

@@ -1,3 +1,5 @@
+import json
+
 from cmd_jax.report import history
 
 
@@ -23,6 +25,21 @@ def test_long_runs_are_thinned_out(tmp_path):
   path.write_text(''.join(f'{{"step": {i}}}\n' for i in range(5001)))
   steps = history.read_curves(path)['step']
   assert steps == list(range(0, 5001, 3))
+
+
+def test_scores_share_the_line_of_their_step_and_are_never_left_out(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  lines = [{'step': 0, 'eval/knn': 0.25}]
+  for step in range(1, 5001):
+    lines.append({'step': step, 'loss': 1.0})
+    if step in (2, 4):
+      lines.append({'step': step, 'eval/knn': 0.5})
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  curves = history.read_curves(path)
+  assert curves['step'] == sorted({*range(0, 5001, 3), 2, 4})
+  scored = zip(curves['step'], curves['series']['eval/knn'])
+  assert {k: v for k, v in scored if v} == {0: 0.25, 2: 0.5, 4: 0.5}
+  assert curves['series']['loss'][1] == 1.0
 
 
 def test_the_table_has_every_score_once():

@@ -85,6 +85,21 @@ def test_only_the_newest_are_kept_and_the_last_is_restored(tmp_path, state):
   assert int(restored.step) == meta['step'] == 12
 
 
+def test_the_best_is_kept_however_old_it_is(tmp_path, state):
+  checkpoints = Checkpoints(tmp_path, keep=1)
+  for step, best in ((1, None), (2, 2), (3, 2), (4, 2)):
+    checkpoints.save(_at_step(state, step), {}, best=best)
+  assert saved_steps(tmp_path) == [4, 2]
+  checkpoints.close()
+  # Another program's process knows of it as well.
+  checkpoints = Checkpoints(tmp_path, keep=1)
+  checkpoints.save(_at_step(state, 5), {}, best=2)
+  assert saved_steps(tmp_path) == [5, 2]
+  checkpoints.save(_at_step(state, 6), {}, best=6)
+  assert saved_steps(tmp_path) == [6]
+  checkpoints.close()
+
+
 def test_a_step_that_is_saved_already_is_left_alone(tmp_path, state):
   _save(tmp_path, state, 5, meta={'first': True})
   _save(tmp_path, state, 5, meta={'first': False})

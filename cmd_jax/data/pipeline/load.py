@@ -50,8 +50,8 @@ def load_source(
   """
   source, dataset = dataset['source'], dict(dataset)
   decoding = dict(decode_px=decode_px, grey16_white=grey16_white)
-  for key in ('source', 'pretrain_split', 'test_split'):
-    dataset.pop(key)
+  for key in ('source', 'pretrain_split', 'test_split', 'validation_split'):
+    dataset.pop(key, None)
   needed = {'tfds': 'name', 'folder': 'path', 'shards': 'train'}.get(source)
   if needed and needed not in dataset:
     raise UserError(
@@ -94,6 +94,8 @@ class Data(NamedTuple):
     make_batches: part ids [N, R, R] or None -> context of (step -> `Batch`);
       puts the images on the devices, or streams them.
     batch_indices: step, from 0 -> [B] numbers of its examples.
+    validation: the images whose labels are asked for while it trains; None
+      where labels of training images are held out for it, or nothing is asked.
   """
 
   pretrain: Canvases
@@ -103,11 +105,36 @@ class Data(NamedTuple):
   placement: str
   make_batches: Callable
   batch_indices: Callable[[int], np.ndarray]
+  validation: Canvases | None = None
 
   @property
   def name(self) -> str:
     """Name of the data set."""
     return self.pretrain.name
+
+
+def _load_validation(config: ConfigDict, make: Callable) -> Canvases | None:
+  """The validation split if it is asked for and has labels.
+
+  Args:
+    config: of the run.
+    make: (source, canvas_px=...) -> its canvases.
+  """
+  dataset = config.dataset.to_dict()
+  split = dataset['validation_split']
+  if not config.eval.every_epochs or not split:
+    return None
+  source = load_source(
+    dataset,
+    split,
+    config.decode_px or config.canvas_px,
+    config.grey16_white,
+  )
+  if not np.any(np.asarray(source.labels) >= 0):
+    return None
+  # Only the first process scores.
+  make = make if processes.is_main_process() else lazy_canvases
+  return make(source, canvas_px=config.canvas_px)
 
 
 def load_data(config: ConfigDict, mesh: Mesh) -> Data:
@@ -185,4 +212,5 @@ def load_data(config: ConfigDict, mesh: Mesh) -> Data:
       num_examples=len(canvases.images),
       batch_size=config.batch_size,
     ),
+    _load_validation(config, make),
   )

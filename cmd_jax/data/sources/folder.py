@@ -23,7 +23,7 @@ from cmd_jax.data.sources.labels_file import Labels, list_csv
 
 # By the decoder, so that nothing it opens is left out for its name.
 IMAGE_EXTENSIONS = decode.extensions()
-SPLITS = ('train', 'pretrain', 'test')
+SPLITS = ('train', 'pretrain', 'test', 'val')
 _LABELS_FILE = 'labels.csv'
 # Smaller folders are listed faster than anyone notices.
 _LEAST_INDEXED = 10_000
@@ -202,6 +202,11 @@ def _list(
   splits = listing.assign_splits(listed, test_fraction, seed)
   if unused := int(np.sum(splits == 0)):
     notes.append(f'{unused:,} images of the folder are in no used split')
+  if kept := int(np.sum(splits == listing.USES.index('val'))):
+    notes.append(
+      f'{kept:,} images of the folder are kept for validation, which '
+      'config.eval.every_epochs asks for'
+    )
   return _Found(
     listed.names,
     np.array(of_class, np.int32)[listed.class_ids],
@@ -248,6 +253,7 @@ def _list_once(
     'labels_file': labels_file,
     'test_fraction': test_fraction,
     'seed': seed,
+    'splits': listing.USES,
   }
   path = pathlib.Path(index_file).expanduser()
   if not index_file:
@@ -319,7 +325,7 @@ def folder_source(
   `file,class_name,label,split` (the last two optional), else from the folders:
   the class is the path of the image's folder. A folder at the top called train,
   test, val or unlabeled gives the split and is not part of the class. `val` is
-  taken for `test` if there is no test, else it is left out.
+  taken for `test` if there is no test, and is never trained on.
 
   If neither test nor val is given, every labelled image without a split is put
   into `test` or `train` by a hash of the seed and its name, whatever other
@@ -330,8 +336,8 @@ def folder_source(
   Args:
     path: the folder.
     split: 'train' for the labelled training images (all training images if
-      there are no classes), 'pretrain' for these and the unlabelled ones, or
-      'test'.
+      there are no classes), 'pretrain' for these and the unlabelled ones,
+      'test' or 'val'.
     labels_file: name of the labels file in the folder; '' for none.
     test_fraction: share of the labelled images to hold out, in [0, 1).
     seed: seed of the held-out part.

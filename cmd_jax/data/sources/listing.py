@@ -123,7 +123,9 @@ def _choose_held_out(
 def assign_splits(
   listed: Listed, test_fraction: float, seed: int
 ) -> np.ndarray:
-  """Gives the use of every image: train, test, unlabeled, or '' for none.
+  """Gives the use of every image: train, test, val, unlabeled, or '' for none.
+
+  Images given for validation are for tests where none are given for those.
 
   Returns:
     [N] index into `USES`.
@@ -135,7 +137,7 @@ def assign_splits(
   if is_labelled.any() and not has_test and not (given == _VAL).any():
     rows = np.flatnonzero(is_labelled & (given == _NONE))
     splits[_choose_held_out(listed, rows, test_fraction, seed)] = _TEST
-  splits[splits == _VAL] = _NONE if has_test else _TEST
+  splits[splits == _VAL] = _VAL if has_test else _TEST
   if is_labelled.any():
     # Good for pre-training, unless they were set aside for testing.
     free = np.isin(splits, (_TRAIN, _FREE))

@@ -1,5 +1,10 @@
 const STEPS = DATA.curves.step;
 const SERIES = DATA.curves.series;
+const ABOUT = new Map(Object.entries(DATA.curves.about));
+// Scored now and then: the lines between have no value.
+const isScore = (name) => name.startsWith('eval/');
+// The start of these is what training has to beat.
+const GOALS = new Set(['eval/knn', 'eval/rank1', 'eval/rankme']);
 // Planned rather than measured: smoothing would only blunt them.
 const PLANNED = new Set([
   'learning_rate',
@@ -42,12 +47,18 @@ function ticks(low, high, count) {
 
 const lineColour = (k) => `oklch(0.63 0.16 ${(k * 137.508 + 120) % 360})`;
 
-function pathOf(values, x, y) {
+// Whether a line of metrics is one of training, not of scores alone.
+const LOGGED = STEPS.map((_, k) =>
+  Object.entries(SERIES).some(
+    ([name, values]) => !isScore(name) && values[k] !== null));
+
+// A gap is where a value was not finite, not where there is none by design.
+function pathOf({ name, values }, x, y) {
   let pen = 'M';
   let path = '';
   values.forEach((value, k) => {
     if (value === null) {
-      pen = 'M';
+      if (LOGGED[k] && !isScore(name)) pen = 'M';
       return;
     }
     path += `${pen}${x(STEPS[k]).toFixed(1)} ${y(value).toFixed(1)}`;
@@ -102,11 +113,13 @@ function drawAxes(picture, scale, width, height) {
   }
 }
 
-// The logged step closest to a place of the pointer.
-function closestLine(step) {
-  let best = 0;
-  STEPS.forEach((other, k) => {
-    if (Math.abs(other - step) < Math.abs(STEPS[best] - step)) best = k;
+// The step with values that is closest to a place of the pointer.
+function closestLine(step, lines) {
+  const distance = (k) => Math.abs(STEPS[k] - step);
+  let best = -1;
+  STEPS.forEach((_, k) => {
+    if (lines.every((line) => line.values[k] === null)) return;
+    if (best < 0 || distance(k) < distance(best)) best = k;
   });
   return best;
 }
@@ -119,7 +132,7 @@ function followPointer(picture, lines, scale, height, readout) {
   picture.append(cursor);
   picture.addEventListener('pointermove', (event) => {
     const x = event.clientX - picture.getBoundingClientRect().left;
-    const k = closestLine(scale.step(x));
+    const k = closestLine(scale.step(x), lines);
     cursor.setAttribute('x1', scale.x(STEPS[k]));
     cursor.setAttribute('x2', scale.x(STEPS[k]));
     cursor.setAttribute('visibility', 'visible');
@@ -150,8 +163,28 @@ function legendOf(lines) {
   return el('div', { class: 'legend' }, ...entries);
 }
 
+// The score of the start, which is the first one where it is of step 0.
+function startOf(line) {
+  return GOALS.has(line.name) && STEPS[0] === 0 ? line.values[0] : null;
+}
+
+function drawStart(picture, line, scale, width) {
+  const start = startOf(line);
+  if (start === null) return;
+  const y = scale.y(start);
+  picture.append(
+    svg('line', {
+      class: 'start', x1: MARGIN.left, x2: width - MARGIN.right, y1: y, y2: y,
+    }),
+    svg('text', {
+      x: width - MARGIN.right, y: y - 4, 'text-anchor': 'end',
+      text: `start ${short(start)}`,
+    }),
+  );
+}
+
 // A figure of some series, and the function that draws it.
-function makeChart(title, lines, height) {
+function makeChart(title, lines, height, about = null) {
   const readout = el('div', { class: 'readout' });
   const holder = el('div');
   const figure = el(
@@ -160,6 +193,7 @@ function makeChart(title, lines, height) {
     el('figcaption', {}, el('span', { text: title }), readout),
     lines.length > 1 ? legendOf(lines) : null,
     holder,
+    about ? el('p', { class: 'about', text: about }) : null,
   );
 
   function draw(weight) {
@@ -175,19 +209,21 @@ function makeChart(title, lines, height) {
     });
     drawAxes(picture, scale, width, height);
     for (const line of lines) {
-      const planned = PLANNED.has(line.name);
+      const plain = PLANNED.has(line.name) || isScore(line.name);
       // A single point has no line to draw.
-      const single = STEPS.length === 1;
+      const single = line.values.filter((value) => value !== null).length === 1;
       const style = {
         class: single ? 'smooth dot' : 'smooth', stroke: line.colour,
         'stroke-dasharray': single ? '' : line.dash,
       };
-      if (!planned && weight > 0) {
-        const d = pathOf(line.values, scale.x, scale.y);
+      drawStart(picture, line, scale, width);
+      if (!plain && weight > 0) {
+        const d = pathOf(line, scale.x, scale.y);
         picture.append(svg('path', { class: 'raw', d, stroke: line.colour }));
       }
-      const shown = planned ? line.values : smooth(line.values, weight);
-      const d = pathOf(shown, scale.x, scale.y) + (single ? 'h0.1' : '');
+      const shown = plain ? line.values : smooth(line.values, weight);
+      const path = pathOf({ ...line, values: shown }, scale.x, scale.y);
+      const d = path + (single ? 'h0.1' : '');
       picture.append(svg('path', { ...style, d }));
     }
     followPointer(picture, lines, scale, height, readout);
@@ -215,13 +251,14 @@ function showCurves() {
   }));
   const charts = [];
   if (lines.length) {
-    charts.push(makeChart('Loss by term', lines, 300));
+    charts.push(makeChart('Loss by term', lines, 300, ABOUT.get('loss')));
     byId('terms').append(charts[0].figure);
   }
   for (const name of names.filter((other) => !terms.includes(other))) {
     const values = SERIES[name];
     const line = { name, values, colour: 'var(--accent)', dash: '' };
-    charts.push(makeChart(name.replaceAll('_', ' '), [line], 150));
+    const title = name.replaceAll('_', ' ');
+    charts.push(makeChart(title, [line], 150, ABOUT.get(name)));
     byId('curves').append(charts.at(-1).figure);
   }
   function drawAll() {

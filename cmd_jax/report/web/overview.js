@@ -48,6 +48,10 @@ function showCards() {
   cards.push(card('encoder', RUN.encoder || 'encoder', size, true));
   const steps = `of ${grouped(RUN.total_steps)} steps`;
   cards.push(card('trained', grouped(RUN.step), steps));
+  if (RUN.best) {
+    const value = `${RUN.best.value.toPrecision(4)} by ${RUN.best.score}`;
+    cards.push(card('best step', grouped(RUN.best.step), value));
+  }
   if (RUN.seconds) {
     const speed = RUN.images_per_second;
     const rate = speed ? `${grouped(Math.round(speed))} images/s` : null;
@@ -142,6 +146,8 @@ function showOverview() {
   byId('subtitle').textContent = RUN.hardware
     ? `${grouped(RUN.step)} steps, ${RUN.hardware}`
     : `${grouped(RUN.step)} steps`;
+  byId('verdict-list').append(
+    ...DATA.verdict.map(({ kind, text }) => el('li', { class: kind, text })));
   byId('notes').append(...DATA.notes.map((text) => el('li', { text })));
   byId('notes').hidden = !DATA.notes.length;
   showCards();
