@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from cmd_jax.convert import pretrained
-from cmd_jax.devices import processes
+from cmd_jax.devices import processes, stopping
 from cmd_jax.errors import UserError
 from cmd_jax.files import disk_errors
 from cmd_jax.rundir.config_diff import PLACES
@@ -127,7 +127,10 @@ def opened(
   workdir = Workdir(os.fspath(workdir))
   if config is not None:
     _check_apart(config, workdir)
-  with Lock(workdir.path) as lock:
+  with (
+    Lock(workdir.path) as lock,
+    stopping.giving_back(lock.release),
+  ):
     is_given = config is not None
     config = config if is_given else read_config(workdir)
     differing = workdir.check(config.to_dict())

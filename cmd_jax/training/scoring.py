@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from cmd_jax.devices import sharding
+from cmd_jax.devices import sharding, stopping
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators import FrozenNetwork, evaluate, why_not_scored
 from cmd_jax.rundir.saved_run import read_network
@@ -182,6 +182,11 @@ def evaluate_run(experiment: Experiment, workdir: Workdir) -> dict:
     UserError: neither checkpoint nor weights, a run of other images or other
       initial weights, or nothing that can be scored.
   """
+  with stopping.during('scoring'):
+    return _evaluate_run(experiment, workdir)
+
+
+def _evaluate_run(experiment: Experiment, workdir: Workdir) -> dict:
   evaluation = experiment.evaluation
   reason = why_not_scored(experiment.splits)
   label_free = [x.name for x in evaluation.evaluators if not x.needs_labels]

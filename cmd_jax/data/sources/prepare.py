@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cmd_jax.data.sources import tfds_source
+from cmd_jax.devices import stopping
 from cmd_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ def prepare(
       is_new = not builder.data_path.exists()
       if is_new:
         _remove_leftovers(builder)
-        _download_and_prepare(builder, folder, progress)
+        with stopping.giving_back(lambda: _remove_leftovers(builder)):
+          _download_and_prepare(builder, folder, progress)
   except OSError as e:
     raise UserError(
       f'{builder.info.full_name} could not be prepared in {builder.data_dir}: '
