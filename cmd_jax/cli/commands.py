@@ -189,6 +189,7 @@ COMMANDS = {
     'Scores the newest checkpoint of a run again.',
     _evaluate,
     ('workdir', *_CACHE),
+    config='optional',
   ),
   'report': Command(
     'Shows a run as one HTML page.',
@@ -251,5 +252,6 @@ COMMANDS = {
     "Finds the parts of a run's images with its newest encoder.",
     _discover,
     ('workdir', *_CACHE),
+    config='optional',
   ),
 }

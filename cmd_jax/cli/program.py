@@ -91,7 +91,12 @@ def _check(name: str, command: Command, values: flags.FlagValues) -> None:
 def _run_command(name: str, argv: Sequence[str], names: Sequence[str]) -> int:
   """Runs a command, which may be given flags of these names."""
   command = COMMANDS[name]
-  values = options.parse(argv, names, with_config=command.config is not None)
+  values = options.parse(
+    argv,
+    names,
+    with_config=command.config is not None,
+    of_run=command.config == 'optional',
+  )
   _check(name, command, values)
   if command.is_distributed:
     processes.start(_address(values), timeout_s=values.meeting_timeout_s)

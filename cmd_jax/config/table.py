@@ -109,7 +109,9 @@ FIELDS: dict[str, Field] = {
   'dataset.path': _text('The folder of photographs.'),
   'dataset.labels_file': _text('CSV file of labels in the folder.'),
   'dataset.test_fraction': _fraction(
-    'Of each class, held out where the folder has no split of its own.'
+    'Share of the labelled images held out where the folder has no split of '
+    'its own. Each is drawn by its name alone, so that added images move no '
+    'others: of a small class it may be more or fewer.'
   ),
   'dataset.index_file': _text(
     'Where the listing of a large folder is kept; empty for ~/.cache.'

@@ -60,16 +60,6 @@ class Run(NamedTuple):
     self.workdir.open(self.config.to_dict())
 
 
-def _with_route_of(workdir: Workdir, config: ConfigDict) -> ConfigDict:
-  """The config, its images where the run has had them if that is open."""
-  route = processes.broadcast_from_main(lambda: workdir.results().get('route'))
-  if config.placement != 'auto' or not route:
-    return config
-  config = ConfigDict(config)
-  config.placement = route
-  return config
-
-
 def _check_apart(config: ConfigDict, workdir: Workdir) -> None:
   """Refuses the folder of photographs as work directory.
 
@@ -144,7 +134,10 @@ def opened(
     processes.assert_same_on_all('the flags', repr(fields))
     try:
       built = experiment.build(
-        _with_route_of(workdir, config),
+        config,
+        route_before=processes.broadcast_from_main(
+          lambda: workdir.results().get('route')
+        ),
         lost_start=processes.broadcast_from_main(
           lambda: _lost_start(workdir, config)
         ),

@@ -61,6 +61,8 @@ def announce(experiment: Experiment, workdir: Workdir) -> None:
     lines.append(f'see {workdir.path / TEXT_FILE}')
   for line in lines:
     print(f'data: {line}', file=sys.stderr)
+  if experiment.hardly_learns:
+    print(f'warning: {experiment.hardly_learns}', file=sys.stderr)
   if experiment.imported is not None:
     print(experiment.imported.text(), file=sys.stderr)
 

@@ -36,7 +36,10 @@ def _start(workdir, *arguments):
       *arguments,
     ],
     cwd=_REPO,
-    env=dict(os.environ, JAX_PLATFORMS='cpu'),
+    # A process that is killed while it writes must not spoil the shared cache.
+    env=dict(
+      os.environ, JAX_PLATFORMS='cpu', JAX_ENABLE_COMPILATION_CACHE='false'
+    ),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

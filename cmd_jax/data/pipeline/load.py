@@ -110,12 +110,15 @@ class Data(NamedTuple):
     return self.pretrain.name
 
 
-def load_data(config: ConfigDict, mesh: Mesh) -> Data:
+def load_data(
+  config: ConfigDict, mesh: Mesh, *, route_before: str | None = None
+) -> Data:
   """Lists the images of a config and decodes them, or prepares to stream them.
 
   Args:
     config: as cmd_jax/config/published.py makes it.
     mesh: the devices.
+    route_before: of the run that goes on; None for a new one.
 
   Raises:
     UserError: no images, or fewer than a batch.
@@ -135,6 +138,7 @@ def load_data(config: ConfigDict, mesh: Mesh) -> Data:
     canvas_px=canvas_px,
     with_parts='parts' in config,
     mesh=mesh,
+    route_before=route_before,
   )
   if route == 'stream' and config.parallel.steps_per_dispatch > 1:
     raise UserError(
