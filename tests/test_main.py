@@ -204,6 +204,9 @@ def test_quicktest_leaves_results_metrics_events_and_config(finished):
   assert _checkpoint_steps(workdir)[-1] == _STEPS
   for name in _PROTOCOLS:
     assert name in result.stdout
+  assert result.stdout.endswith(
+    f'{sys.executable} main.py --mode=report --workdir={workdir}\n'
+  )
   assert 'Traceback' not in result.stderr
 
 

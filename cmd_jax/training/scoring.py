@@ -8,7 +8,12 @@ from typing import Any
 
 from cmd_jax.devices import sharding, stopping
 from cmd_jax.errors import UserError
-from cmd_jax.evaluators import FrozenNetwork, evaluate, why_not_scored
+from cmd_jax.evaluators import (
+  FrozenNetwork,
+  evaluate,
+  remark_on_labels,
+  why_not_scored,
+)
 from cmd_jax.rundir.saved_run import read_network
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training.experiment import Experiment
@@ -194,6 +199,8 @@ def _evaluate_run(experiment: Experiment, workdir: Workdir) -> dict:
     raise UserError(f'{reason}; add class folders or a labels.csv')
   if reason:
     print(f'{reason}, but for {", ".join(label_free)}', file=sys.stderr)
+  if remark := remark_on_labels(experiment.splits):
+    print(f'warning: {remark}', file=sys.stderr)
   trained = None
   if workdir.has_checkpoint() or not experiment.imported:
     trained, step = read_trained(experiment, workdir)
