@@ -14,9 +14,7 @@ from cmd_jax.config import vocabulary
 
 def _missing(word: str, function: str) -> ValueError:
   """The error of a word of the vocabulary without fields of its own."""
-  return ValueError(
-    f'{word} has no fields in {function} of {__name__}: add some'
-  )
+  return ValueError(f'{word} has no fields in {function} of {__name__}')
 
 
 def _part_method_fields(name: str, encoder: str) -> ConfigDict:
@@ -205,6 +203,7 @@ def model_fields(name: str) -> ConfigDict:
       mlp_ratio=4.0,
       ffn='mlp',
       positions='learned',
+      interpolation='dino',
       num_registers=0,
       layer_scale=0.0,
       norm_epsilon=1e-6,

@@ -172,6 +172,13 @@ FIELDS: dict[str, Field] = {
   'model.mlp_ratio': _positive('Hidden over outer dimension of the MLPs.'),
   'model.ffn': _choice('Feed-forward network.', 'mlp', 'swiglu'),
   'model.positions': _choice('Positions.', 'learned', 'rotary'),
+  'model.interpolation': _choice(
+    'How learned positions meet another grid: as DINO did first, as DINO does '
+    'now and DINOv2, or as DINOv2 with registers and timm.',
+    'dino',
+    'dinov2',
+    'antialias',
+  ),
   'model.num_registers': _count('Register tokens.'),
   'model.layer_scale': _not_negative('Initial layer scale; 0 for none.'),
   'model.norm_epsilon': _positive('Epsilon of the normalisations.'),
