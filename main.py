@@ -10,7 +10,15 @@ is `cmd-jax report`. `python main.py --help` names the modes and their flags.
 
 import sys
 
-from cmd_jax.cli.program import run_mode
+from cmd_jax.devices import stopping
+
+
+def _run() -> int:
+  # Imported late: from the first moment on a signal is answered.
+  from cmd_jax.cli.program import run_mode
+
+  return run_mode(sys.argv[1:])
+
 
 if __name__ == '__main__':
-  sys.exit(run_mode(sys.argv[1:]))
+  stopping.run_program(_run)

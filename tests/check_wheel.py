@@ -23,7 +23,8 @@ from cmd_jax.report import embedding_map
 
 # A package that each extra brings.
 _EXTRAS = {
-  'export': ('pyarrow', 'sklearn'),
+  'cluster': ('sklearn',),
+  'parquet': ('pyarrow',),
   'faiss': ('faiss',),
   'gcs': ('gcsfs',),
   'onnx': ('onnx',),
@@ -106,9 +107,9 @@ def _ask_for_extras(run, photographs):
 
   export = export_model.Request(run, output='model.onnx', format='onnx')
   yield 'onnx', lambda: export_model.export_model(export)
-  yield 'export', folder_mode('embed', 'embeddings.parquet')
-  yield 'export', folder_mode('cluster', 'clusters')
-  yield 'export', lambda: find_clusters(vectors, num_clusters=3)
+  yield 'parquet', folder_mode('embed', 'embeddings.parquet')
+  yield 'cluster', folder_mode('cluster', 'clusters')
+  yield 'cluster', lambda: find_clusters(vectors, num_clusters=3)
   query = str(photographs / '0.png')
   yield 'faiss', folder_mode('search', 'f.csv', query=query, index='faiss')
   images = np.zeros((1, 16, 16, 3), np.uint8)

@@ -59,7 +59,7 @@ _ALLOWED = {
     'training',
   },
   'export': {'api', 'convert', 'data', 'evaluators', 'files'},
-  '__main__': {'cli'},
+  '__main__': {'cli', 'devices'},
 }
 _EXCEPTIONS = {
   ('cmd_jax.rundir.checkpoint', 'cmd_jax.training.state.TrainState'),

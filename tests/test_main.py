@@ -204,6 +204,9 @@ def test_quicktest_leaves_results_metrics_events_and_config(finished):
   assert _checkpoint_steps(workdir)[-1] == _STEPS
   for name in _PROTOCOLS:
     assert name in result.stdout
+  assert result.stdout.endswith(
+    f'{sys.executable} main.py --mode=report --workdir={workdir}\n'
+  )
   assert 'Traceback' not in result.stderr
 
 
@@ -285,11 +288,20 @@ def test_a_finished_run_is_left_as_it_is_and_can_be_evaluated(
   assert _read_results(workdir)['steps'] == _STEPS
   assert _logged_steps(workdir) == steps
 
-  scored = program.run(program.toybirds(workdir, '--mode=evaluate'))
+  # The config is that of the directory.
+  scored = program.run(
+    program.command('--mode=evaluate', f'--workdir={workdir}')
+  )
   assert scored.returncode == 0, scored.stderr
   assert _read_results(workdir)['init'] == before['init']
   assert _read_results(workdir)['final'] == before['final']
   assert 'knn/20/top1' in scored.stdout
+  other = program.run(
+    program.command(
+      '--mode=evaluate', f'--workdir={workdir}', '--config.seed=1'
+    )
+  )
+  _assert_refused(other, 'seed is 0 there and 1 here')
 
 
 def test_a_data_set_is_inspected_without_training(program, finished, tmp_path):

@@ -6,7 +6,9 @@ without waiting for JAX.
 
 from __future__ import annotations
 
+import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -48,6 +50,15 @@ def _use_compilation_cache(values: flags.FlagValues) -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
+def _command_line(command: str, workdir: str) -> str:
+  """A command on a work directory, as this program was itself started."""
+  start = ['cmd-jax', command]
+  if os.path.basename(sys.argv[0]) == 'main.py':
+    # The environment need not be activated.
+    start = [sys.orig_argv[0], sys.argv[0], f'--mode={command}']
+  return shlex.join([*start, f'--workdir={workdir}'])
+
+
 def _train(values: flags.FlagValues) -> int:
   from cmd_jax.training import loop, run, summary
 
@@ -62,6 +73,7 @@ def _train(values: flags.FlagValues) -> int:
       return 128 + stop.signal
     if processes.is_main_process():
       print(summary.summary(opened.experiment, opened.workdir, results))
+      print(f'next         {_command_line("report", str(opened.workdir.path))}')
   return 0
 
 
@@ -191,6 +203,7 @@ COMMANDS = {
     'Scores a run again: its best checkpoint if it keeps it, or its newest.',
     _evaluate,
     ('workdir', 'newest', *_CACHE),
+    config='optional',
   ),
   'report': Command(
     'Shows a run as one HTML page.',
@@ -253,5 +266,6 @@ COMMANDS = {
     "Finds the parts of a run's images with its newest encoder.",
     _discover,
     ('workdir', *_CACHE),
+    config='optional',
   ),
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from cmd_jax.config import builtin
 from cmd_jax.errors import UserError
+from cmd_jax.files.safe_read import one_line
 
 
 class Option(NamedTuple):
@@ -96,6 +99,17 @@ CONFIG_HELP = (
   'field.'
 )
 
+# What libraries say of a value that they cannot read, and what to do.
+_REMEDIES = {
+  'invalid literal for int()': 'give a whole number',
+  'could not convert string to float': 'give a number',
+  "'Non-boolean argument": 'give true or false',
+  'Error while parsing string': (
+    "give a tuple such as (0.1,2) or ('knn/20',), in quotes of the shell"
+  ),
+  'Failed to parse': 'it has fields, give those: --config.GROUP.FIELD=VALUE',
+}
+
 
 def _define(name: str, option: Option, values: flags.FlagValues) -> None:
   """Adds a flag to `values`."""
@@ -155,15 +169,60 @@ def _resolve_config(argv: Sequence[str]) -> list[str]:
   return resolved
 
 
-def _load_config_alone(argv: Sequence[str]) -> ConfigDict | None:
+def _add_config_of_run(argv: list[str]) -> list[str]:
+  """Lets fields be changed of the config that a work directory has."""
+  workdir = ''
+  for argument, following in zip(argv, [*argv[1:], '']):
+    name, _, value = argument.partition('=')
+    if name == '--workdir':
+      workdir = value or following
+  if not workdir or _config_of(argv):
+    return argv
+  if not any(x.startswith('--config.') for x in argv):
+    return argv
+  package = os.path.dirname(os.path.dirname(builtin.__file__))
+  file = os.path.join(package, 'rundir', 'saved_run.py')
+  return [f'--config={file}:{workdir}', *argv]
+
+
+def _config_of(argv: Sequence[str]) -> str:
+  """What `--config` is, a file and words; empty without."""
   for argument, following in zip(argv, [*argv[1:], '']):
     name, _, value = argument.partition('=')
     if name == '--config':
-      try:
-        return ConfigFileFlagParser('config').parse(value or following)
-      except (ImportError, OSError, SyntaxError, TypeError, ValueError):
-        return None
+      return value or following
+  return ''
+
+
+def _load_config_alone(argv: Sequence[str]) -> ConfigDict | None:
+  with contextlib.suppress(Exception, SystemExit):
+    return ConfigFileFlagParser('config').parse(_config_of(argv))
   return None
+
+
+def _explain_value(reason: str) -> str:
+  """Says what a flag may be where a library says why it cannot read it."""
+  for words, remedy in _REMEDIES.items():
+    before, found, _ = reason.partition(words)
+    if found:
+      return f'{before.rstrip(" (")} {remedy}'
+  return reason
+
+
+def _explain_config_file(argv: Sequence[str], error: BaseException) -> str:
+  """Names the line of a config file that fails."""
+  file = _config_of(argv).partition(':')[0]
+  lines = [
+    frame.lineno
+    for frame in traceback.extract_tb(error.__traceback__)
+    if os.path.realpath(frame.filename) == os.path.realpath(file)
+  ]
+  if isinstance(error, SyntaxError):
+    lines = [error.lineno]
+  # Most errors of ml_collections show all of the config.
+  text = f'{type(error).__name__}: {str(error).partition(". ")[0]}'
+  where = f'{file}, line {lines[-1]}' if lines else file
+  return f'--config: {where} fails ({one_line(text)}): correct it'
 
 
 def _explain_unknown_field(
@@ -188,7 +247,11 @@ def _explain_unknown_field(
 
 
 def parse(
-  argv: Sequence[str], options: Sequence[str], *, with_config: bool
+  argv: Sequence[str],
+  options: Sequence[str],
+  *,
+  with_config: bool,
+  of_run: bool = False,
 ) -> flags.FlagValues:
   """Reads a command line.
 
@@ -196,6 +259,8 @@ def parse(
     argv: flags alone.
     options: names in `OPTIONS` that may be given.
     with_config: whether `--config` may be given.
+    of_run: whether fields may be given without it: of the config that the run
+      in --workdir has.
 
   Returns:
     The values by name; `config` is None where it is not given.
@@ -205,7 +270,8 @@ def parse(
   """
   values = flags.FlagValues()
   # The first is the program's name, which is not looked at.
-  argv = ['', *_resolve_config(argv)]
+  argv = _resolve_config(argv)
+  argv = ['', *(_add_config_of_run(argv) if of_run else argv)]
   for name in options:
     _define(name, OPTIONS[name], values)
   if with_config:
@@ -217,18 +283,19 @@ def parse(
   except flags.Error as error:
     # A config file's own ValueError arrives as a trace; its last line says it.
     reason = str(error).strip().splitlines()[-1]
-    raise UserError(reason.removeprefix('ValueError: ')) from error
-  except (
-    AttributeError,
-    ImportError,
-    KeyError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-  ) as error:
+    reason = _explain_value(reason.removeprefix('ValueError: '))
+    if with_config and "flag 'config." in reason and not _config_of(argv):
+      reason = (
+        '--config is missing, whose field is given: name a built-in config '
+        f'({", ".join(builtin.BUILTIN)}) or a file'
+      )
+    raise UserError(reason) from error
+  except (Exception, SystemExit) as error:
     config = _load_config_alone(argv)
     reason = config and _explain_unknown_field(config, argv)
+    if config is None and not isinstance(error, ValueError):
+      # A file that runs into something; what it refuses itself it says.
+      reason = _explain_config_file(argv, error)
     lines = str(error).strip().splitlines() or [type(error).__name__]
     raise UserError(reason or lines[-1].removeprefix('ValueError: ')) from error
   if unexpected:

@@ -15,7 +15,7 @@ from cmd_jax.cli import options
 from cmd_jax.cli.commands import COMMANDS, Command
 from cmd_jax.config import builtin
 from cmd_jax.config.fields import describe_config
-from cmd_jax.devices import launchers, processes
+from cmd_jax.devices import launchers, processes, stopping
 from cmd_jax.errors import UserError
 from cmd_jax.files import disk_errors
 
@@ -91,11 +91,20 @@ def _check(name: str, command: Command, values: flags.FlagValues) -> None:
 def _run_command(name: str, argv: Sequence[str], names: Sequence[str]) -> int:
   """Runs a command, which may be given flags of these names."""
   command = COMMANDS[name]
-  values = options.parse(argv, names, with_config=command.config is not None)
+  values = options.parse(
+    argv,
+    names,
+    with_config=command.config is not None,
+    of_run=command.config == 'optional',
+  )
   _check(name, command, values)
   if command.is_distributed:
     processes.start(_address(values), timeout_s=values.meeting_timeout_s)
-  with processes.failing_together(), disk_errors.explaining(None):
+  with (
+    processes.failing_together(),
+    disk_errors.explaining(None),
+    stopping.during('start-up' if name == 'train' else name),
+  ):
     return command.run(values) or 0
 
 
@@ -119,7 +128,8 @@ def _told(run: Callable[[], int]) -> int:
     print(f'error: {text}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    # Before or after the steps; within them the state is saved first.
+    # Within a program that has its own handlers.
+    print(stopping.describe(signal.SIGINT), file=sys.stderr)
     return 128 + signal.SIGINT
 
 
@@ -180,5 +190,5 @@ def run_mode(argv: Sequence[str]) -> int:
 
 
 def main() -> None:
-  """The console command."""
-  sys.exit(run(sys.argv[1:]))
+  """As `cmd_jax.__main__.main`, for scripts installed before that was."""
+  stopping.run_program(lambda: run(sys.argv[1:]))

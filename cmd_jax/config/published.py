@@ -12,6 +12,11 @@ from ml_collections import ConfigDict
 from cmd_jax.config import vocabulary
 
 
+def _missing(word: str, function: str) -> ValueError:
+  """The error of a word of the vocabulary without fields of its own."""
+  return ValueError(f'{word} has no fields in {function} of {__name__}')
+
+
 def _part_method_fields(name: str, encoder: str) -> ConfigDict:
   """cmd_jax.methods.particle.make_particle, as published for each encoder."""
   if encoder == 'resnet':
@@ -63,6 +68,8 @@ def part_fields(source: str) -> ConfigDict:
     ),
     annotated=dict(),
   )
+  if source not in settings:
+    raise _missing(f'parts={source}', 'part_fields')
   return ConfigDict(
     dict(
       source=source,
@@ -92,7 +99,7 @@ def _usual_parts(argument: vocabulary.Argument) -> str:
 
 def method_fields(name: str, encoder: str = 'vit') -> ConfigDict:
   """cmd_jax.methods.make_method: the terms of the loss and their weights."""
-  if name in ('particle', 'detcon'):
+  if name in vocabulary.METHODS_OF_PARTS:
     return _part_method_fields(name, encoder)
   if name == 'simclr':
     return ConfigDict(
@@ -126,6 +133,8 @@ def method_fields(name: str, encoder: str = 'vit') -> ConfigDict:
         weights=dict(image=0.5, region=0.5, student_bag=1.0, teacher_bag=1.0),
       )
     )
+  if name != 'cmd':
+    raise _missing(f'method={name}', 'method_fields')
   return ConfigDict(
     dict(
       name='cmd',
@@ -192,6 +201,8 @@ def model_fields(name: str) -> ConfigDict:
         remat='none',
       )
     )
+  if name != 'vit':
+    raise _missing(f'encoder={name}', 'model_fields')
   return ConfigDict(
     dict(
       name='vit',
@@ -204,6 +215,7 @@ def model_fields(name: str) -> ConfigDict:
       mlp_ratio=4.0,
       ffn='mlp',
       positions='learned',
+      interpolation='dino',
       num_registers=0,
       layer_scale=0.0,
       norm_epsilon=1e-6,
@@ -366,10 +378,10 @@ def published(argument: vocabulary.Argument) -> ConfigDict:
       ),
     ),
   )
-  if argument.method in ('particle', 'detcon'):
+  if argument.method in vocabulary.METHODS_OF_PARTS:
     fields['parts'] = part_fields(_usual_parts(argument))
   config = ConfigDict(fields)
-  if argument.method in ('particle', 'detcon'):
+  if argument.method in vocabulary.METHODS_OF_PARTS:
     _use_part_recipe(config)
   return config
 

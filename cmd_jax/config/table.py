@@ -111,7 +111,9 @@ FIELDS: dict[str, Field] = {
   'dataset.path': _text('The folder of photographs.'),
   'dataset.labels_file': _text('CSV file of labels in the folder.'),
   'dataset.test_fraction': _fraction(
-    'Of each class, held out where the folder has no split of its own.'
+    'Share of the labelled images held out where the folder has no split of '
+    'its own. Each is drawn by its name alone, so that added images move no '
+    'others: of a small class it may be more or fewer.'
   ),
   'dataset.index_file': _text(
     'Where the listing of a large folder is kept; empty for ~/.cache.'
@@ -176,6 +178,13 @@ FIELDS: dict[str, Field] = {
   'model.mlp_ratio': _positive('Hidden over outer dimension of the MLPs.'),
   'model.ffn': _choice('Feed-forward network.', 'mlp', 'swiglu'),
   'model.positions': _choice('Positions.', 'learned', 'rotary'),
+  'model.interpolation': _choice(
+    'How learned positions meet another grid: as DINO did first, as DINO does '
+    'now and DINOv2, or as DINOv2 with registers and timm.',
+    'dino',
+    'dinov2',
+    'antialias',
+  ),
   'model.num_registers': _count('Register tokens.'),
   'model.layer_scale': _not_negative('Initial layer scale; 0 for none.'),
   'model.norm_epsilon': _positive('Epsilon of the normalisations.'),

@@ -14,6 +14,8 @@ METHODS = (
   'simclr',
   'distil',
 )
+# Those that contrast parts.
+METHODS_OF_PARTS = ('particle', 'detcon')
 ENCODERS = ('vit', 'swin', 'resnet', 'efficientnet')
 STARTS = ('pretrained', 'scratch')
 PARTS = ('hypercolumn', 'cosegmentation', 'grid', 'felzenszwalb', 'annotated')
@@ -48,7 +50,8 @@ def parse_argument(argument: str | None, usual: Argument = USUAL) -> Argument:
     usual: what holds where no word says otherwise.
 
   Raises:
-    ValueError: an unknown word or choice; the message lists the valid ones.
+    ValueError: an unknown word or choice, with the valid ones, or parts for a
+      method without.
   """
   choices = {
     'quicktest': ('quicktest', True),
@@ -65,4 +68,11 @@ def parse_argument(argument: str | None, usual: Argument = USUAL) -> Argument:
       )
     field, value = choices[word]
     fields[field] = value
-  return usual._replace(**fields)
+  found = usual._replace(**fields)
+  if found.parts and found.method not in METHODS_OF_PARTS:
+    raise ValueError(
+      f'parts={found.parts} is for the methods of parts, and the method is '
+      f'{found.method}: leave it out, or use method='
+      + ' or method='.join(METHODS_OF_PARTS)
+    )
+  return found

@@ -84,6 +84,24 @@ def torch_shapes(
   }
 
 
+def family_interpolation(renamed: Renamed) -> str:
+  """How the program of a ViT's weights resizes learned positions.
+
+  Of weights that DINO and timm both have, without classifier, layer scale and
+  registers, DINO's main branch decides, which trained them.
+
+  Returns:
+    One of `positions.INTERPOLATIONS`.
+  """
+  if renamed.family.endswith('(Hugging Face)'):
+    return 'dino'
+  names = renamed.tensors
+  of_timm = 'head.weight' in names or 'blocks.0.ls1.gamma' in names
+  if 'reg_token' in names or (renamed.family == 'ViT' and of_timm):
+    return 'antialias'
+  return 'dinov2'
+
+
 def family_epsilon(family: str) -> float:
   """norm_epsilon with which a family of ViTs was trained."""
   return _EPSILONS.get(family, 1e-6)
@@ -155,6 +173,8 @@ def _vit_fields(renamed: Renamed) -> dict[str, Any]:
   fields['layer_scale'] = 1e-5 if scaled else 0.0
   fields['norm_epsilon'] = family_epsilon(renamed.family)
   fields['gelu'] = family_gelu(renamed.family)
+  if 'pos_embed' in tensors:
+    fields['interpolation'] = family_interpolation(renamed)
   return fields
 
 

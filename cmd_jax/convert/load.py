@@ -136,7 +136,9 @@ def _as_float32(name: str, tensor: np.ndarray, path: str) -> np.ndarray:
   return tensor
 
 
-def _resize(name: str, tensor: np.ndarray, shape: tuple) -> np.ndarray | None:
+def _resize(
+  name: str, tensor: np.ndarray, shape: tuple, interpolation: str
+) -> np.ndarray | None:
   """A tensor for another grid or window; None if that is not what differs."""
   if (
     name == 'pos_embed'
@@ -147,7 +149,9 @@ def _resize(name: str, tensor: np.ndarray, shape: tuple) -> np.ndarray | None:
     side = math.isqrt(shape[1])
     # One more than those of a square grid is that of the class token.
     first = shape[1] - side**2
-    patches = interpolate_positions(tensor[:, first:], (side, side))
+    patches = interpolate_positions(
+      tensor[:, first:], (side, side), interpolation
+    )
     return np.concatenate([tensor[:, :first], np.asarray(patches)], axis=1)
   if (
     name.endswith('.relative_position_bias_table')
@@ -191,20 +195,27 @@ def _what_never_fits(renamed: families.Renamed) -> list[str]:
   problems = _differences(name, renamed, shapes)
   if not problems:
     problems = _check_the_rest(encoder, renamed)[0]
-    problems += _misshapen(renamed, shapes)
+    problems += _misshapen(renamed, shapes, _interpolation_of(encoder))
   return problems[:_FEW]
 
 
 def _misshapen(
-  renamed: families.Renamed, shapes: Mapping[str, tuple]
+  renamed: families.Renamed, shapes: Mapping[str, tuple], interpolation: str
 ) -> list[str]:
   """The tensors that neither have the shape of the encoder nor can get it."""
   found = []
   for name, shape in shapes.items():
     tensor = renamed.tensors[name]
-    if tensor.shape != shape and _resize(name, tensor, shape) is None:
+    if tensor.shape != shape and (
+      _resize(name, tensor, shape, interpolation) is None
+    ):
       found.append(_of_shapes(name, tensor.shape, shape))
   return found
+
+
+def _interpolation_of(encoder: nn.Module) -> str:
+  """How an encoder resizes positions; encoders without resize as 'dino'."""
+  return getattr(encoder, 'interpolation', 'dino')
 
 
 def _of_shapes(name: str, there: tuple, here: tuple) -> str:
@@ -264,11 +275,21 @@ def _check_the_rest(
         f'config.model.{field} is {getattr(encoder, field)}, weights of '
         f'{renamed.family} are published with {published}'
       )
+  rule = architecture.family_interpolation(renamed)
+  if encoder.positions == 'learned' and encoder.interpolation != rule:
+    notes.append(
+      f'config.model.interpolation is {encoder.interpolation}, the program of '
+      f'weights of {renamed.family} resizes positions by {rule}: it matters '
+      f'for views other than {encoder.image_px} px and a file of another grid'
+    )
   return [], notes
 
 
 def _fit(
-  renamed: families.Renamed, shapes: Mapping[str, tuple], path: str
+  renamed: families.Renamed,
+  shapes: Mapping[str, tuple],
+  path: str,
+  interpolation: str,
 ) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
   """The tensors in float32 and in shape, the resized, and what cannot be."""
   tensors, resized, misshapen = {}, [], []
@@ -277,7 +298,7 @@ def _fit(
     if tensor.shape == shape:
       tensors[name] = tensor
       continue
-    fitting = _resize(name, tensor, shape)
+    fitting = _resize(name, tensor, shape, interpolation)
     if fitting is None:
       misshapen.append(_of_shapes(name, tensor.shape, shape))
     else:
@@ -318,7 +339,9 @@ def load_encoder(
   shapes = architecture.torch_shapes(encoder, table)
   _refuse(path, renamed, _differences(name, renamed, shapes))
   problems, notes = _check_the_rest(encoder, renamed)
-  tensors, resized, misshapen = _fit(renamed, shapes, path)
+  tensors, resized, misshapen = _fit(
+    renamed, shapes, path, _interpolation_of(encoder)
+  )
   _refuse(path, renamed, problems + misshapen[:_LISTED])
   return Imported(
     entries.from_torch(table, tensors),

@@ -250,7 +250,9 @@ def failing_together() -> Iterator[None]:
     print(f'stopped by {name} between the steps', file=sys.stderr)
     _group.fail(f'stopped by {name}', 128 + number)
 
-  signal.signal(signal.SIGTERM, stop)
+  # In place of `stopping`: this process must not end without the others.
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, stop)
   try:
     yield
   except UserError as error:

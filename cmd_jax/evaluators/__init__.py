@@ -13,6 +13,7 @@ from cmd_jax.evaluators.run import (
   check_protocol,
   evaluate,
   make_evaluators,
+  remark_on_labels,
   why_not_scored,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
   'check_protocol',
   'evaluate',
   'make_evaluators',
+  'remark_on_labels',
   'why_not_scored',
 ]

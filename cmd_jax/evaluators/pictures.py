@@ -117,7 +117,12 @@ def save_neighbours(
   columns, rows = 2 + nearest.shape[1], len(queries)
   sheet = Image.new('RGB', (columns * _CELL_PX, rows * _CELL_PX + 16), 'white')
   draw = ImageDraw.Draw(sheet)
-  titles = ('image', 'looks at', 'nearest training images')
+  titles = (
+    'image',
+    'looks at*',
+    'nearest training images: green same class, red another, grey unlabelled. '
+    '* bright: attended most, scaled',
+  )
   for column, title in enumerate(titles):
     draw.text((column * _CELL_PX + _FRAME_PX, 2), title, fill=_QUERY)
   for row, image in enumerate(queries):

@@ -39,15 +39,15 @@ def make_retrieval(
 
   Returns:
     An evaluator giving `rank1` and `rank5`, the shares of queries with a
-    relevant image among the first one and five, and `mAP` (0 where no query
-    has a relevant image).
+    relevant image among the first one and five, and `mAP`, which is left out
+    where no query has a relevant image.
   """
 
   def evaluate(train: Features, test: Features) -> dict[str, float]:
     protocol = 'retrieval/test-vs-train'
     train, test = usable(protocol, train, test)
     ranking = _rank_all(protocol, test, train, max_similarities)
-    return {**_ranks(ranking), 'mAP': _mean_precision(ranking)}
+    return {**_ranks(ranking), **_mean_precision(ranking)}
 
   return evaluate
 
@@ -73,7 +73,7 @@ def make_loo(
     _, test = usable(protocol, train, test)
     own = np.arange(len(test.labels))
     ranking = _rank_all(protocol, test, test, max_similarities, own)
-    return {**_ranks(ranking), 'mAP': _mean_precision(ranking)}
+    return {**_ranks(ranking), **_mean_precision(ranking)}
 
   return evaluate
 
@@ -92,7 +92,8 @@ def make_cmd_ratio9(
     max_similarities: as in `make_retrieval`.
 
   Returns:
-    An evaluator giving `rank1`, `rank5` and `mAP100`.
+    An evaluator giving `rank1`, `rank5` and `mAP100`, which is left out where
+    no query has a relevant image.
   """
 
   def evaluate(train: Features, test: Features) -> dict[str, float]:
@@ -107,10 +108,10 @@ def make_cmd_ratio9(
     )
     queries = test.take(np.flatnonzero(number % _RATIO == 0))
     ranking = _rank_all(protocol, queries, gallery, max_similarities)
-    return {
-      **_ranks(ranking),
-      'mAP100': float(ranking.cut_precision.mean()),
-    }
+    scores = _ranks(ranking)
+    if ranking.relevant.any():
+      scores['mAP100'] = float(ranking.cut_precision.mean())
+    return scores
 
   return evaluate
 
@@ -235,6 +236,6 @@ def _ranks(ranking: _Ranking) -> dict[str, float]:
   }
 
 
-def _mean_precision(ranking: _Ranking) -> float:
+def _mean_precision(ranking: _Ranking) -> dict[str, float]:
   precisions = ranking.precision[ranking.relevant > 0]
-  return float(precisions.mean()) if precisions.size else 0.0
+  return {'mAP': float(precisions.mean())} if precisions.size else {}

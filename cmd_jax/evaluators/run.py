@@ -20,6 +20,7 @@ from cmd_jax.evaluators import (
 )
 from cmd_jax.evaluators.base import Evaluator, Splits
 from cmd_jax.evaluators.frozen_network import FrozenNetwork
+from cmd_jax.files.safe_read import one_line
 
 # (name of the protocol, config.eval) -> evaluator.
 Factory = Callable[[str, Mapping[str, Any]], Evaluator]
@@ -125,6 +126,22 @@ def why_not_scored(splits: Splits) -> str | None:
         'trained, not scored'
       )
   return None
+
+
+def remark_on_labels(splits: Splits) -> str | None:
+  """Says that one class makes every score perfect; None if there are more."""
+  labels = np.unique(
+    np.concatenate([x.labels for x in splits if x is not None])
+  )
+  labels = labels[labels != UNLABELLED]
+  if why_not_scored(splits) or len(labels) != 1:
+    return None
+  (label,) = labels
+  return (
+    f'all labelled images are of one class, '
+    f'{one_line(splits.train.class_names[label])}: every score that needs '
+    'labels is 100 whatever the encoder does, and says nothing'
+  )
 
 
 def _are_labelled(network: FrozenNetwork, splits: Splits) -> bool:

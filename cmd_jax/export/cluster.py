@@ -7,7 +7,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class Clusters(NamedTuple):
 
 def check(num_clusters: int, min_size: int) -> None:
   """Raises UserError for what cannot be, before the work begins."""
+  _sklearn_cluster()
   if num_clusters < 0:
     raise UserError(
       f'--num_clusters is {num_clusters}: give 0, which finds out, or more'
@@ -45,6 +46,25 @@ def check(num_clusters: int, min_size: int) -> None:
     raise UserError(
       f'--min_cluster_size is {min_size}: a group has at least 2 images'
     )
+
+
+def check_count(num_clusters: int, count: int) -> None:
+  """Raises UserError for more groups than images."""
+  if not 0 <= num_clusters <= count:
+    raise UserError(
+      f'--num_clusters is {num_clusters}: give 0, which finds out, or at most '
+      f'the number of images, {count}'
+    )
+
+
+def _sklearn_cluster() -> Any:
+  try:
+    import sklearn.cluster
+  except ImportError as error:
+    raise missing_extra(
+      'cmd-jax cluster needs scikit-learn', 'cluster'
+    ) from error
+  return sklearn.cluster
 
 
 def find_clusters(
@@ -68,28 +88,18 @@ def find_clusters(
     UserError: scikit-learn is not installed, a negative number, or fewer images
       than groups.
   """
-  try:
-    from sklearn.cluster import HDBSCAN, KMeans
-  except ImportError as error:
-    raise missing_extra(
-      'cmd-jax cluster needs scikit-learn', 'export'
-    ) from error
-  count = len(vectors)
-  if not 0 <= num_clusters <= count:
-    raise UserError(
-      f'--num_clusters is {num_clusters}: give 0, which finds out, or at most '
-      f'the number of images, {count}'
-    )
   check(num_clusters, min_size)
+  count, library = len(vectors), _sklearn_cluster()
+  check_count(num_clusters, count)
   unit = unit_rows(vectors)
   points = principal_components(unit, _MAX_DIM)
   if num_clusters:
-    kmeans = KMeans(num_clusters, n_init=4, random_state=seed)
+    kmeans = library.KMeans(num_clusters, n_init=4, random_state=seed)
     labels = kmeans.fit_predict(points)
   elif count < min_size:
     labels = np.full(count, ALONE)
   else:
-    labels = HDBSCAN(
+    labels = library.HDBSCAN(
       min_cluster_size=min_size, cluster_selection_method='leaf', copy=True
     ).fit_predict(points)
     labels = np.where(labels < 0, ALONE, labels)

@@ -179,7 +179,7 @@ def _pyarrow() -> Any:
     import pyarrow.parquet
   except ImportError as error:
     raise missing_extra(
-      'Parquet needs pyarrow (.npz does not)', 'export'
+      'Parquet needs pyarrow (.npz does not)', 'parquet'
     ) from error
   return pyarrow
 

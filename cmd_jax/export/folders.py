@@ -14,7 +14,8 @@ from cmd_jax.api import Encoder
 from cmd_jax.data.canvas import printable
 from cmd_jax.errors import UserError
 from cmd_jax.export import cluster, embed, search
-from cmd_jax.export.images import Embeddings, embed_folder
+from cmd_jax.export.images import Embeddings, embed_folder, list_images
+from cmd_jax.files.atomic import make_place
 
 MODES = ('embed', 'search', 'cluster')
 
@@ -77,8 +78,30 @@ def _embeddings(encoder: Encoder, source: str) -> Embeddings:
   return embeddings
 
 
+def _check(mode: str, request: Request) -> None:
+  """Refuses what can be known before an image is looked at."""
+  if mode == 'cluster':
+    cluster.check_output(request.output)
+    cluster.check(request.num_clusters, request.min_cluster_size)
+  else:
+    if mode == 'embed':
+      embed.check_output(request.output)
+    else:
+      search.check(request.output, request.top_k, request.index)
+    if request.output.is_dir():
+      raise UserError(
+        f'--output={request.output} is a folder: give the name of a file'
+      )
+  try:
+    make_place(request.output)
+  except OSError as error:
+    raise UserError(
+      f'{request.output} cannot be written ({error.strerror}): choose another '
+      '--output'
+    ) from error
+
+
 def _embed(encoder: Encoder, request: Request) -> str:
-  embed.check_output(request.output)
   embeddings = _embeddings(encoder, request.input)
   embed.save_embeddings(request.output, encoder, embeddings)
   count, dim = embeddings.vectors.shape
@@ -86,11 +109,17 @@ def _embed(encoder: Encoder, request: Request) -> str:
 
 
 def _search(encoder: Encoder, request: Request) -> str:
-  search.check(request.output, request.top_k)
   # First, because it may be no image and the folder large.
   query = encoder.embed(request.query)[0]
   gallery = _embeddings(encoder, request.input)
-  found = search.search(query, gallery, request.top_k, request.index)
+  if own := search.rows_of(gallery, pathlib.Path(request.query)):
+    print(
+      f'{printable(request.query)} is in --input and is not a result of itself',
+      file=sys.stderr,
+    )
+  found = search.search(
+    query, gallery, request.top_k, request.index, without=own
+  )
   picture = search.save_results(
     request.output, pathlib.Path(request.query), gallery, found
   )
@@ -98,8 +127,9 @@ def _search(encoder: Encoder, request: Request) -> str:
 
 
 def _cluster(encoder: Encoder, request: Request) -> str:
-  cluster.check_output(request.output)
-  cluster.check(request.num_clusters, request.min_cluster_size)
+  path = pathlib.Path(request.input).expanduser()
+  if request.num_clusters and not path.is_file():
+    cluster.check_count(request.num_clusters, len(list_images(path)))
   embeddings = _embeddings(encoder, request.input)
   found = cluster.find_clusters(
     embeddings.vectors, request.num_clusters, request.min_cluster_size
@@ -134,6 +164,7 @@ def run(mode: str, request: Request) -> str:
     output=request.output.expanduser(),
     query=os.path.expanduser(request.query or ''),
   )
+  _check(mode, request)
   encoder = cmd_jax.load(request.source, newest=request.newest)
   print(encoder.source, file=sys.stderr)
   function = {'embed': _embed, 'search': _search, 'cluster': _cluster}[mode]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -20,6 +23,14 @@ INDEXES = ('exact', 'faiss')
 _CELL_PX, _TEXT_PX, _COLUMNS = 160, 32, 5
 
 
+def _faiss() -> Any:
+  try:
+    import faiss
+  except ImportError as error:
+    raise missing_extra('--index=faiss needs FAISS', 'faiss') from error
+  return faiss
+
+
 def nearest_by_faiss(
   queries: np.ndarray, gallery: np.ndarray, k: int
 ) -> Nearest:
@@ -28,18 +39,30 @@ def nearest_by_faiss(
   Raises:
     UserError: FAISS is not installed.
   """
-  try:
-    import faiss
-  except ImportError as error:
-    raise missing_extra('--index=faiss needs FAISS', 'faiss') from error
+  faiss = _faiss()
   index = faiss.IndexFlatIP(gallery.shape[1])
   index.add(unit_rows(gallery))
   similarities, rows = index.search(unit_rows(queries), min(k, len(gallery)))
   return Nearest(rows, similarities)
 
 
+def rows_of(gallery: Embeddings, query: pathlib.Path) -> list[int]:
+  """Rows of a gallery that are the very file of a query."""
+  return [
+    row
+    for row, name in enumerate(gallery.file_names)
+    if name.rpartition('/')[2] == query.name
+    and os.path.realpath(gallery.folder / name) == os.path.realpath(query)
+  ]
+
+
 def search(
-  query: np.ndarray, gallery: Embeddings, k: int, index: str = 'exact'
+  query: np.ndarray,
+  gallery: Embeddings,
+  k: int,
+  index: str = 'exact',
+  *,
+  without: Sequence[int] = (),
 ) -> Nearest:
   """The k images of a gallery that look most like one query.
 
@@ -48,13 +71,15 @@ def search(
     gallery: what is searched.
     k: how many are wanted.
     index: one of `INDEXES`.
+    without: rows of the gallery that are no results.
 
   Raises:
     UserError: FAISS is asked for and not installed.
   """
   find = {'exact': find_nearest, 'faiss': nearest_by_faiss}[index]
-  found = find(query[None], gallery.vectors, k)
-  return Nearest(found.rows[0], found.similarities[0])
+  found = find(query[None], gallery.vectors, k + len(without))
+  kept = np.flatnonzero(~np.isin(found.rows[0], without))[:k]
+  return Nearest(found.rows[0][kept], found.similarities[0][kept])
 
 
 def table(gallery: Embeddings, found: Nearest) -> str:
@@ -71,12 +96,14 @@ def picture_beside(path: pathlib.Path) -> pathlib.Path:
   return path.with_name(f'{path.stem}_images.png')
 
 
-def check(output: pathlib.Path, top_k: int) -> None:
+def check(output: pathlib.Path, top_k: int, index: str) -> None:
   """Raises UserError for what cannot be, before the work begins."""
   if output.suffix != '.csv':
     raise UserError(f'--output is {output}: give a name that ends in .csv')
   if top_k < 1:
     raise UserError(f'--top_k is {top_k}: make it at least 1')
+  if index == 'faiss':
+    _faiss()
 
 
 def save_results(

@@ -8,6 +8,22 @@ import pathlib
 import tempfile
 
 
+def make_place(path: pathlib.Path) -> None:
+  """Makes the folder of a file or folder that is written later.
+
+  So that one which cannot be written is known before the work.
+
+  Args:
+    path: of the later file or folder.
+
+  Raises:
+    OSError: nothing can be written there.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryFile(dir=path.parent):
+    pass
+
+
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
   """Writes a whole file or leaves the old one.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from cmd_jax.models.layers import wide
 
-INTERPOLATIONS = ('dino', 'dinov2')
+INTERPOLATIONS = ('dino', 'dinov2', 'antialias')
 
 
 def _cubic(x: np.ndarray, a: float) -> np.ndarray:
@@ -33,15 +33,32 @@ def bicubic_matrix(old: int, new: int, scale: float) -> np.ndarray:
   return matrix.astype(np.float32)
 
 
+def antialias_matrix(old: int, new: int) -> np.ndarray:
+  """Weights [new, old] of torch's bicubic interpolation with antialiasing.
+
+  A = -0.5; where samples become fewer the kernel is as much wider, and at the
+  border its weights are scaled to sum to 1 again. Pillow resizes alike.
+  """
+  stretch = max(old / new, 1.0)
+  centre = (np.arange(new) + 0.5) * old / new
+  distance = np.arange(old) + 0.5 - centre[:, None]
+  weights = _cubic(distance / stretch, a=-0.5)
+  return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
 def interpolate_positions(
   positions: jax.Array, grid: tuple[int, int], interpolation: str = 'dino'
 ) -> jax.Array:
   """Resizes patch position embeddings to another grid.
 
-  'dino' is DINO's `interpolate_pos_encoding`: one scale sqrt(new count / old
-  count) for both axes; an equal count leaves the embeddings untouched. 'dinov2'
-  is DINOv2's, PARTICLE's and Amir et al.'s: a scale (new + 0.1) / old for each
-  axis, whose 0.1 moves the samples visibly; the same square grid is untouched.
+  'dino' is the `interpolate_pos_encoding` of DINO as first released and of the
+  programs that took it over, and on square grids Hugging Face's: one scale
+  sqrt(new count / old count) for both axes; an equal count leaves the
+  embeddings untouched. 'dinov2' is that of DINO's main branch, DINOv2 without
+  registers, PARTICLE and Amir et al.: a scale (new + 0.1) / old for each axis,
+  whose 0.1 moves the samples visibly. 'antialias' is that of DINOv2 with
+  registers and of timm's `resample_abs_pos_embed`: see `antialias_matrix`. The
+  latter two leave the same square grid untouched.
 
   Args:
     positions: [1, N, D] embeddings of a square grid.
@@ -54,18 +71,19 @@ def interpolate_positions(
   rows, columns = grid
   _, count, dim = positions.shape
   old = int(round(count**0.5))
-  per_axis = interpolation == 'dinov2'
-  if rows * columns == count and (rows == columns or not per_axis):
+  if rows * columns == count and (rows == columns or interpolation == 'dino'):
     return positions
-  if per_axis:
-    scales = (rows + 0.1) / old, (columns + 0.1) / old
+  if interpolation == 'antialias':
+    matrices = [antialias_matrix(old, new) for new in grid]
   else:
-    scales = ((rows * columns / count) ** 0.5,) * 2
+    scales = [(rows * columns / count) ** 0.5] * 2
+    if interpolation == 'dinov2':
+      scales = [(new + 0.1) / old for new in grid]
+    matrices = [bicubic_matrix(old, *new) for new in zip(grid, scales)]
   square = positions.reshape(old, old, dim)
   resized = jnp.einsum(
     'yh,xw,hwd->yxd',
-    bicubic_matrix(old, rows, scales[0]),
-    bicubic_matrix(old, columns, scales[1]),
+    *matrices,
     square,
     precision='highest',
   )

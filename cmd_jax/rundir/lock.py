@@ -101,7 +101,7 @@ class Lock:
     if self._descriptor is not None or '://' in str(self._directory):
       return
     with disk_errors.explaining(self._directory):
-      self._directory.mkdir(parents=True, exist_ok=True)
+      self._make_directory()
       descriptor, decisive = self._open()
       try:
         self._check_owner(descriptor, decisive)
@@ -114,6 +114,15 @@ class Lock:
     self._descriptor, self._left = descriptor, threading.Event()
     self._heart = threading.Thread(target=self._keep_beating, daemon=True)
     self._heart.start()
+
+  def _make_directory(self) -> None:
+    try:
+      self._directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+      raise UserError(
+        f'{self._directory} cannot be made ({error.strerror}: '
+        f'{error.filename}): choose another --workdir'
+      ) from error
 
   def _open(self) -> tuple[int, bool]:
     """The locked file, and whether this file system has locks at all."""

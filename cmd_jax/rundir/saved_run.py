@@ -58,6 +58,29 @@ def read_config(workdir: Workdir) -> ConfigDict:
   return ConfigDict(workdir.read_config())
 
 
+def get_config(workdir: str) -> ConfigDict:
+  """The config of a run, as `ml_collections.config_flags` asks a file for it.
+
+  Args:
+    workdir: of the run.
+
+  Raises:
+    ValueError: the directory is that of no run.
+  """
+
+  def with_tuples(value: Any) -> Any:
+    # JSON has lists alone, and a flag makes a tuple.
+    if isinstance(value, Mapping):
+      return {name: with_tuples(x) for name, x in value.items()}
+    return tuple(map(with_tuples, value)) if isinstance(value, list) else value
+
+  try:
+    config = read_config(Workdir(workdir))
+  except UserError as error:
+    raise ValueError(str(error)) from error
+  return ConfigDict(with_tuples(config.to_dict())).lock()
+
+
 def method_name(method: Mapping[str, Any]) -> str:
   """The method and, where it is not the paper's, its variant.
 

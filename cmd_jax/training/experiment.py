@@ -42,6 +42,7 @@ from cmd_jax.training.frozen_teacher import load_teacher
 from cmd_jax.training.recipe import (
   check_accumulates,
   check_parallel,
+  explain_short_run,
   make_method_maker,
   make_optimizer,
   make_schedules,
@@ -109,6 +110,7 @@ class Experiment(NamedTuple):
   compile_step: Callable[[], Callable]
   rng: jax.Array
   steps: Steps
+  hardly_learns: str | None
   evaluation: Evaluation
 
   @property
@@ -319,7 +321,10 @@ def _compile(functions: _Functions, mesh: Mesh, *arguments) -> Callable:
 
 
 def build(
-  config: ConfigDict, *, lost_start: Mapping[str, Any] | None = None
+  config: ConfigDict,
+  *,
+  lost_start: Mapping[str, Any] | None = None,
+  route_before: str | None = None,
 ) -> Experiment:
   """Builds an experiment.
 
@@ -327,6 +332,8 @@ def build(
     config: as cmd_jax/config/published.py makes it.
     lost_start: of a run with a checkpoint whose file of initial weights is
       gone, what results.json says of it; None reads the file.
+    route_before: where the images of a run that goes on were kept, 'device' or
+      'stream'; None for a new one.
 
   Raises:
     UserError: anything in the config that cannot be.
@@ -344,7 +351,7 @@ def build(
   )
   imported = _import_encoder(config.init, encoder, lost_start)
   variables = imported and imported.variables
-  data = load_data(config, mesh)
+  data = load_data(config, mesh, route_before=route_before)
   _check_keep_best(config.checkpoint.keep_best, data)
   plan = _make_plan(config, data.pretrain)
   steps = make_steps(config, len(data.pretrain.images), plan)
@@ -381,6 +388,7 @@ def build(
     ),
     rng=steps_rng,
     steps=steps,
+    hardly_learns=explain_short_run(config, steps.per_epoch, steps.total),
     evaluation=_make_evaluation(
       config, encoder, Splits(data.pretrain, data.test)
     ),

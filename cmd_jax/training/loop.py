@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 import cmd_jax
-from cmd_jax.devices import host_memory, processes
+from cmd_jax.devices import host_memory, processes, stopping
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators.pictures import draw_neighbours
 from cmd_jax.files.formats import VERSION_FIELD, check_format
@@ -80,9 +80,12 @@ class _StopSignals:
       raise KeyboardInterrupt  # A second Ctrl-C means it.
     self.received = number
 
-  def __exit__(self, *_):
+  def __exit__(self, error_type, *_):
     for number, handler in self._previous.items():
       signal.signal(number, handler)
+    if self.received and error_type is None:
+      # It came after it was last asked for.
+      signal.raise_signal(self.received)
 
 
 class _Loop:
@@ -150,7 +153,8 @@ class _Loop:
       for number, end in enumerate(experiment.steps.round_ends):
         if self._step < end:
           # A signal ends the search at once: what is found is kept.
-          part_ids = self._find_parts(number, start)
+          with stopping.during(f'the search for parts of round {number + 1}'):
+            part_ids = self._find_parts(number, start)
           with (
             experiment.data.make_batches(part_ids) as batches,
             _StopSignals() as signals,
@@ -287,12 +291,13 @@ def _score_start(experiment: Experiment, workdir: Workdir) -> None:
   if experiment.start_is_lost:
     processes.broadcast_from_main(lambda: explain_lost_start(experiment))
     return
-  alone, state = experiment.on_this_process(experiment.init_state())
-  processes.broadcast_from_main(
-    lambda: workdir.update_results(
-      init=score(alone, network_of(alone, state, workdir))
+  with stopping.during('the scoring of the initial encoder'):
+    alone, state = experiment.on_this_process(experiment.init_state())
+    processes.broadcast_from_main(
+      lambda: workdir.update_results(
+        init=score(alone, network_of(alone, state, workdir))
+      )
     )
-  )
 
 
 def _read_best(
@@ -352,7 +357,8 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
     compiled = train_step.result()
     host_memory.give_back_freed()
     loop = _Loop(experiment, workdir, checkpoints, state, meta, compiled)
-    state = loop.run()
+    with stopping.during('training'):
+      state = loop.run()
   finally:
     checkpoints.close()
     skipped = report_skipped(experiment, workdir, skipped)
@@ -360,11 +366,13 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
   steps = int(state.step)
   if loop.best:
     state = _read_best(experiment, workdir, loop.best)
-  alone = experiment.on_this_process(state)
-  entries = dict(
-    final=processes.broadcast_from_main(
+  with stopping.during('the scoring of the trained encoder'):
+    alone = experiment.on_this_process(state)
+    final = processes.broadcast_from_main(
       lambda: _score_end(*alone, workdir, skipped)
-    ),
+    )
+  entries = dict(
+    final=final,
     scored_step=int(state.step),
     steps=steps,
     skipped_steps=loop.non_finite.skipped,

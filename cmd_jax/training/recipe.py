@@ -54,6 +54,26 @@ def make_schedules(
   return named
 
 
+def explain_short_run(
+  config: ConfigDict, steps_per_epoch: int, total_steps: int
+) -> str | None:
+  """Says that a run ends within its warm-up; None if it does not."""
+  warmup_steps = round(config.optim.warmup_epochs * steps_per_epoch)
+  if total_steps > warmup_steps or not total_steps:
+    return None
+  named = make_schedules(config, steps_per_epoch, total_steps)
+  highest = float(named['learning_rate'](total_steps - 1))
+  # The warm-up begins at 0.
+  effect = f'rises to {highest:.2g} only' if highest else 'is 0 throughout'
+  learns = '' if highest else ' and nothing is learned'
+  return (
+    f'all {total_steps} step(s) of the run are within the warm-up of '
+    f'{warmup_steps}, so that the learning rate {effect}{learns}: raise '
+    '--config.total_epochs, lower --config.optim.warmup_epochs or lower '
+    '--config.batch_size'
+  )
+
+
 def check_parallel(config: ConfigDict, num_devices: int) -> None:
   """Refuses layouts of state and steps that cannot be.
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from cmd_jax.convert import pretrained
-from cmd_jax.devices import processes
+from cmd_jax.devices import processes, stopping
 from cmd_jax.errors import UserError
 from cmd_jax.files import disk_errors
 from cmd_jax.rundir.config_diff import PLACES
@@ -58,16 +58,6 @@ class Run(NamedTuple):
       scoring.check_same_start(self.experiment, self.workdir)
     self.take()
     self.workdir.open(self.config.to_dict())
-
-
-def _with_route_of(workdir: Workdir, config: ConfigDict) -> ConfigDict:
-  """The config, its images where the run has had them if that is open."""
-  route = processes.broadcast_from_main(lambda: workdir.results().get('route'))
-  if config.placement != 'auto' or not route:
-    return config
-  config = ConfigDict(config)
-  config.placement = route
-  return config
 
 
 def _check_apart(config: ConfigDict, workdir: Workdir) -> None:
@@ -127,7 +117,10 @@ def opened(
   workdir = Workdir(os.fspath(workdir))
   if config is not None:
     _check_apart(config, workdir)
-  with Lock(workdir.path) as lock:
+  with (
+    Lock(workdir.path) as lock,
+    stopping.giving_back(lock.release),
+  ):
     is_given = config is not None
     config = config if is_given else read_config(workdir)
     differing = workdir.check(config.to_dict())
@@ -141,7 +134,10 @@ def opened(
     processes.assert_same_on_all('the flags', repr(fields))
     try:
       built = experiment.build(
-        _with_route_of(workdir, config),
+        config,
+        route_before=processes.broadcast_from_main(
+          lambda: workdir.results().get('route')
+        ),
         lost_start=processes.broadcast_from_main(
           lambda: _lost_start(workdir, config)
         ),

@@ -6,9 +6,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from cmd_jax.devices import sharding
+from cmd_jax.devices import sharding, stopping
 from cmd_jax.errors import UserError
-from cmd_jax.evaluators import FrozenNetwork, evaluate, why_not_scored
+from cmd_jax.evaluators import (
+  FrozenNetwork,
+  evaluate,
+  remark_on_labels,
+  why_not_scored,
+)
 from cmd_jax.parts.store import hash_variables
 from cmd_jax.rundir.best import Choice
 from cmd_jax.rundir.saved_run import read_network
@@ -251,6 +256,13 @@ def evaluate_run(
     UserError: neither checkpoint nor weights, a run of other images or other
       initial weights, or nothing that can be scored.
   """
+  with stopping.during('scoring'):
+    return _evaluate_run(experiment, workdir, newest)
+
+
+def _evaluate_run(
+  experiment: Experiment, workdir: Workdir, newest: bool
+) -> dict:
   evaluation = experiment.evaluation
   reason = why_not_scored(experiment.splits)
   label_free = [x.name for x in evaluation.evaluators if not x.needs_labels]
@@ -258,6 +270,8 @@ def evaluate_run(
     raise UserError(f'{reason}; add class folders or a labels.csv')
   if reason:
     print(f'{reason}, but for {", ".join(label_free)}', file=sys.stderr)
+  if remark := remark_on_labels(experiment.splits):
+    print(f'warning: {remark}', file=sys.stderr)
   trained = None
   if workdir.has_checkpoint() or not experiment.imported:
     trained, choice = read_trained(experiment, workdir, newest=newest)

@@ -10,7 +10,7 @@ import jax
 from cmd_jax.data.canvas import skip_report
 from cmd_jax.data.inspect.report_text import TEXT_FILE, notable
 from cmd_jax.devices import processes, sharding
-from cmd_jax.evaluators import why_not_scored
+from cmd_jax.evaluators import remark_on_labels, why_not_scored
 from cmd_jax.files.atomic import write_atomically
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training.experiment import Experiment
@@ -70,6 +70,12 @@ def announce(experiment: Experiment, workdir: Workdir) -> None:
     lines.append(f'see {workdir.path / TEXT_FILE}')
   for line in lines:
     print(f'data: {line}', file=sys.stderr)
+  for warning in (
+    experiment.hardly_learns,
+    remark_on_labels(experiment.splits),
+  ):
+    if warning:
+      print(f'warning: {warning}', file=sys.stderr)
   if experiment.imported is not None:
     print(experiment.imported.text(), file=sys.stderr)
   if experiment.steps.term_warmup:
@@ -113,6 +119,8 @@ def summary(experiment: Experiment, workdir: Workdir, results: dict) -> str:
   table = results_table(results['init'], results['final'])
   if reason:
     table = f'{reason}\n{table}' if results['final'] else reason
+  if remark := remark_on_labels(experiment.splits):
+    table = f'{remark}\n{table}'
   speed = results.get('images_per_second')
   return '\n'.join(
     [

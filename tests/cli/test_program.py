@@ -70,6 +70,38 @@ def test_the_version(capsys):
       ["no field 'warmup_epoch' (did you mean warmup_epochs?)"],
     ),
     (['train', '--config=cub:method=x', '--workdir=x'], ["'method=x'"]),
+    (
+      ['train', '--config.total_epochs=3', '--workdir=x'],
+      ['--config is missing', 'toybirds'],
+    ),
+    (
+      ['evaluate', '--config.total_epochs=3', '--workdir=none'],
+      ['none is no work directory'],
+    ),
+    (
+      ['train', '--config=cub', '--config.total_epochs=three'],
+      ['--config.total_epochs=three: give a whole number'],
+    ),
+    (
+      ['train', '--config=cub', '--config.optim.clip_norm=x'],
+      ['--config.optim.clip_norm=x: give a number'],
+    ),
+    (
+      ['train', '--config=cub', '--config.optim.decay_vectors=x'],
+      ['--config.optim.decay_vectors=x: give true or false'],
+    ),
+    (
+      ['train', '--config=cub', '--config.augment.blur_probs=(1,2'],
+      ['--config.augment.blur_probs=(1,2: give a tuple'],
+    ),
+    (
+      ['train', '--config=cub', '--config.dataset=birds'],
+      ['--config.dataset=birds: it has fields'],
+    ),
+    (
+      ['report', '--workdir=x', '--report_images=all'],
+      ['--report_images=all: give a whole number'],
+    ),
     (['prepare', '--config=cub', 'stray'], ["'stray'"]),
   ],
 )
@@ -81,6 +113,42 @@ def test_mistakes_are_told_in_one_line(capsys, argv, words):
   assert line.startswith('error: ')
   for word in words:
     assert word in line
+
+
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    ('import nothere', ['line 1', "No module named 'nothere'"]),
+    ('from cmd_jax.config import nothere', ['line 1', 'nothere']),
+    ('def get_config(_=None):\n  return nothere()', ['line 2', 'nothere']),
+    (
+      'from cmd_jax.config import builtin\n'
+      'def get_config(_=None):\n  return builtin.foldr()',
+      ['line 3', "no attribute 'foldr'"],
+    ),
+    (
+      'from cmd_jax.config import builtin\n'
+      'def get_config(_=None):\n  c = builtin.folder()\n  c.epochs = 1',
+      ['line 4', 'epochs'],
+    ),
+    (
+      'def get_config(_=None):\n  return 1 / 0',
+      ['line 2', 'ZeroDivisionError'],
+    ),
+    ('import sys\nsys.exit(1)', ['line 2', 'SystemExit']),
+    ('x = = 1', ['line 1', 'SyntaxError']),
+  ],
+)
+def test_a_config_file_that_fails_is_told_in_one_line(
+  capsys, tmp_path, text, words
+):
+  file = tmp_path / 'mine.py'
+  file.write_text(text)
+  assert program.run(['train', f'--config={file}', '--workdir=x']) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  for word in (str(file), *words):
+    assert word in line
+  assert len(line) < 500
 
 
 def test_what_a_terminal_obeys_is_not_printed(capsys):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from cmd_jax.config import vocabulary
+from cmd_jax.config import builtin, published, vocabulary
 from cmd_jax.data import canvas
 from cmd_jax.data.pipeline import load
 from cmd_jax.training import experiment
@@ -49,7 +49,7 @@ def without_data(monkeypatch):
   class _Source:
     file_names = ('0.png',)
 
-  monkeypatch.setattr(load, 'load_source', lambda *_: _Source)
+  monkeypatch.setattr(load, 'load_source', lambda *_, **__: _Source)
   monkeypatch.setattr(
     load,
     'make_canvases',
@@ -59,6 +59,28 @@ def without_data(monkeypatch):
   monkeypatch.setattr(
     experiment, 'load_teacher', lambda **fields: tiny.make_tiny_teacher()
   )
+
+
+@pytest.mark.parametrize(
+  'make, word',
+  [
+    (published.method_fields, 'method=mine'),
+    (published.model_fields, 'encoder=mine'),
+    (published.part_fields, 'parts=mine'),
+  ],
+)
+def test_a_word_without_fields_is_no_other_word(make, word):
+  with pytest.raises(
+    ValueError, match=f'{word} has no fields in {make.__name__}'
+  ):
+    make('mine')
+
+
+@pytest.mark.parametrize('config', ['folder', 'particle_toybirds'])
+@pytest.mark.parametrize('method', ['cmd', 'dino', 'simclr'])
+def test_parts_are_refused_to_methods_without(config, method):
+  with pytest.raises(ValueError, match=f'parts=grid is .* method is {method}'):
+    builtin.get_config(f'{config}:method={method},parts=grid')
 
 
 def test_there_are_configs():

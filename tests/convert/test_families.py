@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from cmd_jax.convert import families, load
+from cmd_jax.convert import architecture, families, load
 from cmd_jax.errors import UserError
+from cmd_jax.models import positions
 from tests.convert import family_fixtures as fixtures
 
 
@@ -100,6 +101,42 @@ def test_dinov2_in_chunks_as_released(name):
   renamed = _assert_hub(meta, expected)
   assert renamed.family == 'DINOv2'
   assert any('mask_token' in note for note in renamed.notes)
+
+
+@pytest.mark.parametrize('registers, rule', [(0, 'dinov2'), (4, 'antialias')])
+def test_positions_of_another_grid_by_the_rule_of_dinov2(registers, rule):
+  tensors = {
+    **fixtures.weights('timm_vit'),
+    'mask_token': np.ones((1, 16), np.float32),
+    'blocks.0.ls1.gamma': np.ones(16, np.float32),
+  }
+  if registers:
+    tensors['register_tokens'] = np.ones((1, registers, 16), np.float32)
+  renamed = families.to_timm(tensors)
+  assert renamed.family == 'DINOv2'
+  assert architecture.family_interpolation(renamed) == rule
+  assert f'--config.model.interpolation={rule}' in (
+    architecture.flags_that_fit(renamed)
+  )
+
+
+def test_positions_are_resized_by_the_rule_of_the_config(tmp_path):
+  weights = fixtures.weights('timm_vit')
+  resized = {}
+  for rule in positions.INTERPOLATIONS:
+    imported = _load(
+      tmp_path, weights, 'timm_vit', image_px=48, interpolation=rule
+    )
+    resized[rule] = np.asarray(imported.variables['params']['pos_embed'])
+    told = any('interpolation' in note for note in imported.report.notes)
+    assert told == (rule != 'dinov2')
+    want = positions.interpolate_positions(
+      weights['pos_embed'][:, 1:],
+      (round((resized[rule].shape[1] - 1) ** 0.5),) * 2,
+      rule,
+    )
+    np.testing.assert_array_equal(resized[rule][:, 1:], want)
+  assert np.abs(resized['dino'] - resized['antialias']).max() > 1e-3
 
 
 @pytest.mark.parametrize('name', ['hf_dinov3', 'hf_dinov3_gated'])

@@ -273,7 +273,14 @@ def test_epsilon_of_a_swin_is_noted(load_tensors):
 
 
 def test_unusual_attention_heads_are_noted(load_tensors):
-  encoder = make_encoder('vit', variant='Mu', depth=1, image_px=16, num_heads=2)
+  encoder = make_encoder(
+    'vit',
+    variant='Mu',
+    depth=1,
+    image_px=16,
+    num_heads=2,
+    interpolation='dinov2',
+  )
   _, table = architecture.table_of(encoder)
   shapes = architecture.torch_shapes(encoder, table)
   tensors = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}

@@ -68,6 +68,15 @@ def test_hosts_take_one_route(monkeypatch):
   assert _choose(monkeypatch, device_gib=80).route == 'device'
 
 
+def test_a_run_that_goes_on_keeps_its_route(monkeypatch):
+  chosen = _choose(monkeypatch, host_gib=64, route_before='stream')
+  assert chosen.route == 'stream'
+  assert chosen.reason.endswith(', as when the run began')
+  chosen = _choose(monkeypatch, 'device', route_before='stream')
+  assert chosen.route == 'device'
+  assert chosen.reason.endswith(', as config.placement says')
+
+
 def test_the_config_has_the_last_word(monkeypatch):
   assert _choose(monkeypatch, 'stream').route == 'stream'
   chosen = _choose(monkeypatch, 'device', host_gib=1)

@@ -2,12 +2,13 @@ import concurrent.futures
 import json
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from cmd_jax.data.sources.tfds_source import tfds_source
+from cmd_jax.data.sources.tfds_source import make_builder, tfds_source
 from cmd_jax.errors import UserError
 from tfds_builders.toybirds import toybirds_dataset_builder as toybirds
 from tfds_builders.toybirds.species import SPECIES
@@ -72,6 +73,14 @@ def test_loading_from_threads(data_dir):
     expected = fresh.load(i)
     assert example.image.tobytes() == expected.image.tobytes()
     np.testing.assert_array_equal(example.part_ids, expected.part_ids)
+
+
+def test_no_folder_is_left_for_temporary_files(tmp_path, monkeypatch):
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'temporary'))
+  (tmp_path / 'temporary').mkdir()
+  builder = make_builder(toybirds.Builder, data_dir=tmp_path / 'data')
+  assert not builder.data_path.exists()
+  assert not list((tmp_path / 'temporary').iterdir())
 
 
 def test_preparing_is_quiet(tmp_path, capfd):

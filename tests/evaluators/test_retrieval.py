@@ -82,7 +82,11 @@ def test_queries_without_relevant_images(caplog):
 
   only = test.labels == 2
   test = test._replace(vectors=test.vectors[only], labels=test.labels[only])
-  assert make_retrieval()(train, test) == {'rank1': 0, 'rank5': 0, 'mAP': 0}
+  # There is no precision of nothing.
+  assert make_retrieval()(train, test) == {'rank1': 0, 'rank5': 0}
+  alone = test.take(np.array([0]))
+  assert make_loo()(train, alone) == {'rank1': 0, 'rank5': 0}
+  assert make_cmd_ratio9()(train, alone) == {'rank1': 0, 'rank5': 0}
 
 
 def test_hand_computed_average_precision():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from cmd_jax.evaluators import (
   check_protocol,
   evaluate,
   make_evaluators,
+  remark_on_labels,
   why_not_scored,
 )
 from tests import scored_runs
@@ -54,6 +57,27 @@ class _Network:
     return split
 
   last_blocks = embeddings
+
+
+@pytest.mark.parametrize(
+  'train, test, words',
+  [
+    ([0, 0, -1], [0], 'all labelled images are of one class, robin'),
+    ([0, 1], [0], None),
+    ([0, 0], [1], None),
+    # What is not scored is told otherwise.
+    ([0, 0], [-1], None),
+  ],
+)
+def test_one_class_is_remarked_on(train, test, words):
+  splits = [
+    types.SimpleNamespace(
+      name='set', labels=np.array(labels), class_names=('robin', 'wren')
+    )
+    for labels in (train, test)
+  ]
+  said = remark_on_labels(Splits(*splits))
+  assert said is None if words is None else said.startswith(words)
 
 
 def _scores(names, train, test):

@@ -137,6 +137,12 @@ def test_a_folder_is_embedded_searched_and_grouped(run, photos, tmp_path):
     str(run), str(table), tmp_path / 'search.csv', query, top_k=2
   )
   said = folders.run('search', request)
+  assert 'e.png' not in said.splitlines()[1]
+  elsewhere = tmp_path / 'copy.png'
+  elsewhere.write_bytes((photos / 'e.png').read_bytes())
+  request = request._replace(query=str(elsewhere))
+  said = folders.run('search', request)
+  # Another file is a result, even of the same content.
   assert said.splitlines()[1].split() == ['1', '1.000', 'e.png']
   with open(tmp_path / 'search.csv', encoding='utf-8', newline='') as file:
     rows = list(csv.DictReader(file))
@@ -168,7 +174,7 @@ def test_a_folder_is_embedded_searched_and_grouped(run, photos, tmp_path):
     ('search', {'query': 'photos/notes.txt'}, 'not an image'),
     ('search', {'query': 'photos/e.png', 'top_k': 0}, '--top_k is 0'),
     ('cluster', {'output': 'photos'}, 'is there already'),
-    ('cluster', {'num_clusters': 9}, 'at most the number of images, 4'),
+    ('cluster', {'num_clusters': 9}, 'at most the number of images, 5'),
     ('cluster', {'min_cluster_size': 1}, '--min_cluster_size is 1'),
     ('cluster', {'num_clusters': -1}, '--num_clusters is -1'),
     ('search', {'query': 'photos/e.png', 'output': 'x.png'}, 'ends in .csv'),
@@ -195,6 +201,40 @@ def test_what_cannot_be_is_one_line(
   assert not (tmp_path / output).exists()
 
 
+@pytest.mark.parametrize(
+  'mode, changes, missing, words',
+  [
+    ('embed', {'output': 'x.parquet'}, 'pyarrow', r'cmd_jax\[parquet\]'),
+    ('search', {'index': 'faiss'}, 'faiss', r'cmd_jax\[faiss\]'),
+    ('cluster', {}, 'sklearn', r'cmd_jax\[cluster\]'),
+    ('embed', {'output': '/proc/nope/x.npz'}, '', 'cannot be written'),
+    ('search', {'output': 'photos/e.png/x.csv'}, '', 'cannot be written'),
+    ('cluster', {'output': '/proc/nope/x'}, '', 'cannot be written'),
+    ('embed', {'output': 'a_folder.npz'}, '', 'is a folder'),
+    ('cluster', {'num_clusters': 5000}, '', 'at most the number of images, 5'),
+  ],
+)
+def test_what_can_be_known_is_told_before_an_image_is_embedded(
+  photos, tmp_path, run, monkeypatch, mode, changes, missing, words
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'a_folder.npz').mkdir()
+  if missing:
+    monkeypatch.setitem(sys.modules, missing, None)
+
+  def fail(*_, **__):
+    raise AssertionError('an image is embedded')
+
+  monkeypatch.setattr(folders, 'embed_folder', fail)
+  output = {'embed': 'x.npz', 'search': 'x.csv', 'cluster': 'x'}[mode]
+  fields = dict(source=str(run), input='photos', output=output) | changes
+  if mode == 'search':
+    fields['query'] = 'photos/e.png'
+  fields['output'] = pathlib.Path(fields['output'])
+  with pytest.raises(UserError, match=words):
+    folders.run(mode, folders.Request(**fields))
+
+
 def test_the_program_needs_no_config(run, photos, tmp_path, capsys):
   shared = ('--compilation_cache=', f'--workdir={run}', f'--input={photos}')
   found = program.run(
@@ -207,7 +247,8 @@ def test_the_program_needs_no_config(run, photos, tmp_path, capsys):
   )
   captured = capsys.readouterr()
   assert found == 0, captured.err
-  assert '1.000  e.png' in captured.out
+  assert len(captured.out.splitlines()) == 7
+  assert 'e.png is in --input and is not a result' in captured.err
   assert '1 unreadable image(s) skipped' in captured.err
   assert (tmp_path / 'x_images.png').is_file()
   written = program.run(['embed', *shared, f'--output={tmp_path / "x.npz"}'])

@@ -2,9 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from cmd_jax import errors
 from cmd_jax.models import last_blocks, make_encoder, vit
+from cmd_jax.models.positions import INTERPOLATIONS
 from tests import tiny
 
 
@@ -112,9 +114,40 @@ def test_positions_are_interpolated_as_in_torch(grid):
   )
 
 
-def test_positions_of_the_same_grid_are_untouched():
-  positions = jnp.arange(32.0).reshape(1, 16, 2)
-  assert vit.interpolate_positions(positions, (4, 4)) is positions
+@pytest.mark.parametrize('grid', [(3, 3), (5, 5), (8, 8), (2, 7)])
+def test_positions_are_interpolated_with_antialiasing(grid):
+  # Pillow resizes floats by the same kernel as torch with antialias=True.
+  positions = np.random.default_rng(0).normal(size=(6, 6, 3))
+  flat = jnp.array(positions.reshape(1, 36, 3))
+  ours = vit.interpolate_positions(flat, grid, 'antialias')
+  channels = [
+    Image.fromarray(positions[..., i].astype(np.float32)).resize(
+      grid[::-1], Image.Resampling.BICUBIC
+    )
+    for i in range(3)
+  ]
+  np.testing.assert_allclose(
+    np.asarray(ours).reshape(*grid, 3),
+    np.stack([np.asarray(x) for x in channels], -1),
+    atol=2e-6,
+  )
+
+
+@pytest.mark.parametrize('grid', [3, 8])
+def test_positions_are_interpolated_with_an_offset(grid):
+  positions = np.random.default_rng(0).normal(size=(1, 25, 4))
+  ours = vit.interpolate_positions(jnp.array(positions), (grid,) * 2, 'dinov2')
+  square = positions.reshape(5, 5, 4)
+  expected = _naive_bicubic(square, grid, (grid + 0.1) / 5)
+  np.testing.assert_allclose(
+    ours, expected.reshape(1, grid * grid, 4), rtol=1e-4, atol=1e-5
+  )
+
+
+@pytest.mark.parametrize('interpolation', INTERPOLATIONS)
+def test_positions_of_the_same_grid_are_untouched(interpolation):
+  same = jnp.arange(32.0).reshape(1, 16, 2)
+  assert vit.interpolate_positions(same, (4, 4), interpolation) is same
 
 
 def test_drop_path_keeps_the_expectation():

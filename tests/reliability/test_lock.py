@@ -42,6 +42,13 @@ def holder(tmp_path):
   process.communicate()
 
 
+@pytest.mark.parametrize('place', ['/proc/nope', '/dev/null/run'])
+def test_a_directory_that_cannot_be_made(place):
+  with pytest.raises(UserError, match=f'{place} cannot be made') as error:
+    Lock(pathlib.Path(place)).take()
+  assert 'has gone' not in str(error.value)
+
+
 def test_the_second_is_refused_and_told_who_and_since_when(holder, tmp_path):
   with pytest.raises(UserError) as error:
     Lock(tmp_path / 'run').take()

@@ -1,19 +1,25 @@
 """Prepares a set with a builder and reads what it wrote."""
 
+import functools
+
 import pytest
 import tensorflow_datasets as tfds
 
+from cmd_jax.data.sources import tfds_source
 from cmd_jax.errors import UserError
 
 
 def prepare(builder_class, manual_dir, data_dir, config='quicktest'):
-  builder = builder_class(data_dir=data_dir, config=config)
+  make = functools.partial(
+    tfds_source.make_builder, builder_class, data_dir=data_dir, config=config
+  )
+  builder = make()
   builder.download_and_prepare(
     download_config=tfds.download.DownloadConfig(manual_dir=manual_dir),
     file_format='array_record',
   )
   # As a later process meets it.
-  return builder_class(data_dir=data_dir, config=config)
+  return make()
 
 
 def examples(builder, split):

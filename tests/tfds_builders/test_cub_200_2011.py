@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cmd_jax.data.sources import tfds_source
 from cmd_jax.errors import UserError
 from tests.tfds_builders import layouts
 from tests.tfds_builders.preparing import examples, prepare, refusal
@@ -209,7 +210,9 @@ def test_the_archives_are_downloaded_unless_a_directory_is_named(
   archives = tmp_path / 'archives'
   _pack(unpacked, archives)
   manager = _Downloads(tmp_path, archives)
-  builder = cub.Builder(data_dir=tmp_path / 'data', config='quicktest')
+  builder = tfds_source.make_builder(
+    cub.Builder, data_dir=tmp_path / 'data', config='quicktest'
+  )
   splits = builder._split_generators(manager)
   assert manager.urls == [
     'https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz'

@@ -34,6 +34,32 @@ def test_layouts_that_cannot_be_are_refused(argument, fields, words):
   assert str(caught.value).startswith('config.parallel.')
 
 
+@pytest.mark.parametrize(
+  'steps, words',
+  [
+    (1, 'learning rate is 0 throughout and nothing is learned'),
+    (2, 'rises to 1.8e-05 only'),
+    (8, 'rises to 0.00012 only'),
+  ],
+)
+def test_a_run_within_its_warm_up_is_told(steps, words):
+  config = _config(**{'optim.warmup_epochs': 2.0})
+  said = recipe.explain_short_run(config, 4, steps)
+  assert words in said and f'all {steps} step(s)' in said
+  highest = [
+    float(recipe.make_schedules(config, 4, steps)['learning_rate'](i))
+    for i in range(steps)
+  ]
+  assert not max(highest) if steps == 1 else f'{max(highest):.2g}' in said
+
+
+def test_a_run_beyond_its_warm_up_is_not_remarked_on():
+  config = _config(**{'optim.warmup_epochs': 2.0})
+  assert recipe.explain_short_run(config, 4, 9) is None
+  config = _config(**{'optim.warmup_epochs': 0.0})
+  assert recipe.explain_short_run(config, 1, 1) is None
+
+
 @pytest.mark.parametrize('method', ['cmd', 'cmd_released', 'esvit', 'dino'])
 def test_the_published_methods_can_be_computed_part_by_part(method):
   recipe.check_parallel(_config(f'method={method}'), 2)

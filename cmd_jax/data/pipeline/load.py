@@ -137,12 +137,15 @@ def _load_validation(config: ConfigDict, make: Callable) -> Canvases | None:
   return make(source, canvas_px=config.canvas_px)
 
 
-def load_data(config: ConfigDict, mesh: Mesh) -> Data:
+def load_data(
+  config: ConfigDict, mesh: Mesh, *, route_before: str | None = None
+) -> Data:
   """Lists the images of a config and decodes them, or prepares to stream them.
 
   Args:
     config: as cmd_jax/config/published.py makes it.
     mesh: the devices.
+    route_before: of the run that goes on; None for a new one.
 
   Raises:
     UserError: no images, or fewer than a batch.
@@ -162,6 +165,7 @@ def load_data(config: ConfigDict, mesh: Mesh) -> Data:
     canvas_px=canvas_px,
     with_parts='parts' in config,
     mesh=mesh,
+    route_before=route_before,
   )
   if route == 'stream' and config.parallel.steps_per_dispatch > 1:
     raise UserError(

@@ -52,6 +52,7 @@ def choose_placement(
   canvas_px: int,
   with_parts: bool,
   mesh: Mesh,
+  route_before: str | None = None,
 ) -> Placement:
   """Chooses from the size of a set and the memory that there is.
 
@@ -65,6 +66,8 @@ def choose_placement(
     canvas_px: side R of the canvases in pixels.
     with_parts: whether a part mask goes with every training image.
     mesh: the devices.
+    route_before: of the run that goes on, which `auto` keeps; None for a new
+      one.
 
   Raises:
     UserError: an unknown placement.
@@ -85,6 +88,8 @@ def choose_placement(
   free = psutil.virtual_memory().available
   fits = on_host <= _HOST_SHARE * free
   needs = f'{_size(on_host)} of {_size(free)} free host memory'
+  if limit is None and num_pretrain:
+    needs += ' (training images once as read and once on each CPU device)'
   if limit is not None:
     fits = fits and on_device <= _DEVICE_SHARE * limit
     needs = f'{_size(on_device)} of {_size(limit)} on each device and {needs}'
@@ -93,12 +98,14 @@ def choose_placement(
     fits = bool(multihost_utils.process_allgather(np.array(fits)).all())
   route = wanted
   if wanted == 'auto':
-    route = 'device' if fits else 'stream'
+    route = route_before or ('device' if fits else 'stream')
   allowed = f'{_HOST_SHARE:.0%} of the host'
   if limit is not None:
     allowed = f'{_DEVICE_SHARE:.0%} of a device and {allowed}'
   why = 'as config.placement says'
-  if wanted == 'auto':
+  if wanted == 'auto' and route_before:
+    why = 'as when the run began'
+  elif wanted == 'auto':
     why = f'{"within" if fits else "more than"} {allowed}'
   return Placement(
     route,

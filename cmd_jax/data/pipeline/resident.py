@@ -26,7 +26,8 @@ def check_num_examples(canvases: Canvases, batch_size: int) -> None:
     )
   if num_examples < batch_size:
     raise UserError(
-      f'{canvases.name} has {num_examples} usable images, fewer than '
+      f'{canvases.name} has {num_examples} usable '
+      f'image{"s" if num_examples > 1 else ""}, fewer than '
       f'config.batch_size {batch_size}: set --config.batch_size to at most '
       f'{num_examples}'
     )

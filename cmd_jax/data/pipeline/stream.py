@@ -10,6 +10,7 @@ import collections
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent import futures
 
@@ -78,6 +79,15 @@ def _start_grain(
   return iter(dataset.mp_prefetch(options, worker_init_fn=start_worker))
 
 
+def _leave_ctrl_c_to_others() -> None:
+  """Keeps SIGINT from this thread and from the processes that it starts.
+
+  Ctrl-C reaches all processes of a terminal; the run ends those that decode
+  after its last step. From their first moment on: they inherit this.
+  """
+  signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+
+
 class _Feed:
   """step -> global `Batch`; reads ahead as long as the steps follow on."""
 
@@ -91,7 +101,9 @@ class _Feed:
     self._start, self._send, self._ahead = start, send, ahead
     self._decoded = None
     # One thread, because batches come out of Grain in order.
-    self._thread = futures.ThreadPoolExecutor(1, 'stream')
+    self._thread = futures.ThreadPoolExecutor(
+      1, 'stream', initializer=_leave_ctrl_c_to_others
+    )
     self._coming = collections.deque()
     self._next_step = 0
 

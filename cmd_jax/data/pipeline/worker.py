@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing.connection
 import os
-import signal
 import threading
 
 import numpy as np
@@ -117,8 +116,5 @@ def start_worker(number: int, count: int) -> None:
     count: of processes.
   """
   del number, count
-  # Ctrl-C reaches all processes of a terminal; the run ends them after its
-  # last step.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
   # A run that is killed can't end them, and they would wait for it for ever.
   threading.Thread(target=_end_with_parent, daemon=True).start()

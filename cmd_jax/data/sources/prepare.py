@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cmd_jax.data.sources import tfds_source
+from cmd_jax.devices import stopping
 from cmd_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,10 +114,10 @@ def prepare(
   config = builder_config or config_in_name or None
   builder_class = tfds_source.find_builder_class(name)
   tfds_source.check_config(builder_class, name, config)
-  make_builder = functools.partial(
-    builder_class, data_dir=data_dir, config=config
+  make = functools.partial(
+    tfds_source.make_builder, builder_class, data_dir=data_dir, config=config
   )
-  builder = make_builder()
+  builder = make()
   if builder.data_path.exists():
     return _describe(builder, is_new=False)
   folder = _check_manual_dir(builder, manual_dir)
@@ -124,11 +125,12 @@ def prepare(
   try:
     with tfds_source.lock(builder.data_dir_root, set_name):
       # Another process may have prepared it meanwhile.
-      builder = make_builder()
+      builder = make()
       is_new = not builder.data_path.exists()
       if is_new:
         _remove_leftovers(builder)
-        _download_and_prepare(builder, folder, progress)
+        with stopping.giving_back(lambda: _remove_leftovers(builder)):
+          _download_and_prepare(builder, folder, progress)
   except OSError as e:
     raise UserError(
       f'{builder.info.full_name} could not be prepared in {builder.data_dir}: '

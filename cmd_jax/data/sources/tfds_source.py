@@ -13,6 +13,9 @@ import importlib
 import io
 import os
 import pkgutil
+import shutil
+import tempfile
+import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -74,10 +77,10 @@ def tfds_source(
   builder_class = find_builder_class(name)
   config = builder_config or config_in_name or None
   check_config(builder_class, name, config)
-  make_builder = functools.partial(
-    builder_class, data_dir=data_dir, config=config
+  make = functools.partial(
+    make_builder, builder_class, data_dir=data_dir, config=config
   )
-  builder = _prepared(make_builder, progress)
+  builder = _prepared(make, progress)
   return _source(builder, split, decode_px, grey16_white)
 
 
@@ -125,10 +128,41 @@ def check_config(
   )
 
 
-def _prepared(
-  make_builder: Callable[[], tfds.core.DatasetBuilder], progress: bool
+def make_builder(
+  builder_class: type[tfds.core.DatasetBuilder], **arguments: Any
 ) -> tfds.core.DatasetBuilder:
-  builder = make_builder()
+  """Makes a builder, without the empty folder that TFDS leaves behind.
+
+  For every builder whose set is not prepared it makes one in the folder of
+  temporary files, for what Google's servers may know of the set.
+
+  Args:
+    builder_class: of the set.
+    **arguments: of the class.
+  """
+  from tensorflow_datasets.core import dataset_info
+
+  made = []
+
+  def make_folder(*args):
+    made.append(tempfile.mkdtemp(*args))
+    return made[-1]
+
+  # A name of that module alone.
+  before = dataset_info.tempfile
+  dataset_info.tempfile = types.SimpleNamespace(mkdtemp=make_folder)
+  try:
+    return builder_class(**arguments)
+  finally:
+    dataset_info.tempfile = before
+    for folder in made:
+      shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prepared(
+  make: Callable[[], tfds.core.DatasetBuilder], progress: bool
+) -> tfds.core.DatasetBuilder:
+  builder = make()
   if builder.data_path.exists():
     return builder
   set_name = builder.info.full_name.replace('/', '-')
@@ -136,7 +170,7 @@ def _prepared(
     with lock(builder.data_dir_root, set_name):
       # A builder looks for its files when it is made, and another process may
       # have prepared them meanwhile.
-      builder = make_builder()
+      builder = make()
       if not builder.data_path.exists():
         _prepare(builder, progress)
   except OSError as e:

@@ -21,7 +21,10 @@ function card(label, value, extra = null, words = false) {
 function gainText({ init, final }) {
   if (init === null || final === null) return null;
   const gain = 100 * (final - init);
-  return `${gain < 0 ? '−' : '+'}${Math.abs(gain).toFixed(1)}`;
+  const size = Math.abs(gain).toFixed(1);
+  // What is shown as nothing is neither up nor down.
+  if (size === '0.0') return '±0.0';
+  return `${gain < 0 ? '−' : '+'}${size}`;
 }
 
 // The first metric of each protocol stands for it.
@@ -63,7 +66,7 @@ function showCards() {
 function resultRow(row) {
   const value = (x) => (x === null ? '–' : percent(x));
   const gain = gainText(row);
-  const direction = gain === null ? '' : gain[0] === '+' ? 'up' : 'down';
+  const direction = { '+': 'up', '−': 'down' }[gain?.[0]] ?? '';
   const track = el('div', { class: 'track', 'aria-hidden': 'true' });
   if (row.final !== null) {
     const fill = el('div', { class: 'fill' });
