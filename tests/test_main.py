@@ -349,6 +349,9 @@ def test_weights_go_out_and_in_again(program, finished, tmp_path):
   sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
   assert results['init_from']['sha256'] == sha256
   assert sha256 in result.stderr
+  # What training has to beat is shown before it.
+  assert 'the encoder that training starts from' in result.stdout
+  assert f'the encoder starts from {weights}' in result.stderr
 
   # The checkpoint has all that a longer run needs.
   kept = weights.rename(tmp_path / 'kept')

@@ -47,7 +47,8 @@ def _wrong(field: Field, value: Any) -> str | None:
   if not _is_of_kind(field.kind, value):
     return f'it must be of kind {field.kind.__name__}'
   if field.choices is not None and value not in field.choices:
-    return f'choose one of {", ".join(field.choices)}'
+    choices = ', '.join(x or "''" for x in field.choices)
+    return f'choose one of {choices}'
   if not isinstance(value, int | float):
     return None
   if isinstance(value, float) and not math.isfinite(value):

@@ -377,8 +377,9 @@ FIELDS: dict[str, Field] = {
   'checkpoint.keep': _count('Checkpoints kept.', 1),
   'checkpoint.keep_best': _choice(
     'Score by which the best checkpoint is kept besides, and used; needs '
-    'eval.every_epochs. Empty for none.',
+    'eval.every_epochs. Empty for none; auto for rank1 where there are labels.',
     '',
+    'auto',
     'knn',
     'rank1',
     'rankme',

@@ -83,6 +83,12 @@ def is_installed(name: str) -> bool:
   return True
 
 
+def name_of(sha256: str) -> str | None:
+  """The name of published weights by the SHA-256 of their file."""
+  names = [name for name, x in WEIGHTS.items() if x.sha256 == sha256]
+  return names[0] if names else None
+
+
 def find_pretrained(name: str) -> pathlib.Path:
   """The installed file of published weights, its hash checked.
 

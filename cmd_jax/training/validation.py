@@ -26,6 +26,7 @@ class Validation:
   Attributes:
     best: `score`, `step` and `value` of the best step so far by
       config.checkpoint.keep_best; None without.
+    scores: those of the first and the last evaluation, as 'start' and 'end'.
   """
 
   def __init__(
@@ -53,6 +54,7 @@ class Validation:
     ):
       best = None
     self.best = best
+    self.scores: dict[str, dict[str, float]] = dict(saved.get('scores', {}))
     self._sample: validation.Sample | None = None
     self._encode: Callable | None = None
 
@@ -75,7 +77,12 @@ class Validation:
 
   def as_json(self) -> dict[str, Any]:
     """What a checkpoint keeps, for `__init__`."""
-    return {'step': self._step, 'nearest': self._nearest, 'best': self.best}
+    return {
+      'step': self._step,
+      'nearest': self._nearest,
+      'best': self.best,
+      'scores': self.scores,
+    }
 
   def evaluate(
     self, experiment: Experiment, state: TrainState
@@ -91,6 +98,7 @@ class Validation:
     )
     step = int(state.step)
     self._step, self._nearest = step, nearest
+    self.scores = {'start': self.scores.get('start', scores), 'end': scores}
     value = scores.get(self._keep_best)
     if value is not None and (self.best is None or value > self.best['value']):
       self.best = {'score': self._keep_best, 'step': step, 'value': value}

@@ -219,7 +219,10 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(
 @pytest.mark.parametrize(
   'changes, words',
   [
-    ({'checkpoint__keep_best': 'mAP'}, 'choose one of , knn, rank1, rankme'),
+    (
+      {'checkpoint__keep_best': 'mAP'},
+      "choose one of '', auto, knn",
+    ),
     (
       {'checkpoint__keep_best': 'knn', 'eval__every_epochs': 0.0},
       "keep_best is 'knn', .*every_epochs is 0: set that to 1",
@@ -237,6 +240,12 @@ def test_a_score_of_labels_needs_labels(tmp_path):
   with pytest.raises(UserError, match="'rank1', which needs labels, .*'rankme"):
     _build(tmp_path, checkpoint__keep_best='rank1')
   assert _build(tmp_path, checkpoint__keep_best='rankme').steps.keep_best
+  assert _build(tmp_path, checkpoint__keep_best='auto').steps.keep_best == ''
+
+
+def test_where_there_are_labels_they_choose_by_themselves(photos):
+  built = _build(photos, checkpoint__keep_best='auto')
+  assert built.steps.keep_best == 'rank1'
 
 
 @pytest.mark.parametrize(
