@@ -14,5 +14,5 @@ def launcher(tmp_path_factory):
 def alone(launcher, tmp_path_factory):
   """Work directory of a run of one process."""
   workdir = tmp_path_factory.mktemp('alone') / 'run'
-  launcher.run(workdir)
+  launcher.run_here(workdir)
   return workdir

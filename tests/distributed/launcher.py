@@ -1,5 +1,7 @@
 """Starts the program as several processes that meet over loopback."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
@@ -7,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+
+from cmd_jax.cli.program import run_mode
 
 _REPO = pathlib.Path(__file__).resolve().parents[2]
 _TIMEOUT_S = 300
@@ -37,6 +41,19 @@ class Launcher:
   def __init__(self, root):
     self._root = root
 
+  def _command(self, workdir, cache, arguments):
+    given = [x for x in arguments if x.startswith('--config=')]
+    return [
+      f'--compilation_cache={cache}',
+      f'--workdir={workdir}',
+      '--meeting_timeout_s=120',
+      # Overrides follow the config that they are of.
+      *(given or _USUAL),
+      *_TINY,
+      f'--config.dataset.data_dir={self._root / "tfds"}',
+      *(x for x in arguments if x not in given),
+    ]
+
   def start(self, workdir, *arguments, count=1, num_devices=1, of_process=()):
     """The processes of a run.
 
@@ -54,18 +71,10 @@ class Launcher:
       XLA_FLAGS=os.environ.get('XLA_FLAGS', '')
       + f' --xla_force_host_platform_device_count={num_devices}',
     )
-    given = [x for x in arguments if x.startswith('--config=')]
     command = [
       sys.executable,
       'main.py',
-      f'--compilation_cache={self._root / "compilation"}',
-      f'--workdir={workdir}',
-      '--meeting_timeout_s=120',
-      # Overrides follow the config that they are of.
-      *(given or _USUAL),
-      *_TINY,
-      f'--config.dataset.data_dir={self._root / "tfds"}',
-      *(x for x in arguments if x not in given),
+      *self._command(workdir, self._root / 'compilation', arguments),
     ]
     port = _free_port()
     processes = []
@@ -103,6 +112,20 @@ class Launcher:
     finally:
       for process in processes:
         process.kill()
+
+  def run_here(self, workdir, *arguments):
+    """Stderr of a run that succeeds on one device of this process."""
+    one = '--config.parallel.num_devices=1'
+    errors = io.StringIO()
+    with (
+      contextlib.chdir(_REPO),
+      contextlib.redirect_stdout(io.StringIO()),
+      contextlib.redirect_stderr(errors),
+    ):
+      # The cache of the tests is used.
+      code = run_mode(self._command(workdir, '', (*arguments, one)))
+    assert code == 0, errors.getvalue()
+    return errors.getvalue()
 
   def run(self, workdir, *arguments, **options):
     """Stdout and stderr of the processes of a run that succeeds."""

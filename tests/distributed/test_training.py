@@ -67,7 +67,7 @@ def test_two_stop_together_and_one_goes_on_as_if_it_had_been_alone(
   assert 'loss' not in other_messages
   assert '4 x cpu' in messages
 
-  [(_, messages)] = launcher.run(workdir)
+  messages = launcher.run_here(workdir)
   assert f'resumed after step {stopped}\n' in messages
   _assert_same_losses(workdir, alone)
   _assert_same_scores(workdir, alone)
