@@ -17,6 +17,7 @@ from cmd_jax.convert import pretrained
 from cmd_jax.convert.recognise import Recognised, recognise_encoder
 from cmd_jax.data import canvas
 from cmd_jax.data.augment import multi_crop
+from cmd_jax.data.image_like import ImageLike, as_list, describe, from_array
 from cmd_jax.data.inspect.kinds import TOP
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
@@ -27,9 +28,6 @@ from cmd_jax.rundir.saved_run import (
   read_network,
 )
 from cmd_jax.rundir.workdir import Workdir
-
-# An image in one of the forms that an encoder takes.
-ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 
 # The published evaluation: the shorter side to 256, the central 224 of it.
 _VIEW_PX, _CROP_FRACTION = 224, 0.875
@@ -168,7 +166,7 @@ class Encoder:
     Raises:
       UserError: no images, or one that can't be read.
     """
-    blocks = list(self._blocks(self.network.encode, _listed(images)))
+    blocks = list(self._blocks(self.network.encode, as_list(images)))
     image, tokens, attention = (
       None if column[0] is None else np.concatenate(column)
       for column in zip(*blocks)
@@ -178,7 +176,7 @@ class Encoder:
 
   def embed(self, images: ImageLike | Iterable[ImageLike]) -> np.ndarray:
     """The embeddings [N, D] of images alone; arguments as in `__call__`."""
-    blocks = self._blocks(self._embed, _listed(images))
+    blocks = self._blocks(self._embed, as_list(images))
     return np.concatenate([image for (image,) in blocks])
 
   def make_canvas(self, image: ImageLike) -> tuple[np.ndarray, tuple[int, int]]:
@@ -200,7 +198,7 @@ class Encoder:
         grey16_white=self._preprocessing.grey16_white,
       )
     elif not isinstance(image, Image.Image):
-      image = _from_array(image)
+      image = from_array(image)
     return canvas.make_canvas(image, canvas_px), canvas.true_size(image)
 
   def embed_canvases(
@@ -233,7 +231,7 @@ class Encoder:
       try:
         return self.make_canvas(image)
       except (OSError, ValueError) as error:
-        raise UserError(f'{_name(image)}: {_reason(error)}') from error
+        raise UserError(f'{describe(image)}: {_reason(error)}') from error
 
     with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
       size = self.network.batch_size
@@ -255,32 +253,6 @@ class Encoder:
     return tuple(
       None if x is None else np.asarray(x, np.float32)[:count] for x in outputs
     )
-
-
-def _listed(images: ImageLike | Iterable[ImageLike]) -> Sequence[ImageLike]:
-  if isinstance(images, np.ndarray) and images.ndim == 4:
-    return images
-  if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
-    return [images]
-  return list(images)
-
-
-def _from_array(image: Any) -> Image.Image:
-  array = np.asarray(image)
-  if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
-    raise ValueError(
-      f'{array.dtype} {list(array.shape)} is no image: give [H, W, 3] uint8, a '
-      'PIL image or a path'
-    )
-  if not array.size:
-    raise ValueError('an image without pixels: give [H, W, 3] uint8')
-  return Image.fromarray(array)
-
-
-def _name(image: ImageLike) -> str:
-  if isinstance(image, str | os.PathLike):
-    return os.fspath(image)
-  return type(image).__name__
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,46 @@
+"""Images in the forms that an encoder takes from Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+# A path, a PIL image or [H, W, 3] uint8.
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
+
+
+def as_list(images: ImageLike | Iterable[ImageLike]) -> Sequence[ImageLike]:
+  """One image or several, [N, H, W, 3] among them, as several."""
+  if isinstance(images, np.ndarray) and images.ndim == 4:
+    return images
+  if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
+    return [images]
+  return list(images)
+
+
+def from_array(image: Any) -> Image.Image:
+  """An image of [H, W, 3] uint8.
+
+  Raises:
+    ValueError: another shape or dtype, or no pixels.
+  """
+  array = np.asarray(image)
+  if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
+    raise ValueError(
+      f'{array.dtype} {list(array.shape)} is no image: give [H, W, 3] uint8, a '
+      'PIL image or a path'
+    )
+  if not array.size:
+    raise ValueError('an image without pixels: give [H, W, 3] uint8')
+  return Image.fromarray(array)
+
+
+def describe(image: ImageLike) -> str:
+  """The path of an image, or what it is given as."""
+  if isinstance(image, str | os.PathLike):
+    return os.fspath(image)
+  return type(image).__name__
