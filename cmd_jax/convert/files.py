@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from cmd_jax.convert import google_vit, networks, shards, torch_file
+from cmd_jax.convert import google_vit, networks, shards, torch_file, wrappers
 from cmd_jax.convert.torch_globals import (
   AGAIN,
   WHOLE_MODEL,
@@ -101,7 +101,7 @@ def read_tensors(
     with _open(shards.find(path), network) as contents:
       leaves = google_vit.parameters(contents.leaves)
       leaves = networks.take_network(leaves, network)
-      tensors = _load_all(contents, networks.strip_prefixes(leaves))
+      tensors = _load_all(contents, wrappers.strip_prefixes(leaves))
   except UnreadableError as error:
     raise UserError(f'{path} {one_line(error, 1000)}') from error
   # Shapes that Python can count and NumPy can't are an OverflowError.

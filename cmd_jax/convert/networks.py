@@ -1,4 +1,4 @@
-"""Which of the networks in a file is meant, and its names without wrappers.
+"""Which of the networks in a file is meant.
 
 Programs keep an encoder under many names, and often twice: as it is trained,
 and as a running average of that. What is an encoder shows in the names of its
@@ -8,12 +8,11 @@ the words before them. Where it does not show, nothing is chosen.
 
 from __future__ import annotations
 
-import collections
-import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
+from cmd_jax.convert import network_words as words
 from cmd_jax.convert.torch_globals import (
   INERT,
   NAMELESS,
@@ -24,133 +23,19 @@ from cmd_jax.files.safe_read import one_line
 
 NETWORKS = ('student', 'teacher')
 _MAX_NESTING = 5
+# Of wrappers around a name.
 _MAX_WRAPPERS = 8
 # More encoders than any file has.
 _MAX_ROOTS = 32
 
-# Words in the names of the running average of a network.
-_AVERAGE = set(
-  'teacher ema target momentum average averaged avg swa shadow polyak moving '
-  'slow'.split()
-)
-# And of the network that it is the average of, where that has a name.
-_TRAINED = set('student online base source fast'.split())
-# As in MoCo's encoder_q and encoder_k: no name of a network on their own.
-_AVERAGE_BESIDE, _TRAINED_BESIDE = {'k', 'key'}, {'q', 'query'}
-# All other words in the names under which programs keep networks.
-_NEUTRAL = set(
-  'model net network state dict encoder backbone params param parameters '
-  'weights module checkpoint ckpt trunk visual vision image feature extractor '
-  'body vit deit dinov dino with registers swin resnet efficientnet main raw '
-  'live trained pretrained best last final classy learner moving exponential '
-  'wrapped orig mod fsdp forward'.split()
-)
-_WORDS = _NEUTRAL | _AVERAGE | _TRAINED | _AVERAGE_BESIDE | _TRAINED_BESIDE
 # An optimiser keeps numbers by the names of the weights, but no weights.
 _NO_NETWORK = re.compile(r'optim|buffer|exp_avg|grad|adam|velocity|scal[ae]r')
 # What is beside the weights of an average.
 _BOOKKEEPING = set(
   'decay num_updates n_averaged initted step steps updates count'.split()
 )
-# What programs put between the parts of a network.
-_BETWEEN = set(
-  'module _orig_mod _checkpoint_wrapped_module _fsdp_wrapped_module '
-  '_forward_module _fpw_module'.split()
-)
-# The ends of the names in an encoder's first layer: it begins before them.
-_FIRST = (
-  'patch_embed.proj.weight',
-  'embeddings.patch_embeddings.projection.weight',
-  'embeddings.patch_embeddings.weight',
-  'layer1.0.conv1.weight',
-  '_conv_stem.weight',
-  'embedding.kernel',
-  # A ResNet whose layers a Sequential has numbered.
-  '4.0.conv1.weight',
-)
-# The first layers of encoders. Where they are outside of 'encoder.', that is
-# a part of the encoder, as in the library transformers.
-_STEMS = (
-  *('patch_embed.', 'conv1.', 'conv_proj.', 'embeddings.', 'embedder.'),
-  '_conv_stem.',
-)
-_ALONE = 'save the one that is meant alone and give that file'
 
 _T = TypeVar('_T')
-
-
-def _words(segment: str) -> list[str]:
-  """The words of a name between dots, without the numbers they end in."""
-  apart = re.sub(r'(?<=[a-z])(?=[A-Z])', '_', segment[:200]).lower()
-  words = (x.rstrip('0123456789') for x in re.split('[_-]', apart))
-  return [x for x in words if x]
-
-
-def _is_container(segment: str) -> bool:
-  words = _words(segment)
-  return bool(words) and _WORDS.issuperset(words)
-
-
-def _has_word(
-  segments: Iterable[str], words: set[str], beside: set[str]
-) -> bool:
-  for segment in segments:
-    found = _words(segment)
-    if words.intersection(found):
-      return True
-    if len(found) > 1 and beside.intersection(found):
-      return True
-  return False
-
-
-def _is_average(prefix: str) -> bool:
-  return _has_word(prefix.split('.'), _AVERAGE, _AVERAGE_BESIDE)
-
-
-def _is_trained(prefix: str) -> bool:
-  return _has_word(prefix.split('.'), _TRAINED, _TRAINED_BESIDE)
-
-
-def _roots(names: Iterable[str]) -> dict[str, str]:
-  """Where encoders begin: what is before a first layer, and its full name."""
-  roots = {}
-  for name in names:
-    for end in _FIRST:
-      root = name.removesuffix(end)
-      if root != name and (not root or root.endswith('.')):
-        roots.setdefault(root, name)
-  return roots
-
-
-def _listed(names: Collection[str]) -> str:
-  return ', '.join(one_line(name) for name in sorted(names)[:12])
-
-
-def _several(labels: Collection[str], what: str) -> UnreadableError:
-  return UnreadableError(
-    f'has several {what} ({_listed(labels)}) and does not tell which of them '
-    f'is the trained one and which its average: {_ALONE}'
-  )
-
-
-def _of_role(labels: Iterable[str], network: str) -> list[str]:
-  """The labels of the network that is meant, or all if there is but one."""
-  averages = [x for x in labels if _is_average(x)]
-  trained = [x for x in labels if x not in averages]
-  if network == 'teacher':
-    return averages or trained
-  # A name such as 'online' tells more than one such as 'net'.
-  told = [x for x in trained if _is_trained(x)]
-  return (told if len(told) == 1 else trained) or averages
-
-
-def _check_domains(labels: Collection[str], what: str) -> None:
-  """Refuses encoders of two domains, neither the average of the other."""
-  words = {
-    word for x in labels for part in x.split('.') for word in _words(part)
-  }
-  if {'source', 'target'} <= words:
-    raise _several(labels, what)
 
 
 # Nested dicts.
@@ -182,7 +67,7 @@ def find_state_dict(root: Any, network: str) -> dict[str, Tensor]:
     _check_readable(root, found or own, network)
     if not found:
       return own
-    _check_domains(found, 'state dicts')
+    words.check_domains(found, 'state dicts')
     if _is_network(own, found):
       found[''] = own
     network_here = _swapped(root, found, network)
@@ -192,7 +77,7 @@ def find_state_dict(root: Any, network: str) -> dict[str, Tensor]:
 
 def _is_network(own: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
   """Whether the tensors beside state dicts are a network themselves."""
-  return bool(_roots(own)) or any(
+  return bool(words.roots_of(own)) or any(
     not own.keys().isdisjoint(x) for x in found.values()
   )
 
@@ -233,7 +118,7 @@ class _Search:
     """Whether a dict under a name has the weights of a network in it."""
     if not isinstance(node, dict) or not depth or _NO_NETWORK.search(name):
       return False
-    key = id(node), depth, _is_container(name)
+    key = id(node), depth, words.is_container(name)
     if key not in self._known:
       self._known[key] = False
       self._known[key] = self._look(node, depth, whole=not key[2])
@@ -245,7 +130,7 @@ class _Search:
 
   def _look(self, node: dict, depth: int, whole: bool) -> bool:
     tensors = _tensor_names(node)
-    if _roots(tensors):
+    if words.roots_of(tensors):
       return True
     if not whole and not _BOOKKEEPING.issuperset(tensors):
       return True
@@ -261,10 +146,10 @@ def _check_readable(
 ) -> None:
   """Refuses a file whose network that is meant is there, but unreadable."""
   average = network == 'teacher'
-  if not found or any(_is_average(x) == average for x in found):
+  if not found or any(words.is_average(x) == average for x in found):
     return
   for name, value in root.items():
-    if _is_average(name) != average or not _is_container(name):
+    if words.is_average(name) != average or not words.is_container(name):
       continue
     inside = value if isinstance(value, dict) else {'': value}
     nameless = any(
@@ -289,14 +174,14 @@ def _is_list_of_tensors(value: Any) -> bool:
 
 
 def _choose(found: Mapping[str, Any], network: str, search: _Search) -> str:
-  labels = _of_role(found, network)
+  labels = words.of_role(found, network)
   if len({id(found[label]) for label in labels}) == 1:
     return labels[0]
   # Beside an encoder there may be other networks, such as a projector.
   whole = [x for x in labels if search.holds_encoder(found[x])]
   if len(whole) != 1:
     shown = [label or 'tensors beside them' for label in labels]
-    raise _several(shown, 'state dicts')
+    raise words.several_networks(shown, 'state dicts')
   return whole[0]
 
 
@@ -318,17 +203,17 @@ def take_network(leaves: Mapping[str, _T], network: str) -> dict[str, _T]:
     UnreadableError: several networks of which none is surely the one.
   """
   leaves = dict(leaves)
-  roots = _roots(leaves)
+  roots = words.roots_of(leaves)
   if len(roots) > _MAX_ROOTS:
-    raise _several(roots, 'networks')
-  _check_domains(roots, 'networks')
+    raise words.several_networks(roots, 'networks')
+  words.check_domains(roots, 'networks')
   prefixes = {name: _prefix_of(name, roots) for name in leaves}
   averages = {
     name
     for name, prefix in prefixes.items()
-    if _is_average(prefix) and name.rpartition('.')[2] not in _BOOKKEEPING
+    if words.is_average(prefix) and name.rpartition('.')[2] not in _BOOKKEEPING
   }
-  trained = {name for name in leaves if not _is_average(prefixes[name])}
+  trained = {name for name in leaves if not words.is_average(prefixes[name])}
   if not averages or not trained:
     _check_underscores(leaves)
   elif network == 'student' and not _is_all(averages, trained):
@@ -336,9 +221,9 @@ def take_network(leaves: Mapping[str, _T], network: str) -> dict[str, _T]:
   else:
     names = _with_dots(averages, trained, prefixes)
     leaves = {names.get(n, n): x for n, x in leaves.items() if n in averages}
-    if _roots(trained) and not _roots(leaves):
+    if words.roots_of(trained) and not words.roots_of(leaves):
       raise UnreadableError(
-        f'has an average ({_listed(averages)}) that is no whole encoder: '
+        f'has an average ({words.listed(averages)}) that is no whole encoder: '
         'choose --config.init.network=student'
       )
   return _one_root(leaves, network)
@@ -347,7 +232,7 @@ def take_network(leaves: Mapping[str, _T], network: str) -> dict[str, _T]:
 def _is_all(averages: Collection[str], trained: Collection[str]) -> bool:
   """Whether what is beside an average is no network, such as a counter."""
   few = 2 * len(trained) < len(averages)
-  return few and bool(_roots(averages)) and not _roots(trained)
+  return few and bool(words.roots_of(averages)) and not words.roots_of(trained)
 
 
 def _prefix_of(name: str, roots: Collection[str]) -> str:
@@ -357,7 +242,7 @@ def _prefix_of(name: str, roots: Collection[str]) -> str:
     return max(above, key=len)
   segments = name.split('.')
   count = 0
-  while count < len(segments) - 1 and _is_container(segments[count]):
+  while count < len(segments) - 1 and words.is_container(segments[count]):
     count += 1
   return ''.join(f'{segment}.' for segment in segments[:count])
 
@@ -392,15 +277,15 @@ def _check_underscores(leaves: Collection[str]) -> None:
   flat = {name.replace('.', '_') for name in leaves if '.' in name}
   for name in leaves:
     if name.startswith('ema_') and name[4:] in flat:
-      raise _several([name, 'the same without ema_'], 'networks')
+      raise words.several_networks([name, 'the same without ema_'], 'networks')
 
 
 def _one_root(leaves: dict[str, _T], network: str) -> dict[str, _T]:
   """The leaves without second names of the same encoder."""
-  roots = _roots(leaves)
+  roots = words.roots_of(leaves)
   if len(roots) < 2:
     return leaves
-  told = [root for root in roots if _is_trained(root)]
+  told = [root for root in roots if words.is_trained(root)]
   if network == 'teacher':
     # None of these is known to be the average.
     told = []
@@ -408,88 +293,7 @@ def _one_root(leaves: dict[str, _T], network: str) -> dict[str, _T]:
   others = [root for root in roots if root != kept]
   first = leaves[roots[kept]]
   if len(told) != 1 and any(leaves[roots[x]] != first for x in others):
-    raise _several([x or 'names without a prefix' for x in roots], 'networks')
+    raise words.several_networks(
+      [x or 'names without a prefix' for x in roots], 'networks'
+    )
   return {n: x for n, x in leaves.items() if _prefix_of(n, roots) not in others}
-
-
-# Wrappers.
-
-
-def strip_prefixes(tensors: Mapping[str, _T]) -> dict[str, _T]:
-  """Takes off what programs wrap an encoder in.
-
-  Whatever comes before the first layer of the only encoder is taken off. Of
-  others, a prefix of the words of wrappers comes off if at least half of the
-  names have it; then the next. The other names, such as those of heads, stay,
-  and so does a name that would become that of another tensor. 'encoder.' comes
-  off only if the first layer of an encoder is below it.
-
-  Args:
-    tensors: anything by name.
-
-  Returns:
-    The same in the same order under shorter names.
-  """
-  tensors = _without_between(tensors)
-  roots = _roots(tensors)
-  if len(roots) == 1 and '' not in roots:
-    tensors = _without_root(tensors, *roots)
-  for _ in range(_MAX_WRAPPERS):
-    prefix = _find_wrapper(tensors)
-    if prefix is None:
-      break
-    taken = {*tensors, ''}
-    tensors = {
-      name if (short := name.removeprefix(prefix)) in taken else short: tensor
-      for name, tensor in tensors.items()
-    }
-  return tensors
-
-
-def _without_between(tensors: Mapping[str, _T]) -> dict[str, _T]:
-  """Takes wrappers of parts, as of compiled blocks, out of the names."""
-  renamed = {}
-  for name, tensor in tensors.items():
-    first, *rest = name.split('.')
-    short = '.'.join([first, *(x for x in rest if x not in _BETWEEN)])
-    if short != name and (short in tensors or short in renamed):
-      short = name
-    renamed[short] = tensor
-  return renamed
-
-
-def _without_root(tensors: Mapping[str, _T], root: str) -> dict[str, _T]:
-  inside = {n.removeprefix(root) for n in tensors if n.startswith(root)}
-  renamed = {}
-  for full, tensor in tensors.items():
-    name = full
-    if name.startswith(root):
-      name = name.removeprefix(root)
-    else:
-      # A head has the outer wrappers too.
-      segments = name.split('.')
-      shared = os.path.commonprefix([segments[:-1], root.split('.')])
-      name = '.'.join(segments[len(shared) :])
-    if name in renamed or (name in inside and not full.startswith(root)):
-      # Of another network, as of a text encoder: never mixed into this one.
-      name = f'(outside of {root}) {full}'
-    renamed[name] = tensor
-  return renamed
-
-
-def _find_wrapper(tensors: Mapping[str, Any]) -> str | None:
-  firsts = collections.Counter(
-    name.partition('.')[0] for name in tensors if '.' in name
-  )
-  for first, count in firsts.items():
-    if 2 * count < len(tensors) or not _is_container(first):
-      continue
-    prefix = f'{first}.'
-    below = [
-      name.removeprefix(prefix) for name in tensors if name.startswith(prefix)
-    ]
-    if {*tensors, ''} >= set(below):
-      continue
-    if prefix != 'encoder.' or any(name.startswith(_STEMS) for name in below):
-      return prefix
-  return None

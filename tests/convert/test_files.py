@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from cmd_jax.convert import files, networks
+from cmd_jax.convert import files, networks, wrappers
 from cmd_jax.errors import UserError
 
 _DATA = pathlib.Path(__file__).parent / 'data'
@@ -210,14 +210,14 @@ def test_dicts_in_themselves():
 )  # fmt: skip
 def test_prefixes(names, expected):
   tensors = {name: name for name in names.split()}
-  stripped = networks.strip_prefixes(tensors)
+  stripped = wrappers.strip_prefixes(tensors)
   assert ' '.join(stripped) == expected
   assert list(stripped.values()) == list(tensors)
 
 
 def test_many_wrappers_end():
   name = 'module.' * 1000 + 'w'
-  assert networks.strip_prefixes({name: 1})
+  assert wrappers.strip_prefixes({name: 1})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from cmd_jax.convert import files, networks
+from cmd_jax.convert import files, networks, wrappers
 from cmd_jax.convert.torch_globals import (
   INERT,
   Tensor,
@@ -29,7 +29,7 @@ def _encoder(value, prefix='', names=_NAMES):
 
 def _value(leaves):
   """The encoder in the leaves, by the one offset that it has."""
-  leaves = networks.strip_prefixes(leaves)
+  leaves = wrappers.strip_prefixes(leaves)
   values = {leaves[name].offset for name in _NAMES}
   assert len(values) == 1
   return values.pop()
@@ -262,7 +262,7 @@ def test_prefixes_of_other_trainers(prefix, first):
   names = [f'{first}.weight', 'norm.bias']
   heads = ['head.weight', 'text.a', 'text.b', 'text.c']
   tensors = {prefix + name: name for name in names} | {x: x for x in heads}
-  stripped = networks.strip_prefixes(tensors)
+  stripped = wrappers.strip_prefixes(tensors)
   assert {name: stripped[name] for name in names} == {x: x for x in names}
 
 
@@ -281,7 +281,7 @@ def test_wrappers_between_the_parts(wrapper):
     f'{wrapper}.patch_embed.{wrapper}.proj.weight': 'patch_embed.proj.weight',
     f'{wrapper}.norm.bias': 'norm.bias',
   }
-  assert networks.strip_prefixes(names) == {x: x for x in names.values()}
+  assert wrappers.strip_prefixes(names) == {x: x for x in names.values()}
 
 
 def test_names_outside_of_the_encoder_are_not_mixed_in():
@@ -290,7 +290,7 @@ def test_names_outside_of_the_encoder_are_not_mixed_in():
     'visual.blocks.0.norm.weight': 2,
     'blocks.0.norm.weight': 3,
   }
-  stripped = networks.strip_prefixes(tensors)
+  stripped = wrappers.strip_prefixes(tensors)
   assert stripped['blocks.0.norm.weight'] == 2
   assert 3 in stripped.values()
 
@@ -309,7 +309,7 @@ def test_names_outside_of_the_encoder_are_not_mixed_in():
 def test_names_that_would_take_for_ever(names):
   leaves = {name: name for name in names}
   with contextlib.suppress(UnreadableError):
-    networks.strip_prefixes(networks.take_network(leaves, 'teacher'))
+    wrappers.strip_prefixes(networks.take_network(leaves, 'teacher'))
 
 
 def test_wide_dicts_in_each_other_end():
