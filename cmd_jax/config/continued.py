@@ -56,14 +56,19 @@ def resolve_start(words: vocabulary.Argument) -> vocabulary.Argument:
   """Fills in the start and the encoder of a config for photographs.
 
   The start is 'pretrained' if nothing says otherwise, the package of the
-  weights is installed and the encoder is theirs.
+  weights is installed and the encoder is theirs. Distillation teaches a small
+  encoder what the weights know, so that it starts from nothing.
 
   Args:
     words: whose `start` and `encoder` may be empty.
   """
   start = words.start
   if not start:
-    is_open = words.encoder in ('', _ENCODER) and not words.quicktest
+    is_open = (
+      words.encoder in ('', _ENCODER)
+      and words.method != 'distil'
+      and not words.quicktest
+    )
     is_there = is_open and pretrained.is_installed(WEIGHTS)
     start = 'pretrained' if is_there else 'scratch'
   usual = _ENCODER if start == 'pretrained' else vocabulary.USUAL.encoder

@@ -31,6 +31,7 @@ def _hide(monkeypatch):
     ('start=scratch,encoder=efficientnet', '', 'efficientnet'),
     ('quicktest', '', 'vit'),
     ('encoder=swin', '', 'swin'),
+    ('method=distil', '', 'vit'),
     ('start=pretrained,encoder=swin', '', 'swin'),
   ],
 )
