@@ -42,10 +42,10 @@ from cmd_jax.training.frozen_teacher import load_teacher
 from cmd_jax.training.recipe import (
   check_accumulates,
   check_parallel,
-  explain_short_run,
   make_method_maker,
   make_optimizer,
   make_schedules,
+  warnings_about,
 )
 from cmd_jax.training.state import TrainState, init_train_state, state_shardings
 from cmd_jax.training.step import make_train_step, multi_step
@@ -94,6 +94,7 @@ class Experiment(NamedTuple):
     compile_step: () -> the compiled train step.
     rng: root key of the steps.
     steps: when what happens.
+    warnings: what of the config can hardly be meant, a sentence each.
     evaluation: how the encoder is scored.
   """
 
@@ -110,7 +111,7 @@ class Experiment(NamedTuple):
   compile_step: Callable[[], Callable]
   rng: jax.Array
   steps: Steps
-  hardly_learns: str | None
+  warnings: tuple[str, ...]
   evaluation: Evaluation
 
   @property
@@ -391,7 +392,7 @@ def build(
     ),
     rng=steps_rng,
     steps=steps,
-    hardly_learns=explain_short_run(config, steps.per_epoch, steps.total),
+    warnings=warnings_about(config, steps.per_epoch, steps.total),
     evaluation=_make_evaluation(
       config, encoder, Splits(data.pretrain, data.test)
     ),

@@ -74,6 +74,33 @@ def explain_short_run(
   )
 
 
+# Published learning rates of weights to go on from are below it.
+_FORGETS = 2e-3
+
+
+def explain_forgetting(config: ConfigDict) -> str | None:
+  """Says that a learning rate is one for encoders that are drawn at random."""
+  rate = config.optim.base_learning_rate
+  if not config.init.path or config.optim.name != 'adamw' or rate <= _FORGETS:
+    return None
+  return (
+    f'config.optim.base_learning_rate is {rate:g}, made for an encoder that is '
+    'drawn at random: one that knows something forgets it. '
+    '--config=NAME:start=pretrained has the recipe for going on'
+  )
+
+
+def warnings_about(
+  config: ConfigDict, steps_per_epoch: int, total_steps: int
+) -> tuple[str, ...]:
+  """What of the learning rate can hardly be meant, a sentence each."""
+  said = (
+    explain_short_run(config, steps_per_epoch, total_steps),
+    explain_forgetting(config),
+  )
+  return tuple(x for x in said if x)
+
+
 def check_parallel(config: ConfigDict, num_devices: int) -> None:
   """Refuses layouts of state and steps that cannot be.
 

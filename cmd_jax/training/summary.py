@@ -88,7 +88,7 @@ def announce(experiment: Experiment, workdir: Workdir) -> None:
   for line in lines:
     print(f'data: {line}', file=sys.stderr)
   for warning in (
-    experiment.hardly_learns,
+    *experiment.warnings,
     remark_on_labels(experiment.splits),
   ):
     if warning:

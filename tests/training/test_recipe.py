@@ -2,7 +2,7 @@ import types
 
 import pytest
 
-from cmd_jax.config import published, vocabulary
+from cmd_jax.config import builtin, published, vocabulary
 from cmd_jax.errors import UserError
 from cmd_jax.training import recipe
 
@@ -94,3 +94,26 @@ def test_terms_warm_up_over_the_configured_epochs():
   assert [float(warmup(step)) for step in (0, 3, 6, 20)] == [0, 0.5, 1, 1]
   config.term_warmup_epochs = 0.0
   assert 'term_warmup' not in recipe.make_schedules(config, 4, 40)
+
+
+@pytest.mark.parametrize(
+  'changes, forgets',
+  [
+    ({'init.path': 'x.pth'}, True),
+    ({}, False),
+    ({'init.path': 'x.pth', 'optim.base_learning_rate': 5e-4}, False),
+    # SGD has other learning rates.
+    ({'init.path': 'x.pth', 'optim.name': 'sgd'}, False),
+  ],
+)
+def test_a_learning_rate_for_drawn_encoders_is_told(changes, forgets):
+  config = builtin.folder('start=scratch').unlock()
+  config.update_from_flattened_dict(changes)
+  said = recipe.explain_forgetting(config)
+  assert (said is not None) == forgets
+  if said:
+    assert 'base_learning_rate is 0.01' in said and 'start=pretrained' in said
+
+
+def test_the_recipe_for_going_on_does_not_forget():
+  assert recipe.explain_forgetting(builtin.folder('start=pretrained')) is None
