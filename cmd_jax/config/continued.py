@@ -21,17 +21,19 @@ _ENCODER = 'efficientnet'
 _RECIPE = dict(
   optim=dict(
     name='adamw',
-    base_learning_rate=2e-3,
+    base_learning_rate=0.01,
     final_learning_rate=1e-6,
     warmup_epochs=1.0,
-    # The heads learn to read the encoder before it is moved by them.
+    # The heads are drawn, and learn to read the encoder before it is moved by
+    # them, much more slowly.
     freeze_encoder_epochs=1.0,
-    layer_decay=0.8,
+    encoder_scale=0.02,
+    layer_decay=1.0,
     clip_norm=3.0,
   ),
   # A slow teacher: that it changes little is what keeps the student from
   # forgetting.
-  teacher=dict(base_momentum=0.99, final_momentum=0.999),
+  teacher=dict(base_momentum=0.99, final_momentum=1.0),
 )
 
 # For photographs and such an encoder, made for 224 pixels. Smaller views

@@ -316,9 +316,10 @@ def published(argument: vocabulary.Argument) -> ConfigDict:
       clip_norm=3.0,
       freeze_last_layer_epochs=1.0,
       # For an encoder that knows something already: epochs in which the heads
-      # alone learn, and the factor of the learning rate from one of its blocks
-      # to the one before it.
+      # alone learn, its learning rate over the heads', and the factor of it
+      # from one of its blocks to the one before it.
       freeze_encoder_epochs=0.0,
+      encoder_scale=1.0,
       layer_decay=1.0,
       # Whether biases and norms decay as well.
       decay_vectors=False,

@@ -335,6 +335,12 @@ FIELDS: dict[str, Field] = {
   'optim.freeze_encoder_epochs': _not_negative(
     'Epochs at the start in which the heads alone are trained.'
   ),
+  'optim.encoder_scale': Field(
+    float,
+    "The encoder's learning rate as a fraction of the heads'.",
+    above=0,
+    most=1,
+  ),
   'optim.layer_decay': Field(
     float,
     'Factor of the learning rate from a block of the encoder to the one before '

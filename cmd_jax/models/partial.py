@@ -64,16 +64,18 @@ def make_is_frozen(
 
 
 def make_layer_scale(
-  encoder: nn.Module, layer_decay: float
+  encoder: nn.Module, *, encoder_scale: float, layer_decay: float
 ) -> Callable[[tuple[str, ...]], float]:
-  """Learning rates that fall from block to block towards the images.
+  """Learning rates of an encoder's layers as fractions of the heads'.
 
-  The n-th of d blocks, from 1, has layer_decay^(d + 1 - n), what is before
-  them layer_decay^(d + 1), and what is after them and the heads 1 (BEiT,
-  optim_factory.py `LayerDecayValueAssigner`).
+  The n-th of d blocks, from 1, has encoder_scale layer_decay^(d + 1 - n), what
+  is before them encoder_scale layer_decay^(d + 1), what is after them
+  encoder_scale, and the heads 1 (BEiT, optim_factory.py
+  `LayerDecayValueAssigner`, for encoder_scale = 1).
 
   Args:
     encoder: the encoder.
+    encoder_scale: of the encoder's last layers.
     layer_decay: from one block to the one before it.
 
   Returns:
@@ -86,7 +88,9 @@ def make_layer_scale(
   before = layer_decay ** (depth + 1)
 
   def scale_of(path: tuple[str, ...]) -> float:
-    return of_layer.get(path[1], before) if path[0] == 'encoder' else 1.0
+    if path[0] != 'encoder':
+      return 1.0
+    return encoder_scale * of_layer.get(path[1], before)
 
   return scale_of
 

@@ -80,12 +80,13 @@ _FORGETS = 2e-3
 
 def explain_forgetting(config: ConfigDict) -> str | None:
   """Says that a learning rate is one for encoders that are drawn at random."""
-  rate = config.optim.base_learning_rate
+  rate = config.optim.base_learning_rate * config.optim.encoder_scale
   if not config.init.path or config.optim.name != 'adamw' or rate <= _FORGETS:
     return None
   return (
-    f'config.optim.base_learning_rate is {rate:g}, made for an encoder that is '
-    'drawn at random: one that knows something forgets it. '
+    f'the base learning rate of the encoder is {rate:g}, made for one that is '
+    'drawn at random: one that knows something forgets it '
+    '(config.optim.base_learning_rate, encoder_scale). '
     '--config=NAME:start=pretrained has the recipe for going on'
   )
 
@@ -246,8 +247,12 @@ def make_optimizer(
     encoder: whose layers have learning rates of their own.
   """
   scale_of = None
-  if config.layer_decay != 1:
-    scale_of = partial.make_layer_scale(encoder, config.layer_decay)
+  if (config.encoder_scale, config.layer_decay) != (1, 1):
+    scale_of = partial.make_layer_scale(
+      encoder,
+      encoder_scale=config.encoder_scale,
+      layer_decay=config.layer_decay,
+    )
 
   def steps(epochs):
     return round(epochs * steps_per_epoch)

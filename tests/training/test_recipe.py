@@ -102,6 +102,7 @@ def test_terms_warm_up_over_the_configured_epochs():
     ({'init.path': 'x.pth'}, True),
     ({}, False),
     ({'init.path': 'x.pth', 'optim.base_learning_rate': 5e-4}, False),
+    ({'init.path': 'x.pth', 'optim.encoder_scale': 0.05}, False),
     # SGD has other learning rates.
     ({'init.path': 'x.pth', 'optim.name': 'sgd'}, False),
   ],
@@ -112,7 +113,10 @@ def test_a_learning_rate_for_drawn_encoders_is_told(changes, forgets):
   said = recipe.explain_forgetting(config)
   assert (said is not None) == forgets
   if said:
-    assert 'base_learning_rate is 0.01' in said and 'start=pretrained' in said
+    assert (
+      'learning rate of the encoder is 0.01' in said
+      and 'start=pretrained' in said
+    )
 
 
 def test_the_recipe_for_going_on_does_not_forget():
