@@ -82,6 +82,8 @@ def _execute(workdir, weights, photographs):
   return printed, pictures
 
 
+# The cells of a file of weights are looked at always.
+@pytest.mark.slow
 def test_a_run_is_shown(run):
   workdir, photographs = run
   printed, (attention, found) = _execute(workdir, '', photographs)

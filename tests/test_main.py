@@ -395,6 +395,8 @@ def _particle_command(program, workdir, *arguments):
   )
 
 
+# Rounds are looked at in tests/training/test_part_rounds.py.
+@pytest.mark.slow
 def test_parts_are_found_contrasted_and_found_again(program, tmp_path):
   workdir = tmp_path / 'run'
   command = _particle_command(program, workdir)

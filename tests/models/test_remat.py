@@ -64,7 +64,14 @@ def _kept_bytes(loss, variables, images):
   return sum(x.size * x.dtype.itemsize for x in leaves)
 
 
-@pytest.mark.parametrize('name', _ENCODERS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    # The same blocks as the ViT's.
+    pytest.param(x, marks=pytest.mark.slow) if x == 'rotary' else x
+    for x in _ENCODERS
+  ],
+)
 def test_values_and_gradients_stay_and_memory_falls(name):
   images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
   encoder = _make(name, 'none')

@@ -39,7 +39,8 @@ def _swin():
   'name, make',
   [
     ('deit_tiny_patch16_out4096', _deit_with_heads),
-    ('swin_tiny_w7_backbone', _swin),
+    # Its layers are made by the same initialisers.
+    pytest.param('swin_tiny_w7_backbone', _swin, marks=pytest.mark.slow),
   ],
 )
 def test_the_initialisation_has_the_released_statistics(name, make):

@@ -74,7 +74,10 @@ def _train(temperature, centre_momentum, num_steps):
   'kind, temperature, centre_momentum, advice',
   [
     # Without centring one prototype wins by the slightest lead.
-    ('one_prototype', 0.002, 1.0, 'centre_momentum'),
+    pytest.param(
+      *('one_prototype', 0.002, 1.0, 'centre_momentum'),
+      marks=pytest.mark.slow,
+    ),
     # Without sharpening all become equal.
     ('uniform', 1.0, 0.9, 'lower config.teacher.temperature'),
   ],
