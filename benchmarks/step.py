@@ -161,7 +161,13 @@ def make_step(
   def is_frozen(path):
     return False
 
-  optimizer = make_optimizer(config.optim, named, STEPS_PER_EPOCH, is_frozen)
+  optimizer = make_optimizer(
+    config.optim,
+    named,
+    STEPS_PER_EPOCH,
+    is_frozen,
+    make_encoder(**config.model),
+  )
   method_for = make_method_maker(config, named, is_frozen)
 
   def make(axis_name, mesh):

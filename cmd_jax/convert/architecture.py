@@ -93,7 +93,10 @@ def family_interpolation(renamed: Renamed) -> str:
   Returns:
     One of `positions.INTERPOLATIONS`.
   """
-  if renamed.family.endswith('(Hugging Face)'):
+  # Google's programs resize linearly, as none of these.
+  if renamed.family.endswith('(Hugging Face)') or (
+    renamed.family == google_vit.FAMILY
+  ):
     return 'dino'
   names = renamed.tensors
   of_timm = 'head.weight' in names or 'blocks.0.ls1.gamma' in names

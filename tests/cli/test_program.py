@@ -170,7 +170,8 @@ def test_fields_of_a_config_are_overridden():
   assert values.config.optim.warmup_epochs == 7.5
   assert values.workdir is None
   # Each command line is read by itself.
-  assert _parse('--config=folder').config.optim.warmup_epochs == 2.0
+  config = _parse('--config=folder:start=scratch').config
+  assert config.optim.warmup_epochs == 2.0
 
 
 def test_a_file_goes_before_a_built_in_config(tmp_path, monkeypatch):

@@ -18,6 +18,14 @@ _TIMEOUT_S = 300
 _SCORING = 'the scoring of the trained encoder'
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_not_ignored():
+  """As in a terminal; jobs in the background of a shell begin otherwise."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
 def _start(workdir, *arguments):
   return subprocess.Popen(
     [
