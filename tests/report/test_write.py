@@ -38,8 +38,14 @@ def test_a_report_shows_the_newest_checkpoint(tmp_path):
   data = _data(path)
   assert data['notes'] == []
   assert data['results'] == [{'name': 'knn/20/top1', 'init': 0.1, 'final': 0.4}]
+  assert data['protocols'] == {
+    'knn/20': 'the 20 nearest training images vote for the class'
+  }
   run, photos = data['run'], data['photos']
-  assert (run['step'], run['encoder']) == (7, 'vit Mu')
+  assert (run['step'], run['encoder']) == (
+    7,
+    'vision transformer (ViT), size Mu: the smallest',
+  )
   params = scored_runs.make_params(0)
   assert run['parameters'] == sum(x.size for x in jax.tree.leaves(params))
   assert run['config'].items() >= {'model.name': '"vit"', 'seed': '0'}.items()
