@@ -82,7 +82,7 @@ def _evaluate(values: flags.FlagValues) -> None:
 
   _use_compilation_cache(values)
   results = run.evaluate(values.config, values.workdir, newest=values.newest)
-  print(scoring.results_table(results['init'], results.get('final', {})))
+  print(scoring.explained_table(results['init'], results.get('final', {})))
 
 
 def _report(values: flags.FlagValues) -> None:

@@ -15,11 +15,16 @@ from flax import linen as nn
 from cmd_jax.convert import architecture, entries, families, files, pretrained
 from cmd_jax.errors import UserError
 from cmd_jax.files.safe_read import one_line
-from cmd_jax.models.positions import interpolate_positions
+from cmd_jax.models.positions import (
+  interpolate_positions,
+  resize_bias_table,
+)
 from cmd_jax.models.swin import SwinTransformer
 from cmd_jax.models.vit import VisionTransformer
 
 _LISTED = 12
+# The rule for the bias tables of a Swin in timm's naming.
+_OF_TIMM = 'timm'
 # Reasons beside others.
 _FEW = 3
 
@@ -160,6 +165,8 @@ def _resize(
     and round(len(tensor) ** 0.5) ** 2 == len(tensor)
   ):
     side = round(shape[0] ** 0.5)
+    if interpolation == _OF_TIMM:
+      return resize_bias_table(tensor, side)
     return np.asarray(interpolate_positions(tensor[None], (side, side)))[0]
   return None
 
@@ -216,6 +223,17 @@ def _misshapen(
 def _interpolation_of(encoder: nn.Module) -> str:
   """How an encoder resizes positions; encoders without resize as 'dino'."""
   return getattr(encoder, 'interpolation', 'dino')
+
+
+def _rule_of(encoder: nn.Module, tensors: Mapping[str, np.ndarray]) -> str:
+  """How a file's tensors are resized; a Swin's by the program that named it.
+
+  In timm a stage merges before its blocks, in Microsoft's and EsViT's after.
+  """
+  of_timm = not any('layers.0.downsample.' in name for name in tensors)
+  if isinstance(encoder, SwinTransformer) and of_timm:
+    return _OF_TIMM
+  return _interpolation_of(encoder)
 
 
 def _of_shapes(name: str, there: tuple, here: tuple) -> str:
@@ -340,7 +358,7 @@ def load_encoder(
   _refuse(path, renamed, _differences(name, renamed, shapes))
   problems, notes = _check_the_rest(encoder, renamed)
   tensors, resized, misshapen = _fit(
-    renamed, shapes, path, _interpolation_of(encoder)
+    renamed, shapes, path, _rule_of(encoder, file.tensors)
   )
   _refuse(path, renamed, problems + misshapen[:_LISTED])
   return Imported(

@@ -12,6 +12,7 @@ from cmd_jax.evaluators.run import (
   EVALUATORS,
   check_protocol,
   evaluate,
+  explain_protocols,
   make_evaluators,
   remark_on_labels,
   why_not_scored,
@@ -19,6 +20,7 @@ from cmd_jax.evaluators.run import (
 
 __all__ = [
   'EVALUATORS',
+  'explain_protocols',
   'Evaluator',
   'Features',
   'FrozenNetwork',

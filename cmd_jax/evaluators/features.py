@@ -165,6 +165,23 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
   return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
 
 
+def centred(vectors: np.ndarray, around: np.ndarray) -> np.ndarray:
+  """Vectors less the mean of others.
+
+  Features in a narrow cone have cosines near 1; what they differ in, the
+  cosines of the rest show.
+
+  Args:
+    vectors: [M, D].
+    around: [N, D] whose mean is taken off.
+
+  Returns:
+    [M, D] float32; zeros where all are alike.
+  """
+  mean = around.mean(axis=0, dtype=np.float64).astype(np.float32)
+  return vectors.astype(np.float32) - mean
+
+
 def principal_components(vectors: np.ndarray, count: int) -> np.ndarray:
   """Projects vectors on the directions in which they vary most.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -18,6 +19,13 @@ from cmd_jax.files.atomic import write_atomically
 _NUM_QUERIES = 10
 _CELL_PX = 96
 _FRAME_PX = 4
+_TEXT_PX = 14
+_LEGEND = (
+  'image',
+  'looks at*',
+  'nearest training images: green same class, red another, grey unlabelled. '
+  '* bright: attended most, scaled',
+)
 _RIGHT, _WRONG, _QUERY = (40, 160, 60), (205, 50, 40), (40, 40, 40)
 
 
@@ -53,6 +61,14 @@ def _cell(image: np.ndarray, frame: tuple[int, int, int]) -> Image.Image:
   )
   cell.paste(resized, (_FRAME_PX, _FRAME_PX))
   return cell
+
+
+def _class_name(names: Sequence[str], label: int) -> str:
+  """A class's name as short as a cell is wide; the font has Latin letters."""
+  name = names[label] if 0 <= label < len(names) else ''
+  # Names of one set often begin alike.
+  name = name if len(name) <= 15 else f'{name[:6]}..{name[-7:]}'
+  return name.encode('ascii', 'replace').decode().replace('\n', ' ')
 
 
 def draw_neighbours(
@@ -100,7 +116,8 @@ def save_neighbours(
 
   A row is a query, the query under its attention, and its nearest gallery
   images by cosine similarity, framed green where the class is the same, red
-  where it is another, and grey where either has no label.
+  where it is another, and grey where either has no label. Class names are below
+  the images.
 
   Args:
     path: PNG file to write.
@@ -114,28 +131,30 @@ def save_neighbours(
   nearest, _ = find_nearest(
     query_features.vectors, gallery_features.vectors, num_neighbours
   )
-  columns, rows = 2 + nearest.shape[1], len(queries)
-  sheet = Image.new('RGB', (columns * _CELL_PX, rows * _CELL_PX + 16), 'white')
-  draw = ImageDraw.Draw(sheet)
-  titles = (
-    'image',
-    'looks at*',
-    'nearest training images: green same class, red another, grey unlabelled. '
-    '* bright: attended most, scaled',
+  columns, height = 2 + nearest.shape[1], _CELL_PX + _TEXT_PX
+  sheet = Image.new(
+    'RGB', (columns * _CELL_PX, len(queries) * height + _TEXT_PX + 2), 'white'
   )
-  for column, title in enumerate(titles):
+  draw = ImageDraw.Draw(sheet)
+  for column, title in enumerate(_LEGEND):
     draw.text((column * _CELL_PX + _FRAME_PX, 2), title, fill=_QUERY)
+  names = query_features.class_names
   for row, image in enumerate(queries):
     label = query_features.labels[row]
-    cells = [(image, _QUERY), (overlay(image, attention[row]), _QUERY)]
+    cells = [
+      (image, _QUERY, _class_name(names, label)),
+      (overlay(image, attention[row]), _QUERY, ''),
+    ]
     for index in nearest[row]:
       other = gallery_features.labels[index]
       frame = _RIGHT if other == label else _WRONG
       if min(label, other) < 0:
         frame = _QUERY
-      cells.append((gallery[index], frame))
-    for column, cell in enumerate(cells):
-      sheet.paste(_cell(*cell), (column * _CELL_PX, row * _CELL_PX + 16))
+      cells.append((gallery[index], frame, _class_name(names, other)))
+    for column, (image, frame, name) in enumerate(cells):
+      left, top = column * _CELL_PX, row * height + _TEXT_PX + 2
+      sheet.paste(_cell(image, frame), (left, top))
+      draw.text((left + _FRAME_PX, top + _CELL_PX), name, fill=_QUERY)
   buffer = io.BytesIO()
   sheet.save(buffer, 'PNG', optimize=True)
   write_atomically(path, buffer.getvalue())

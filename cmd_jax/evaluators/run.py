@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,11 +83,46 @@ EVALUATORS: dict[str, Factory] = {
   'labels/50': _of_embeddings(labels.make_label_share, percent=50),
   'labels/100': _of_embeddings(labels.make_label_share, percent=100),
   'retrieval/test-vs-train': _of_embeddings(retrieval.make_retrieval),
+  'retrieval/test-vs-train-centred': _of_embeddings(retrieval.make_centred),
   'retrieval/loo-test': _of_embeddings(retrieval.make_loo),
   'retrieval/cmd-ratio9': _of_embeddings(retrieval.make_cmd_ratio9),
   'parts/hit': _of_network(attention_hit.make_attention_hit, 'parts_hit'),
   'seg/pascub5': _of_network(part_segmentation.make_pascub5, 'segmentation'),
 }
+
+
+# What each scores, in words for whoever reads a table of scores.
+_WORDS = {
+  'knn/20': 'the 20 nearest training images vote for the class',
+  'linear/logreg': 'a logistic regression on frozen features names the class',
+  'linear/esvit4': 'a linear layer on the last four blocks names the class, as '
+  'in DINO and EsViT',
+  'labels/10': 'linear/logreg given 10 % of the labels',
+  'labels/20': 'linear/logreg given 20 % of the labels',
+  'labels/50': 'linear/logreg given 50 % of the labels',
+  'labels/100': 'linear/logreg given all labels',
+  'retrieval/test-vs-train': 'training images ranked by their likeness to a '
+  'test image: rank1, rank5: one of its class is first, among the first five; '
+  'mAP: how far those of its class come before the others',
+  'retrieval/test-vs-train-centred': 'the same after the mean of the training '
+  'features is taken off',
+  'retrieval/loo-test': 'the other test images ranked by their likeness to one',
+  'retrieval/cmd-ratio9': "retrieval as in CMD's released program",
+  'parts/hit': 'how often the network looks at the annotated parts',
+  'seg/pascub5': 'parts segmented from few examples, five folds: miou is the '
+  'overlap with the true parts',
+}
+
+
+def explain_protocols(metrics: Iterable[str]) -> dict[str, str]:
+  """A sentence on each protocol, in the order in which they come.
+
+  Args:
+    metrics: names '<protocol>/<metric>'; those of unknown protocols, of older
+      runs, are passed over.
+  """
+  names = dict.fromkeys(metric.rpartition('/')[0] for metric in metrics)
+  return {name: _WORDS[name] for name in names if name in _WORDS}
 
 
 def check_protocol(name: str) -> None:

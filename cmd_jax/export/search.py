@@ -7,19 +7,24 @@ import io
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from cmd_jax.data import canvas
 from cmd_jax.errors import UserError, missing_extra
-from cmd_jax.evaluators.features import unit_rows
+from cmd_jax.evaluators.features import centred, unit_rows
 from cmd_jax.evaluators.nearest import Nearest, find_nearest
 from cmd_jax.export.images import Embeddings
 from cmd_jax.files.atomic import write_atomically
 
 INDEXES = ('exact', 'faiss')
+_ABOUT = (
+  'centred: cosine similarity after the mean of the images searched is taken '
+  'off, by\nwhich they are ranked; cosine: without that, near 1 for all where '
+  'features lie in a\nnarrow cone'
+)
 _CELL_PX, _TEXT_PX, _COLUMNS = 160, 32, 5
 
 
@@ -56,6 +61,20 @@ def rows_of(gallery: Embeddings, query: pathlib.Path) -> list[int]:
   ]
 
 
+class Found(NamedTuple):
+  """The k images that look most like a query, the most alike first.
+
+  Attributes:
+    rows: [k] rows of the gallery.
+    centred: [k] cosines after the gallery's mean was taken off, descending.
+    cosines: [k] cosines of the features as they are.
+  """
+
+  rows: np.ndarray
+  centred: np.ndarray
+  cosines: np.ndarray
+
+
 def search(
   query: np.ndarray,
   gallery: Embeddings,
@@ -63,8 +82,8 @@ def search(
   index: str = 'exact',
   *,
   without: Sequence[int] = (),
-) -> Nearest:
-  """The k images of a gallery that look most like one query.
+) -> Found:
+  """The k images of a gallery that look most like one query, centred.
 
   Args:
     query: [D] its embedding.
@@ -77,18 +96,23 @@ def search(
     UserError: FAISS is asked for and not installed.
   """
   find = {'exact': find_nearest, 'faiss': nearest_by_faiss}[index]
-  found = find(query[None], gallery.vectors, k + len(without))
+  vectors = gallery.vectors
+  found = find(
+    centred(query[None], vectors), centred(vectors, vectors), k + len(without)
+  )
   kept = np.flatnonzero(~np.isin(found.rows[0], without))[:k]
-  return Nearest(found.rows[0][kept], found.similarities[0][kept])
+  rows = found.rows[0][kept]
+  cosines = unit_rows(vectors[rows]) @ unit_rows(query[None])[0]
+  return Found(rows, found.similarities[0][kept], cosines)
 
 
-def table(gallery: Embeddings, found: Nearest) -> str:
-  """The result as lines of rank, similarity and file name."""
-  lines = ['rank  similarity  file']
-  for rank, (row, similarity) in enumerate(zip(*found), 1):
+def table(gallery: Embeddings, found: Found) -> str:
+  """The result as lines of rank, both similarities and file name."""
+  lines = ['rank  centred  cosine  file']
+  for rank, (row, similarity, cosine) in enumerate(zip(*found), 1):
     name = canvas.printable(gallery.file_names[row])
-    lines.append(f'{rank:4}  {similarity:10.3f}  {name}')
-  return '\n'.join(lines)
+    lines.append(f'{rank:4}  {similarity:7.3f}  {cosine:6.3f}  {name}')
+  return '\n'.join([*lines, '', _ABOUT])
 
 
 def picture_beside(path: pathlib.Path) -> pathlib.Path:
@@ -110,12 +134,13 @@ def save_results(
   path: pathlib.Path,
   query: pathlib.Path,
   gallery: Embeddings,
-  found: Nearest,
+  found: Found,
 ) -> pathlib.Path:
   """Writes the result as CSV, and as a picture beside it.
 
   Args:
-    path: of the CSV file, with the columns rank, similarity and file.
+    path: of the CSV file, with the columns rank, centred_similarity,
+      similarity and file.
     query: the image that was searched for.
     gallery: what was searched.
     found: the result.
@@ -128,11 +153,15 @@ def save_results(
   """
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(['rank', 'similarity', 'file'])
-  for rank, (row, similarity) in enumerate(zip(*found), 1):
-    writer.writerow([rank, f'{similarity:.6f}', gallery.file_names[row]])
+  writer.writerow(['rank', 'centred_similarity', 'similarity', 'file'])
+  for rank, (row, *similarities) in enumerate(zip(*found), 1):
+    numbers = [f'{x:.6f}' for x in similarities]
+    writer.writerow([rank, *numbers, gallery.file_names[row]])
   files = [gallery.folder / gallery.file_names[row] for row in found.rows]
-  titles = [f'{x:.3f} {f.name}' for x, f in zip(found.similarities, files)]
+  titles = [
+    f'{rank}: {x:.2f} {f.name}'
+    for rank, (x, f) in enumerate(zip(found.centred, files), 1)
+  ]
   picture = picture_beside(path)
   content = _sheet([query, *files], [f'query {query.name}', *titles])
   try:

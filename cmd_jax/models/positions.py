@@ -46,6 +46,46 @@ def antialias_matrix(old: int, new: int) -> np.ndarray:
   return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
+def _geometric_places(old: int, new: int) -> np.ndarray:
+  """Distances of [old] samples, 0 in the middle, that grow geometrically."""
+  low, high = 1.01, 1.5
+  while high - low > 1e-6:
+    ratio = (low + high) / 2
+    if (1 - ratio ** (old // 2)) / (1 - ratio) > new // 2:
+      high = ratio
+    else:
+      low = ratio
+  distances = np.cumsum(ratio ** np.arange(old // 2))
+  return np.concatenate([-distances[::-1], [0.0], distances])
+
+
+def resize_bias_table(table: np.ndarray, side: int) -> np.ndarray:
+  """Resizes a table of relative position biases as timm does.
+
+  timm's `resize_rel_pos_bias_table`, after BEiT: the samples are taken to lie
+  1, q, q^2, ... apart from the middle outwards, such that the outermost reach
+  the border of the new table, and what lies between is linear. Microsoft's
+  program resizes bicubically: `interpolate_positions`.
+
+  Args:
+    table: [n * n, heads] with an odd n.
+    side: that of the new table, odd.
+
+  Returns:
+    [side * side, heads] float32; the same where n is side.
+  """
+  old = round(len(table) ** 0.5)
+  if old == side:
+    return table
+  places = _geometric_places(old, side)
+  wanted = np.arange(side) - side // 2
+  # Column j: how much sample j counts at each place wanted.
+  matrix = np.stack([np.interp(wanted, places, x) for x in np.eye(old)], 1)
+  square = table.reshape(old, old, -1)
+  resized = np.einsum('yh,xw,hwd->yxd', matrix, matrix, square)
+  return resized.reshape(side * side, -1).astype(np.float32)
+
+
 def interpolate_positions(
   positions: jax.Array, grid: tuple[int, int], interpolation: str = 'dino'
 ) -> jax.Array:

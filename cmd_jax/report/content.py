@@ -14,9 +14,11 @@ from cmd_jax.errors import UserError
 from cmd_jax.evaluators import (
   Features,
   FrozenNetwork,
+  explain_protocols,
   knn,
   why_not_scored,
 )
+from cmd_jax.evaluators.features import centred, unit_rows
 from cmd_jax.evaluators.nearest import find_nearest
 from cmd_jax.report import (
   confusions,
@@ -49,10 +51,33 @@ def _attention_name(network: FrozenNetwork) -> str:
   return "the length of each patch's features"
 
 
+_ENCODERS = {
+  'vit': 'vision transformer (ViT)',
+  'swin': 'Swin transformer',
+  'resnet': 'residual network (ResNet)',
+  'efficientnet': 'EfficientNet',
+}
+
+
+def _describe_encoder(name: str, variant: str) -> str:
+  """The encoder in words, such as 'vision transformer (ViT), size S'."""
+  if not name:
+    return ''
+  words = _ENCODERS.get(name, name)
+  if variant == 'Mu':
+    return f'{words}, size Mu: the smallest'
+  return f'{words}, size {variant}' if variant else words
+
+
 def _describe_neighbours(
   splits: Sequence[photos.Split], shown: Sequence[Features]
 ) -> dict[str, Any]:
-  """The nearest training photographs shown of every photograph shown."""
+  """The nearest training photographs shown of every photograph shown.
+
+  They are found by cosine similarity. Told is their similarity after the mean
+  of the training photographs shown is taken off: in a narrow cone of features
+  the plain one is near 1 for all.
+  """
   gallery = shown[0]
   queries = np.concatenate([features.vectors for features in shown])
   own = np.full(len(queries), -1)
@@ -65,10 +90,20 @@ def _describe_neighbours(
     _NUM_NEIGHBOURS,
     own=own,
   )
+  similarities = nearest.similarities
+  if similarities.size:
+    directions = unit_rows(centred(queries, gallery.vectors))
+    similarities = np.stack(
+      [
+        np.einsum('qd,qd->q', directions, directions[rows])
+        for rows in nearest.rows.T
+      ],
+      axis=1,
+    )
   return {
     'count': nearest.rows.shape[1],
     'index': _numbers(nearest.rows, '<u4'),
-    'similarity': _numbers(nearest.similarities, '<f4'),
+    'similarity': _numbers(similarities, '<f4'),
   }
 
 
@@ -194,10 +229,8 @@ def _describe_run(
     'dataset': experiment.data.name,
     'method': experiment.method_name,
     'network': experiment.evaluation.network,
-    'encoder': ' '.join(
-      str(config[key])
-      for key in ('model.name', 'model.variant')
-      if key in config
+    'encoder': _describe_encoder(
+      str(config.get('model.name', '')), str(config.get('model.variant', ''))
     ),
     'parameters': int(parameters),
     'step': step,
@@ -293,6 +326,9 @@ def collect(
   return {
     'run': _describe_run(experiment, workdir, network, used.step),
     'results': history.table(workdir.results()),
+    'protocols': explain_protocols(
+      row['name'] for row in history.table(workdir.results())
+    ),
     'verdict': meaning.judge(workdir, workdir.results()),
     'curves': curves,
     'classes': list(experiment.data.pretrain.class_names),

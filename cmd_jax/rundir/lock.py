@@ -30,9 +30,12 @@ FILE = 'lock.json'
 # be no more: a host may hang for some of them.
 _BEAT_S = 10.0
 _SILENT_S = 45.0
-# Seconds after which a file system without locks shows what two processes have
-# written that came at once.
+# Seconds after which a file system without locks shows what another process has
+# written.
 _SETTLE_S = 1.0
+# Bytes of the file: all that is read is written at once, or two that come at
+# once could leave a mixture of both.
+_SIZE = 4096
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -46,7 +49,7 @@ def _machine() -> str:
 def _read(descriptor: int) -> dict[str, Any]:
   """What the file says; nothing if it is new or cut short."""
   with contextlib.suppress(OSError, ValueError):
-    owner = json.loads(os.pread(descriptor, 4096, 0))
+    owner = json.loads(os.pread(descriptor, _SIZE, 0))
     if isinstance(owner, dict):
       return owner
   return {}
@@ -174,8 +177,10 @@ class Lock:
     )
 
   def _check_written(self, descriptor: int) -> None:
-    """Refuses if another came at the same time and wrote its name last."""
-    time.sleep(_SETTLE_S)
+    """Refuses if another has or takes the lock and wrote its name last."""
+    # The name may have been written late, over that of a process that has the
+    # lock meanwhile and says so with its next heartbeat.
+    time.sleep(_BEAT_S + _SETTLE_S)
     owner = _read(descriptor)
     mine = os.getpid(), _machine(), self._started
     if tuple(map(owner.get, ('pid', 'machine', 'started'))) != mine:
@@ -191,8 +196,7 @@ class Lock:
         'beat': time.time(),
       }
     ).encode()
-    os.pwrite(descriptor, content, 0)
-    os.ftruncate(descriptor, len(content))
+    os.pwrite(descriptor, content.ljust(_SIZE), 0)
 
   def _keep_beating(self) -> None:
     while not self._left.wait(_BEAT_S):

@@ -11,6 +11,7 @@ from cmd_jax.errors import UserError
 from cmd_jax.evaluators import (
   FrozenNetwork,
   evaluate,
+  explain_protocols,
   remark_on_labels,
   why_not_scored,
 )
@@ -139,6 +140,15 @@ def results_table(init: dict[str, float], final: dict[str, float]) -> str:
       )
     lines.append(line)
   return '\n'.join(lines)
+
+
+def explained_table(init: dict[str, float], final: dict[str, float]) -> str:
+  """`results_table`, and below it a line on what each protocol scores."""
+  words = explain_protocols(final or init)
+  lines = [f'{name}: {text}' for name, text in words.items()]
+  return '\n'.join(
+    [results_table(init, final), *([''] if lines else []), *lines]
+  )
 
 
 def describe_start(experiment: Experiment) -> dict | None:

@@ -16,7 +16,7 @@ from cmd_jax.files.atomic import write_atomically
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.inspection import report_on, write_data_report
-from cmd_jax.training.scoring import results_table
+from cmd_jax.training.scoring import explained_table
 
 
 def describe_hardware(experiment: Experiment) -> str:
@@ -183,7 +183,7 @@ def _below_start(experiment: Experiment, results: dict) -> list[str]:
 def summary(experiment: Experiment, workdir: Workdir, results: dict) -> str:
   """What a person reads at the end: the table and where to look."""
   reason = why_not_scored(experiment.splits)
-  table = results_table(results['init'], results['final'])
+  table = explained_table(results['init'], results['final'])
   if reason:
     table = f'{reason}\n{table}' if results['final'] else reason
   if remark := remark_on_labels(experiment.splits):

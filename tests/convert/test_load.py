@@ -193,12 +193,23 @@ def test_positions_of_another_grid_are_those_of_the_native_encoder(
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
+def _in_microsofts_names(tensors):
+  return {
+    re.sub(
+      r'^layers\.(\d)\.downsample',
+      lambda match: f'layers.{int(match[1]) - 1}.downsample',
+      name,
+    ): tensor
+    for name, tensor in tensors.items()
+  }
+
+
 @pytest.mark.parametrize('window', [3, 7])
 def test_bias_tables_of_another_window_are_resized_as_by_torch(
   load_tensors, window
 ):
   tables = fixtures.arrays('bias_tables')
-  tensors = fixtures.weights('timm_swin')
+  tensors = _in_microsofts_names(fixtures.weights('timm_swin'))
   key = 'layers.0.blocks.0.attn.relative_position_bias_table'
   tensors[key] = tables['table']
   encoder = fixtures.encoder_of('timm_swin', window=window, image_px=64)
@@ -210,6 +221,43 @@ def test_bias_tables_of_another_window_are_resized_as_by_torch(
     tables[str(2 * window - 1)],
     rtol=0,
     atol=1e-5,
+  )
+
+
+# From 7 to 2 * window - 1 a side: 1 + q + q^2 = window - 1.
+@pytest.mark.parametrize('window, ratio', [(5, (13**0.5 - 1) / 2), (7, 1.5)])
+def test_bias_tables_in_timms_names_are_resized_as_timm_does(
+  load_tensors, window, ratio
+):
+  """The search for q ends at 1.5, short of the border for window 7."""
+  table = fixtures.arrays('bias_tables')['table']
+  tensors = fixtures.weights('timm_swin')
+  key = 'layers.0.blocks.0.attn.relative_position_bias_table'
+  tensors[key] = table
+  encoder = fixtures.encoder_of('timm_swin', window=window, image_px=64)
+  imported = load_tensors(tensors, encoder)
+  places = np.cumsum([1, ratio, ratio**2])
+  places = [*-places[::-1], 0, *places]
+  wanted = np.arange(1 - window, window)
+  square = table.reshape(7, 7, -1)
+  columns = np.stack(
+    [
+      [np.interp(wanted, places, square[row, :, head]) for row in range(7)]
+      for head in range(square.shape[-1])
+    ]
+  )
+  expected = np.stack(
+    [
+      [np.interp(wanted, places, column) for column in head.T]
+      for head in columns
+    ]
+  )
+  block = imported.variables['params']['stage_0_block_0']
+  np.testing.assert_allclose(
+    block['attn']['relative_position_bias_table'],
+    expected.transpose(2, 1, 0).reshape((2 * window - 1) ** 2, -1),
+    rtol=0,
+    atol=1e-5 * np.abs(table).max(),
   )
 
 

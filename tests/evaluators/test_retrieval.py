@@ -8,6 +8,7 @@ import pytest
 from cmd_jax.data.sources import index
 from cmd_jax.evaluators import Features
 from cmd_jax.evaluators.retrieval import (
+  make_centred,
   make_cmd_ratio9,
   make_loo,
   make_retrieval,
@@ -59,6 +60,17 @@ def test_equals_a_plain_loop(train, test):
   train, test = _splits(train, test)
   got = make_retrieval()(train, test)
   assert got == pytest.approx(_naive(train, test), rel=1e-5)
+
+
+def test_centred_takes_the_mean_of_train_off_both():
+  train, test = _splits(120, 53)
+  cone = np.float32(40)
+  narrow = [x._replace(vectors=x.vectors + cone) for x in (train, test)]
+  mean = narrow[0].vectors.astype(np.float64).mean(0)
+  want = _naive(*(x._replace(vectors=x.vectors - mean) for x in narrow))
+  assert make_centred()(*narrow) == pytest.approx(want, rel=1e-5)
+  # Without it the cone hides what the images differ in.
+  assert make_retrieval()(*narrow)['mAP'] < want['mAP'] - 0.02
 
 
 @pytest.mark.parametrize('chunk', [1, 8, 52, 53])

@@ -12,6 +12,7 @@ from cmd_jax.evaluators import (
   Splits,
   check_protocol,
   evaluate,
+  explain_protocols,
   make_evaluators,
   remark_on_labels,
   why_not_scored,
@@ -40,6 +41,9 @@ _METRICS = [
   'retrieval/test-vs-train/rank1',
   'retrieval/test-vs-train/rank5',
   'retrieval/test-vs-train/mAP',
+  'retrieval/test-vs-train-centred/rank1',
+  'retrieval/test-vs-train-centred/rank5',
+  'retrieval/test-vs-train-centred/mAP',
   'retrieval/loo-test/rank1',
   'retrieval/loo-test/rank5',
   'retrieval/loo-test/mAP',
@@ -179,6 +183,13 @@ def test_one_class_and_one_example(name):
 def test_an_evaluator_has_the_name_under_which_it_is_listed(name):
   (evaluator,) = make_evaluators([name], _SETTINGS)
   assert evaluator.name == name
+
+
+def test_every_protocol_is_explained_in_a_sentence():
+  names = [f'{name}/top1' for name in EVALUATORS]
+  words = explain_protocols([*names, *names, 'gone/rank1'])
+  assert list(words) == list(EVALUATORS)
+  assert all(words.values())
 
 
 @pytest.mark.parametrize('missing', ['train', 'test', 'test labels'])

@@ -143,7 +143,7 @@ def test_a_folder_is_embedded_searched_and_grouped(run, photos, tmp_path):
   request = request._replace(query=str(elsewhere))
   said = folders.run('search', request)
   # Another file is a result, even of the same content.
-  assert said.splitlines()[1].split() == ['1', '1.000', 'e.png']
+  assert said.splitlines()[1].split() == ['1', '1.000', '1.000', 'e.png']
   with open(tmp_path / 'search.csv', encoding='utf-8', newline='') as file:
     rows = list(csv.DictReader(file))
   assert [row['rank'] for row in rows] == ['1', '2']
@@ -247,7 +247,7 @@ def test_the_program_needs_no_config(run, photos, tmp_path, capsys):
   )
   captured = capsys.readouterr()
   assert found == 0, captured.err
-  assert len(captured.out.splitlines()) == 7
+  assert len(captured.out.splitlines()) == 11
   assert 'e.png is in --input and is not a result' in captured.err
   assert '1 unreadable image(s) skipped' in captured.err
   assert (tmp_path / 'x_images.png').is_file()

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from cmd_jax.convert import resnet
 from cmd_jax.methods import make_method
@@ -45,7 +46,7 @@ def _make_method(encoder, mlp, axis_name, **fields):
 
 def _resnet_recipe(fixture):
   lr, momentum, weight_decay, limit = fixture['in/lr_momentum_wd_emadecay']
-  encoder = make_resnet(variant='Mu')
+  encoder = make_resnet(variant='Mu').clone(dtype=jnp.float64)
 
   def make_method(axis_name):
     return _make_method(
@@ -130,8 +131,66 @@ def _check(ours, theirs):
     )
 
 
+def _max_pool(x, window_shape, strides, padding):
+  """`nn.max_pool` whose gradient goes to the first of equal values.
+
+  Weights and images of the fixture lie on a coarse grid, so in a window in 700
+  of the first pool two positions are equal. The released program's gradient
+  goes to the first; ours too, unless the normalisation before, compiled for
+  some processor or number of devices, rounds equal inputs differently.
+  """
+  height, width = (
+    (size + sum(pad) - window) // stride + 1
+    for size, pad, window, stride in zip(
+      x.shape[1:3], padding, window_shape, strides
+    )
+  )
+  padded = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=-jnp.inf)
+  window = jnp.stack(
+    [
+      padded[
+        :,
+        row : row + strides[0] * height : strides[0],
+        column : column + strides[1] * width : strides[1],
+      ]
+      for row in range(window_shape[0])
+      for column in range(window_shape[1])
+    ]
+  )
+  first = jnp.argmax(window > window.max(0) - 1e-12, axis=0)
+  return jnp.take_along_axis(window, first[None], axis=0)[0]
+
+
+@golden.fixtures('particle_resnet_train_3steps')
+def test_the_first_pool_of_the_resnet_program_has_ties(fixture):
+  kernel = fixture['network0/encoder.0.weight']
+  images = fixture['in/images1'][0]
+  x = jax.lax.conv_general_dilated(images, kernel, (2, 2), [(3, 3)] * 2)
+  windows = jax.lax.conv_general_dilated_patches(
+    x, (3, 3), (2, 2), [(1, 1)] * 2, precision=jax.lax.Precision.HIGHEST
+  )
+  windows = windows.reshape(len(x), x.shape[1], 9, -1)
+  # The extreme of a channel, which a negative scale of the normalisation turns
+  # round.
+  sign = np.sign(fixture['network0/encoder.1.weight'])[:, None, None]
+  second, best = jnp.moveaxis(jnp.sort(windows * sign, 2)[:, :, -2:], 2, 0)
+  ties = int((best == second).sum())
+  assert 0 < ties < 0.005 * best.size
+  # Between a tie and rounding there is nothing.
+  assert ((best == second) | (best - second > 1e-4)).all()
+
+
+@pytest.fixture
+def in_float64(monkeypatch):
+  """Float64 in which no rounding decides between equal values of a pool."""
+  monkeypatch.setattr(nn, 'max_pool', _max_pool)
+  with jax.enable_x64(True):
+    yield
+
+
 @golden.fixtures('particle_resnet_train_3steps')
 @pytest.mark.parametrize('mode', ['jit', 'pmap'])
+@pytest.mark.usefixtures('in_float64')
 def test_the_resnet_program(fixture, mode):
   recipe = _resnet_recipe(fixture)
   start = _network_and_predictor(fixture, 0)
@@ -158,10 +217,12 @@ def test_the_resnet_program(fixture, mode):
 
 
 def _check_vit_state(ours, theirs, reach):
-  """At most 0.5% of the elements differ, none by more than `reach`.
+  """At most 1% of the elements differ by 5e-6, none by more than `reach`.
 
-  The keys' third of the bias of qkv has no gradient but noise, which Adam
-  divides by its own size.
+  Ten times the noise: of the program's own states in float32 0.1% are more
+  than 5e-7 from those in float64, where a gradient is as small as its rounding
+  and Adam divides it by its own size. The keys' third of the bias of qkv has
+  no other gradient.
   """
   differing = total = 0
   for name, expected in theirs.items():
@@ -169,11 +230,10 @@ def _check_vit_state(ours, theirs, reach):
     assert difference.max() <= reach, name
     if name.endswith('attn.qkv.bias'):
       query, _, value = np.split(np.arange(len(expected)), 3)
-      rows = np.concatenate([query, value])
-      difference, expected = difference[rows], expected[rows]
-    differing += int((difference > 2e-6 + 1e-5 * np.abs(expected)).sum())
+      difference = difference[np.concatenate([query, value])]
+    differing += int((difference > 5e-6).sum())
     total += difference.size
-  assert differing <= 0.005 * total, f'{differing} of {total} elements'
+  assert differing <= 0.01 * total, f'{differing} of {total} elements'
 
 
 def _check_vit_gradients(fixture, step, gradients):

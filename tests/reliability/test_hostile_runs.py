@@ -10,7 +10,6 @@ import pytest
 
 from cmd_jax.data.canvas import printable
 from cmd_jax.errors import UserError
-from cmd_jax.evaluators.nearest import Nearest
 from cmd_jax.export import embed, search
 from cmd_jax.export.images import Embeddings
 from cmd_jax.parts import store
@@ -246,8 +245,10 @@ def test_a_manifest_that_is_a_pipe_is_refused(tmp_path):
 def test_results_are_printed_in_one_line_each_whatever_files_are_called():
   names = ('a\nb.jpg', os.fsdecode(b'\xff.jpg'), '\x1b[2J.jpg', 'é.jpg')
   gallery = Embeddings(pathlib.Path('x'), names, np.ones((4, 2)), ())
-  found = Nearest(np.arange(4), np.ones(4))
+  found = search.Found(np.arange(4), np.ones(4), np.ones(4))
   text = search.table(gallery, found)
+  text, about = text.split('\n\n')
+  assert 'mean of the images searched' in about
   assert len(text.splitlines()) == 5
   assert text.replace('\n', '').isprintable()
   assert 'é.jpg' in text and printable(names[2]) in text

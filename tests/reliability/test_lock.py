@@ -185,41 +185,68 @@ def test_the_program_refuses_a_directory_in_use(tmp_path):
     assert _content(workdir) == before
 
 
-def test_of_two_that_come_at_once_one_wins_without_locks(tmp_path, monkeypatch):
-  def has_no_locks(descriptor, operation):
-    raise OSError(errno.ENOLCK, 'no locks available')
+def _has_no_locks(descriptor, operation):
+  raise OSError(errno.ENOLCK, 'no locks available')
 
-  beat = Lock._beat
+
+@pytest.mark.parametrize('is_late', [False, True])
+def test_of_two_that_come_at_once_one_wins_without_locks(
+  tmp_path, monkeypatch, is_late
+):
+  """The second has seen no name; `is_late` if the first has won meanwhile."""
+  beat, both_look, first_won = (
+    Lock._beat,
+    threading.Barrier(2),
+    threading.Event(),
+  )
+  won, lost = [], []
 
   def slow_beat(self, descriptor):
     if self._descriptor is None:
-      # Until the first record is on the server.
-      time.sleep(0.02)
+      both_look.wait(60)
+      if is_late and self is second:
+        first_won.wait(60)
     beat(self, descriptor)
 
-  monkeypatch.setattr(fcntl, 'flock', has_no_locks)
+  monkeypatch.setattr(fcntl, 'flock', _has_no_locks)
   monkeypatch.setattr(Lock, '_beat', slow_beat)
-  monkeypatch.setattr(lock, '_SETTLE_S', 0.3)
-  # Should one be so late that it sees the other's name.
-  monkeypatch.setattr(lock, '_SILENT_S', 2.0)
-  monkeypatch.setattr(lock, '_BEAT_S', 0.05)
-  for number in range(5):
-    start, won, lost = threading.Barrier(2), [], []
+  monkeypatch.setattr(lock, '_SETTLE_S', 0.5)
+  monkeypatch.setattr(lock, '_BEAT_S', 1.0 if is_late else 0.05)
 
-    def take(number=number, start=start, won=won, lost=lost):
-      mine = Lock(tmp_path / str(number))
-      start.wait()
-      try:
-        mine.take()
-        won.append(mine)
-      except UserError as error:
-        lost.append(str(error))
+  def take(mine):
+    try:
+      mine.take()
+      won.append(mine)
+      first_won.set()
+    except UserError as error:
+      lost.append(str(error))
 
-    threads = [threading.Thread(target=take) for _ in range(2)]
-    for thread in threads:
-      thread.start()
-    for thread in threads:
-      thread.join()
-    assert len(won) == len(lost) == 1
-    assert 'is in use by process' in lost[0]
-    won[0].release()
+  first, second = Lock(tmp_path), Lock(tmp_path)
+  threads = [threading.Thread(target=take, args=[x]) for x in (first, second)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  for mine in won:
+    mine.release()
+  assert len(won) == len(lost) == 1
+  assert 'is in use by process' in lost[0]
+
+
+def test_a_shorter_name_leaves_nothing_of_a_longer_one(tmp_path, monkeypatch):
+  descriptor = os.open(tmp_path / FILE, os.O_RDWR | os.O_CREAT)
+  longer, shorter = Lock(tmp_path), Lock(tmp_path)
+  longer._started, shorter._started = 1.23456, 1.5
+  write = os.pwrite
+
+  def write_before_the_other(*arguments):
+    write(*arguments)
+    # The other comes before anything else that the first does.
+    monkeypatch.setattr(os, 'pwrite', write)
+    shorter._beat(descriptor)
+
+  monkeypatch.setattr(os, 'pwrite', write_before_the_other)
+  monkeypatch.setattr(time, 'time', lambda: 2.5)
+  longer._beat(descriptor)
+  assert lock._read(descriptor)['started'] == 1.5
+  os.close(descriptor)

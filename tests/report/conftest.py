@@ -58,7 +58,7 @@ def _describe_run(num_images):
     'dataset': 'birds',
     'method': 'cmd',
     'network': 'teacher',
-    'encoder': 'vit S',
+    'encoder': 'vision transformer (ViT), size S',
     'parameters': 21_000_000,
     'step': 300,
     'total_steps': 300,
@@ -97,6 +97,7 @@ def make_data():
       ]
       if labelled
       else [],
+      'protocols': {'knn/20': 'Neighbours vote.'} if labelled else {},
       'verdict': [{'kind': 'right', 'text': 'No sign of collapse.'}],
       'curves': {
         'step': [100, 200, 300],

@@ -103,6 +103,7 @@ def test_scores_curves_and_config_are_there(browser, show, make_data):
   assert browser.title == 'cmd on birds'
   rows = [row.text for row in _all(browser, '#results tbody tr')]
   assert rows == ['knn/20/top1 25.0 50.0 +25.0', 'new/rank1 – 75.0 –']
+  assert 'Neighbours vote.' in _one(browser, '#results').text
   assert len(_all(browser, '.chart svg[role=img]')) == 2
   path = '#terms path.smooth'
   before = _all(browser, path)[1].get_attribute('d')
@@ -163,6 +164,8 @@ def test_a_click_shows_neighbours_and_where_the_network_looks(
   kinds = [tile.get_attribute('class') for tile in near]
   assert [('right' in kind) for kind in kinds] == [False, False, True, 0, 0]
   assert '1 of 5 of the same class' in _one(browser, '#detail').text
+  assert [f'{k}: 0.' in tile.text for k, tile in enumerate(near, 1)] == [1] * 5
+  assert 'mean of the training photographs' in _one(browser, '#detail').text
   # The overlay dims some pixels and leaves the brightest.
   alphas = browser.execute_script(
     "const c = document.querySelector('.views canvas');"
@@ -242,6 +245,7 @@ def test_markup_in_every_text_of_a_page_stays_text(browser, show, make_data):
   data['classes'] = [f'{i}{markup}' for i in range(len(data['classes']))]
   data['notes'] = [markup]
   data['attention_name'] = data['parts']['name'] = markup
+  data['protocols'] = {markup: markup}
   data['results'].append({'name': markup, 'init': 0.1, 'final': 0.2})
   values = list(data['curves']['series'].values())
   data['curves']['series'] |= {markup: values[0], '__proto__': values[0]}

@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 import types
@@ -8,6 +9,7 @@ import pytest
 
 from cmd_jax.errors import UserError
 from cmd_jax.parts import store
+from cmd_jax.report import content
 from cmd_jax.report.write import write_report
 from cmd_jax.rundir.workdir import Workdir
 from tests import scored_runs
@@ -29,6 +31,26 @@ def _data(path):
   return json.loads(re.search(pattern, text, re.DOTALL).group(1))
 
 
+def test_neighbours_of_a_narrow_cone_are_told_apart():
+  rng = np.random.default_rng(0)
+  vectors = (100 + rng.normal(size=(30, 6))).astype(np.float32)
+  shown = [
+    types.SimpleNamespace(vectors=x) for x in (vectors[:20], vectors[20:])
+  ]
+  splits = [types.SimpleNamespace(name=name) for name in ('training', 'test')]
+  found = content._describe_neighbours(splits, shown)
+  index, similarity = (
+    np.frombuffer(base64.b64decode(found[name]), dtype).reshape(30, -1)
+    for name, dtype in (('index', '<u4'), ('similarity', '<f4'))
+  )
+  assert index.shape == (30, 19)
+  assert np.ptp(similarity, axis=1).min() > 0.3
+  offsets = vectors.astype(np.float64) - vectors[:20].mean(0)
+  a, b = offsets[25], offsets[index[25, 3]]
+  want = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+  assert similarity[25, 3] == pytest.approx(want, abs=1e-3)
+
+
 def test_a_report_shows_the_newest_checkpoint(tmp_path):
   tiny = scored_runs.make_experiment()
   scores = dict(init={'knn/20/top1': 0.1}, final={'knn/20/top1': 0.4})
@@ -38,8 +60,14 @@ def test_a_report_shows_the_newest_checkpoint(tmp_path):
   data = _data(path)
   assert data['notes'] == []
   assert data['results'] == [{'name': 'knn/20/top1', 'init': 0.1, 'final': 0.4}]
+  assert data['protocols'] == {
+    'knn/20': 'the 20 nearest training images vote for the class'
+  }
   run, photos = data['run'], data['photos']
-  assert (run['step'], run['encoder']) == (7, 'vit Mu')
+  assert (run['step'], run['encoder']) == (
+    7,
+    'vision transformer (ViT), size Mu: the smallest',
+  )
   params = scored_runs.make_params(0)
   assert run['parameters'] == sum(x.size for x in jax.tree.leaves(params))
   assert run['config'].items() >= {'model.name': '"vit"', 'seed': '0'}.items()

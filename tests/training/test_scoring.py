@@ -109,6 +109,13 @@ def test_the_table_is_in_per_cent_with_gains_in_points():
   ]
 
 
+def test_the_table_says_what_its_protocols_score():
+  scores = {'knn/20/top1': 0.125, 'knn/20/top5': 0.5, 'new/rank1': 0.3}
+  table, words = scoring.explained_table(scores, {}).split('\n\n')
+  assert table == scoring.results_table(scores, {})
+  assert words == 'knn/20: the 20 nearest training images vote for the class'
+
+
 def test_weights_of_others_are_scored_without_training(tmp_path):
   tiny, workdir = _experiment(), Workdir(str(tmp_path))
   tiny.imported = types.SimpleNamespace(

@@ -1,4 +1,8 @@
 const PAGE = 120;
+const SIMILARITY_HINT =
+  'Rank by cosine similarity: similarity after the mean of the training ' +
+  'photographs shown is taken off. Without that it is near 1 for all where ' +
+  'features lie in a narrow cone.';
 
 const browser = { found: [], shown: 0, chosen: -1, past: [], layer: 'photo' };
 
@@ -138,16 +142,17 @@ function showDetail() {
     el('div', { class: 'views' }, ...views),
     el('div', { class: 'row' }, el('h3', { text: summaryOf(i, near) }),
       layerChoice()),
+    el('p', { class: 'hint', hidden: !near.length, text: SIMILARITY_HINT }),
     el(
       'div',
       { class: 'grid', id: 'neighbours' },
-      ...near.map(({ photo, similarity }) => {
+      ...near.map(({ photo, similarity }, k) => {
         const label = PHOTOS.labels[photo];
         const name = label < 0 ? baseName(photo) : className(label);
         return tile(photo, {
           kind: verdict(i, photo),
           caption: name,
-          note: similarity.toFixed(2),
+          note: `${k + 1}: ${similarity.toFixed(2)}`,
           layer: browser.layer,
         });
       }),

@@ -109,6 +109,7 @@ function showResults() {
       el('thead', {}, el('tr', {}, ...heads)),
       el('tbody', {}, ...DATA.results.map(resultRow)),
     ),
+    factList(Object.entries(DATA.protocols)),
   );
 }
 
