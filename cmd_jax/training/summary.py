@@ -134,7 +134,9 @@ def report_skipped(
 def show_start(workdir: Workdir) -> None:
   """Shows how well the initial encoder does, before it is trained."""
   if init := workdir.results().get('init'):
-    print(f'the encoder that training starts from:\n{results_table(init, {})}')
+    print(
+      f'the encoder that training starts from:\n{explained_table(init, {})}'
+    )
 
 
 # Of a protocol, what tells best whether training was worth it.
