@@ -14,10 +14,15 @@ from cmd_jax.evaluators import (
   remark_on_labels,
   why_not_scored,
 )
+from cmd_jax.evaluators.classifier import Classifier
 from cmd_jax.parts.store import hash_variables
-from cmd_jax.rundir.best import Choice
-from cmd_jax.rundir.saved_run import read_network
+from cmd_jax.rundir.saved_run import SavedNetwork, read_network
 from cmd_jax.rundir.workdir import Workdir
+from cmd_jax.training.classification import (
+  ENTRY,
+  classifier_of,
+  describe_classifier,
+)
 from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.same_images import hash_of_sample
 from cmd_jax.training.state import TrainState
@@ -82,8 +87,8 @@ def network_of(
 
 def read_trained(
   experiment: Experiment, workdir: Workdir, *, newest: bool = False
-) -> tuple[FrozenNetwork, Choice]:
-  """The network of the checkpoint that is scored, and which that is.
+) -> tuple[FrozenNetwork, SavedNetwork]:
+  """The network of the checkpoint that is scored, and what was read of it.
 
   Args:
     experiment: the run's.
@@ -97,7 +102,7 @@ def read_trained(
   if saved.choice.best is not None:
     print(describe_choice(saved.choice.best), file=sys.stderr)
   network = _freeze(experiment, workdir, saved.variables, saved.mil_params)
-  return network, saved.choice
+  return network, saved
 
 
 def describe_choice(best: Mapping[str, Any]) -> str:
@@ -117,6 +122,30 @@ def score(experiment: Experiment, network: FrozenNetwork) -> dict[str, float]:
     labels.
   """
   return evaluate(experiment.evaluation.evaluators, network, experiment.splits)
+
+
+def score_trained(
+  experiment: Experiment,
+  network: FrozenNetwork,
+  classifier: Classifier | None,
+  step: int,
+) -> dict[str, Any]:
+  """Scores a trained network, and its classifier if it has one.
+
+  Args:
+    experiment: the run's.
+    network: the encoder.
+    classifier: trained with it, not calibrated; None without.
+    step: of the checkpoint.
+
+  Returns:
+    The entries `final`, `scored_step` and, with a classifier, `classifier` of
+    results.json.
+  """
+  entries = {'final': score(experiment, network), 'scored_step': step}
+  if classifier is not None:
+    entries[ENTRY] = describe_classifier(experiment, network, classifier, step)
+  return entries
 
 
 def results_table(init: dict[str, float], final: dict[str, float]) -> str:
@@ -272,9 +301,10 @@ def _evaluate_run(
     print(f'{reason}, but for {", ".join(label_free)}', file=sys.stderr)
   if remark := remark_on_labels(experiment.splits):
     print(f'warning: {remark}', file=sys.stderr)
-  trained = None
+  trained = classifier = None
   if workdir.has_checkpoint() or not experiment.imported:
-    trained, choice = read_trained(experiment, workdir, newest=newest)
+    trained, saved = read_trained(experiment, workdir, newest=newest)
+    classifier = classifier_of(experiment, saved.classifier)
     check_same_start(experiment, workdir)
   entries = dict(
     init=_score_init(experiment, workdir),
@@ -291,7 +321,6 @@ def _evaluate_run(
     )
   return workdir.update_results(
     **entries,
-    final=score(experiment, trained),
-    steps=choice.newest_step,
-    scored_step=choice.step,
+    **score_trained(experiment, trained, classifier, saved.step),
+    steps=saved.choice.newest_step,
   )
