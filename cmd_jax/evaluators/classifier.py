@@ -42,6 +42,14 @@ class Classifier(NamedTuple):
   temperature: float = 1.0
   threshold: float = 0.0
 
+  def describe(self) -> dict[str, Any]:
+    """What must be known of it beside its arrays, for JSON."""
+    return {
+      'class_names': list(self.class_names),
+      'temperature': self.temperature,
+      'threshold': self.threshold,
+    }
+
   def logits(self, vectors: np.ndarray) -> np.ndarray:
     """[N, C] logits of [N, D] embeddings, before the temperature."""
     return vectors @ self.kernel + self.bias
@@ -57,16 +65,24 @@ def softmax(logits: np.ndarray) -> np.ndarray:
   return exponents / exponents.sum(1, keepdims=True)
 
 
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+  logits = logits.astype(np.float64)
+  logits -= logits.max(1, keepdims=True)
+  return logits - np.log(np.exp(logits).sum(1, keepdims=True))
+
+
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
   """Mean of -log p of the true class, of [N, C] logits and [N] labels."""
-  logits = logits.astype(np.float64)
-  logits = logits - logits.max(1, keepdims=True)
-  of_label = logits[np.arange(len(labels)), labels]
-  return float(np.mean(np.log(np.exp(logits).sum(1)) - of_label))
+  of_label = _log_softmax(logits)[np.arange(len(labels)), labels]
+  return float(-of_label.mean())
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
   """The temperature of the largest likelihood (Guo et al. 2017, section 4.2).
+
+  Where all images are right it would be 0, and every probability 1. As Platt
+  (1999, section 2.2) has it, the true class counts (N + 1) / (N + 2) instead of
+  1, and the others share what is left.
 
   Args:
     logits: [N, C].
@@ -76,9 +92,12 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     T of softmax(logits / T), from e^-3 to e^3: the likelihood is unimodal in it
     and is searched by golden section.
   """
+  count, num_classes = logits.shape
+  targets = np.full(logits.shape, 1 / (count + 2) / max(num_classes - 1, 1))
+  targets[np.arange(count), labels] = (count + 1) / (count + 2)
 
   def loss(log_temperature):
-    return negative_log_likelihood(logits / np.exp(log_temperature), labels)
+    return -np.sum(targets * _log_softmax(logits / np.exp(log_temperature)))
 
   low, high = -_LARGEST_LOG, _LARGEST_LOG
   for _ in range(_SECTIONS):

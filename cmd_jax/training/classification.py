@@ -103,9 +103,7 @@ def describe_classifier(
   if experiment.data.test is not None:
     test = score(classifier, network.embeddings(experiment.data.test))
   return {
-    'class_names': list(classifier.class_names),
-    'temperature': classifier.temperature,
-    'threshold': classifier.threshold,
+    **classifier.describe(),
     'threshold_keeps': KEPT,
     'step': step,
     'validation': {'split': experiment.data.validation.name, **chosen},
