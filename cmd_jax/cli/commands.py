@@ -111,7 +111,11 @@ def _words_of_finetune(
 ) -> Mapping[str, str]:
   from cmd_jax.training import finetune
 
-  return finetune.words_for(finetune.read_start(workdir, weights))
+  try:
+    return finetune.words_for(finetune.read_start(workdir, weights))
+  except UserError:
+    # The command says so, after what can be wrong with the flags.
+    return {'method': finetune.METHOD}
 
 
 def _evaluate(values: flags.FlagValues) -> None:
@@ -236,6 +240,12 @@ COMMANDS = {
     ('workdir', *_PROCESSES, *_CACHE),
     is_distributed=True,
   ),
+  'evaluate': Command(
+    'Scores a run again: its best checkpoint if it keeps it, or its newest.',
+    _evaluate,
+    ('workdir', 'newest', *_CACHE),
+    config='optional',
+  ),
   'finetune': Command(
     'Fine-tunes an encoder with labels; the same command again goes on.',
     _finetune,
@@ -250,12 +260,6 @@ COMMANDS = {
     'Names the images of a folder by a fine-tuned run.',
     _on_folder('predict'),
     ('workdir', 'newest', 'input', 'output', *_CACHE),
-    config=None,
-  ),
-  'evaluate': Command(
-    'Scores a run again: its best checkpoint if it keeps it, or its newest.',
-    _evaluate,
-    ('workdir', 'newest', *_CACHE),
     config='optional',
   ),
   'report': Command(
