@@ -67,10 +67,10 @@ def quick_scores(
   }
 
 
-def describe_classifier(
+def score_classifier(
   experiment: Experiment,
   network: FrozenNetwork,
-  classifier: Classifier,
+  classifier: Classifier | None,
   step: int,
 ) -> dict[str, Any]:
   """Calibrates a classifier and scores it on the test split.
@@ -78,17 +78,20 @@ def describe_classifier(
   Args:
     experiment: the run's.
     network: the encoder that the classifier was trained with.
-    classifier: not calibrated.
+    classifier: not calibrated; None for a method without.
     step: of the checkpoint.
 
   Returns:
-    The entry `classifier` of results.json: `class_names`, `temperature`,
-    `threshold`, `threshold_keeps`, `step`, and the scores of
-    `evaluators.classifier.score` as `validation`, in short, and as `test`.
+    Nothing without a classifier, and else the entry `classifier` of
+    results.json: `class_names`, `temperature`, `threshold`, `threshold_keeps`,
+    `step`, and the scores of `evaluators.classifier.score` as `validation`, in
+    short, and as `test`.
 
   Raises:
     UserError: embeddings that are not finite.
   """
+  if classifier is None:
+    return {}
   validation = network.embeddings(experiment.data.validation)
   if not np.isfinite(validation.vectors).all():
     raise UserError(
@@ -102,17 +105,17 @@ def describe_classifier(
   test = {}
   if experiment.data.test is not None:
     test = score(classifier, network.embeddings(experiment.data.test))
-  return {
-    **classifier.describe(),
+  entry = classifier.describe() | {
     'threshold_keeps': KEPT,
     'step': step,
     'validation': {'split': experiment.data.validation.name, **chosen},
     'test': test,
   }
+  return {ENTRY: entry}
 
 
 def summary_of(entry: dict[str, Any]) -> str:
-  """What a person reads of `describe_classifier`, a line for each split."""
+  """What a person reads of `score_classifier`, a line for each split."""
   lines = []
   for split in ('validation', 'test'):
     scores = entry[split]

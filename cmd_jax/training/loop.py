@@ -20,8 +20,7 @@ from cmd_jax.evaluators.pictures import draw_neighbours
 from cmd_jax.files.formats import VERSION_FIELD, check_format
 from cmd_jax.rundir.checkpoint import Checkpoints, restore_step
 from cmd_jax.rundir.workdir import Workdir
-from cmd_jax.training import hooks, part_rounds
-from cmd_jax.training.classification import classifier_of_state
+from cmd_jax.training import classification, hooks, part_rounds
 from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.metrics import Progress
 from cmd_jax.training.scoring import (
@@ -30,7 +29,6 @@ from cmd_jax.training.scoring import (
   network_of,
   note_start,
   score,
-  score_trained,
 )
 from cmd_jax.training.state import TrainState
 from cmd_jax.training.summary import announce, describe_hardware, report_skipped
@@ -318,8 +316,13 @@ def _score_end(
   network = network_of(experiment, state, workdir)
   draw_neighbours(network, experiment.splits, workdir.neighbours_file)
   report_skipped(experiment, workdir, skipped)
-  classifier = classifier_of_state(experiment, state)
-  return score_trained(experiment, network, classifier, int(state.step))
+  step = int(state.step)
+  classifier = classification.classifier_of_state(experiment, state)
+  return {
+    **classification.score_classifier(experiment, network, classifier, step),
+    'final': score(experiment, network),
+    'scored_step': step,
+  }
 
 
 def train(experiment: Experiment, workdir: Workdir) -> dict:

@@ -14,15 +14,10 @@ from cmd_jax.evaluators import (
   remark_on_labels,
   why_not_scored,
 )
-from cmd_jax.evaluators.classifier import Classifier
 from cmd_jax.parts.store import hash_variables
 from cmd_jax.rundir.saved_run import SavedNetwork, read_network
 from cmd_jax.rundir.workdir import Workdir
-from cmd_jax.training.classification import (
-  ENTRY,
-  classifier_of,
-  describe_classifier,
-)
+from cmd_jax.training.classification import classifier_of, score_classifier
 from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.same_images import hash_of_sample
 from cmd_jax.training.state import TrainState
@@ -122,30 +117,6 @@ def score(experiment: Experiment, network: FrozenNetwork) -> dict[str, float]:
     labels.
   """
   return evaluate(experiment.evaluation.evaluators, network, experiment.splits)
-
-
-def score_trained(
-  experiment: Experiment,
-  network: FrozenNetwork,
-  classifier: Classifier | None,
-  step: int,
-) -> dict[str, Any]:
-  """Scores a trained network, and its classifier if it has one.
-
-  Args:
-    experiment: the run's.
-    network: the encoder.
-    classifier: trained with it, not calibrated; None without.
-    step: of the checkpoint.
-
-  Returns:
-    The entries `final`, `scored_step` and, with a classifier, `classifier` of
-    results.json.
-  """
-  entries = {'final': score(experiment, network), 'scored_step': step}
-  if classifier is not None:
-    entries[ENTRY] = describe_classifier(experiment, network, classifier, step)
-  return entries
 
 
 def results_table(init: dict[str, float], final: dict[str, float]) -> str:
@@ -321,6 +292,8 @@ def _evaluate_run(
     )
   return workdir.update_results(
     **entries,
-    **score_trained(experiment, trained, classifier, saved.step),
+    **score_classifier(experiment, trained, classifier, saved.step),
+    final=score(experiment, trained),
+    scored_step=saved.step,
     steps=saved.choice.newest_step,
   )
