@@ -393,8 +393,7 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
     lambda: 'best' in workdir.results()
   ):
     entries['best'] = loop.best
-  rate = loop.progress.images_per_second()
-  if rate is not None:
+  if (rate := loop.progress.images_per_second()) is not None:
     entries['images_per_second'] = round(rate, 1)
   return processes.broadcast_from_main(
     lambda: workdir.update_results(**entries)
