@@ -13,6 +13,7 @@ import cmd_jax
 from cmd_jax.cli import program
 from cmd_jax.config import builtin
 from cmd_jax.errors import UserError
+from cmd_jax.report.content import collect
 from cmd_jax.rundir.saved_run import read_config
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training import finetune, run
@@ -105,6 +106,18 @@ def test_predictions_are_named_and_of_the_classifier(fine, capsys):
   for row in rows:
     is_known = float(row['probability']) >= threshold - 1e-6
     assert is_known == (row in known)
+
+
+def test_the_report_shows_the_classifier(fine):
+  with run.opened(None, fine / 'run/finetuned', reads_only=True) as opened:
+    content = collect(opened.experiment, opened.workdir, max_images=8)
+    results = opened.workdir.results()
+  test = results['classifier']['test']
+  assert content['confusion']['judge'] == 'The fine-tuned classifier'
+  assert content['confusion']['total'] == test['images']
+  right = content['confusion']['right'] / content['confusion']['total']
+  assert right == pytest.approx(test['top1'])
+  assert any('calibration error' in note for note in content['notes'])
 
 
 def test_what_is_exported_has_the_classifier(fine):
