@@ -5,9 +5,16 @@ import pickle
 import numpy as np
 import pytest
 
+from cmd_jax.data.canvas import make_canvases
+from cmd_jax.data.pipeline.lazy import lazy_canvases
+from cmd_jax.data.pipeline.resident import resident_batches
+from cmd_jax.data.pipeline.stream import streamed_batches
 from cmd_jax.data.sources import labelled
 from cmd_jax.data.sources.base import Source
+from cmd_jax.data.sources.folder import folder_source
+from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
+from tests import saved_runs
 
 
 def _load(index):
@@ -69,3 +76,22 @@ def test_what_cannot_be_learned_is_refused(train, validation, test, words):
     labelled.split_labelled(
       _source(train), validation, _source(test, 'birds/test')
     )
+
+
+def test_both_routes_send_the_labels_of_their_images(tmp_path):
+  names = [f'{name}/{i}.png' for name in ('robin', 'tit') for i in range(4)]
+  saved_runs.write_images(tmp_path, names)
+  source = folder_source(str(tmp_path), 'train', test_fraction=0.0)
+  options = dict(
+    batch_size=4, seed=0, mesh=sharding.make_mesh(1), with_labels=True
+  )
+  resident = make_canvases(source, canvas_px=8)
+  lazy = lazy_canvases(source, canvas_px=8)
+  with (
+    resident_batches(resident, **options) as kept,
+    streamed_batches(lazy, source, **options) as streamed,
+  ):
+    for step in range(3):
+      a, b = kept(step), streamed(step)
+      np.testing.assert_array_equal(a.labels, source.labels[a.index])
+      np.testing.assert_array_equal(a.labels, b.labels)
