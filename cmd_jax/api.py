@@ -22,7 +22,9 @@ from cmd_jax.data.inspect.kinds import TOP
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators import FrozenNetwork
+from cmd_jax.evaluators.classifier import Classifier, from_entry
 from cmd_jax.rundir.saved_run import (
+  SavedNetwork,
   describe_training,
   read_config,
   read_network,
@@ -78,6 +80,7 @@ class Encoder:
     source: where it comes from, in words.
     training: how it was trained, for people: `method`, `dataset`, `network` and
       `steps`; empty for a file of weights.
+    classifier: trained with it and calibrated; None without.
   """
 
   def __init__(
@@ -90,6 +93,7 @@ class Encoder:
     training: Mapping[str, str] | None = None,
     mil: nn.Module | None = None,
     mil_params: Mapping[str, Any] | None = None,
+    classifier: Classifier | None = None,
     batch_size: int = 32,
   ):
     """Puts the variables on the devices.
@@ -102,6 +106,7 @@ class Encoder:
       training: how it was trained.
       mil: multi-instance attention over its tokens.
       mil_params: parameters of `mil`.
+      classifier: over its image embeddings, calibrated.
       batch_size: most images encoded at once, by all devices together.
 
     Raises:
@@ -111,6 +116,7 @@ class Encoder:
       raise UserError(f'batch_size is {batch_size}: make it at least 1')
     mesh = sharding.make_mesh()
     self.source, self.training = source, dict(training or {})
+    self.classifier = classifier
     self._preprocessing, self._num_devices = preprocessing, mesh.size
     self.network = FrozenNetwork(
       module,
@@ -273,6 +279,14 @@ def _preprocessing_of(recognised: Recognised) -> Preprocessing:
   return Preprocessing(canvas_px, view_px, _CROP_FRACTION)
 
 
+def _classifier_of(workdir: Workdir, saved: SavedNetwork) -> Classifier | None:
+  """The classifier of a run, if that of this checkpoint is calibrated."""
+  entry = workdir.results().get('classifier')
+  if saved.classifier is None or not entry or entry.get('step') != saved.step:
+    return None
+  return from_entry(saved.classifier, entry)
+
+
 def _load_run(
   path: pathlib.Path, network: str, batch_size: int, newest: bool
 ) -> Encoder:
@@ -303,6 +317,7 @@ def _load_run(
     training=training,
     mil=saved.mil,
     mil_params=saved.mil_params,
+    classifier=_classifier_of(workdir, saved),
     batch_size=batch_size,
   )
 

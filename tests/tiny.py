@@ -93,6 +93,8 @@ def make_tiny_method(
     fields['projector'].update(hidden_dim=16, output_dim=8)
   if name == 'distil':
     fields.update(teacher=make_tiny_teacher(), queue_size=24)
+  if name == 'finetune':
+    fields['class_counts'] = (4, 2, 2)
   fields.setdefault('teacher_normalisation', 'centring')
   fields.setdefault('lora', NO_LORA)
   return make_method(
@@ -169,6 +171,7 @@ def make_batch(seed=0, batch=BATCH):
     ),
     sizes=jnp.full((batch, 2), CANVAS_PX, jnp.int32),
     index=jnp.arange(batch, dtype=jnp.int32) + 10 * seed,
+    labels=jnp.arange(batch, dtype=jnp.int32) % 3,
   )
 
 

@@ -10,12 +10,14 @@ import os
 import pathlib
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from cmd_jax.devices import processes
+from cmd_jax.errors import UserError
 
 
 class Command(NamedTuple):
@@ -30,6 +32,10 @@ class Command(NamedTuple):
     workdir: 'required' or 'optional'.
     needs_trained: whether either a run or a file of weights is used.
     is_distributed: whether several processes may run it together.
+    words: (workdir or None, weights or None) -> words by key that `--config`
+      gets where it has none of that key; None for no words.
+    config_of_run: file of the package whose `get_config` makes a config of a
+      work directory, where fields are given without `--config`.
   """
 
   help: str
@@ -39,6 +45,8 @@ class Command(NamedTuple):
   workdir: str = 'required'
   needs_trained: bool = False
   is_distributed: bool = False
+  words: Callable[[str | None, str | None], Mapping[str, str]] | None = None
+  config_of_run: str = 'rundir/saved_run.py'
 
 
 def _use_compilation_cache(values: flags.FlagValues) -> None:
@@ -60,10 +68,14 @@ def _command_line(command: str, workdir: str) -> str:
 
 
 def _train(values: flags.FlagValues) -> int:
+  _use_compilation_cache(values)
+  return _train_in(values.config, values.workdir)
+
+
+def _train_in(config: ConfigDict, workdir: str | os.PathLike[str]) -> int:
   from cmd_jax.training import loop, run, summary
 
-  _use_compilation_cache(values)
-  with run.opened(values.config, values.workdir) as opened:
+  with run.opened(config, workdir) as opened:
     try:
       results = run.train_in(opened)
     except loop.Interrupted as stop:
@@ -75,6 +87,35 @@ def _train(values: flags.FlagValues) -> int:
       print(summary.summary(opened.experiment, opened.workdir, results))
       print(f'next         {_command_line("report", str(opened.workdir.path))}')
   return 0
+
+
+def _finetune(values: flags.FlagValues) -> int:
+  from cmd_jax.training import finetune
+
+  _use_compilation_cache(values)
+  start = finetune.read_start(values.workdir, values.weights)
+  config = values.config
+  if config is None:
+    if not values.workdir:
+      raise UserError(
+        '--config is missing: name the labelled images, such as '
+        '--config=folder --config.dataset.path=FOLDER'
+      )
+    config = finetune.config_of_images(values.workdir, start)
+  output = values.output or finetune.default_output(values.workdir)
+  return _train_in(finetune.start_from(config, start), output)
+
+
+def _words_of_finetune(
+  workdir: str | None, weights: str | None
+) -> Mapping[str, str]:
+  from cmd_jax.training import finetune
+
+  try:
+    return finetune.words_for(finetune.read_start(workdir, weights))
+  except UserError:
+    # The command says so, after what can be wrong with the flags.
+    return {'method': finetune.METHOD}
 
 
 def _evaluate(values: flags.FlagValues) -> None:
@@ -140,7 +181,7 @@ def _on_folder(command: str) -> Callable[[flags.FlagValues], None]:
 
     _use_compilation_cache(values)
     request = folders.Request(
-      source=values.weights or values.workdir,
+      source=('weights' in values and values.weights) or values.workdir,
       input=values.input,
       output=pathlib.Path(values.output)
       if values.output
@@ -203,6 +244,22 @@ COMMANDS = {
     'Scores a run again: its best checkpoint if it keeps it, or its newest.',
     _evaluate,
     ('workdir', 'newest', *_CACHE),
+    config='optional',
+  ),
+  'finetune': Command(
+    'Fine-tunes an encoder with labels; the same command again goes on.',
+    _finetune,
+    ('workdir', 'weights', 'output', *_CACHE),
+    config='optional',
+    workdir='optional',
+    needs_trained=True,
+    words=_words_of_finetune,
+    config_of_run='training/finetune.py',
+  ),
+  'predict': Command(
+    'Names the images of a folder by a fine-tuned run.',
+    _on_folder('predict'),
+    ('workdir', 'newest', 'input', 'output', *_CACHE),
     config='optional',
   ),
   'report': Command(

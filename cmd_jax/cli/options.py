@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import os
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from absl import flags
@@ -169,29 +169,52 @@ def _resolve_config(argv: Sequence[str]) -> list[str]:
   return resolved
 
 
-def _add_config_of_run(argv: list[str]) -> list[str]:
-  """Lets fields be changed of the config that a work directory has."""
-  workdir = ''
+def value_of(argv: Sequence[str], flag: str) -> str:
+  """What a flag is given in a command line; empty without."""
+  found = ''
   for argument, following in zip(argv, [*argv[1:], '']):
     name, _, value = argument.partition('=')
-    if name == '--workdir':
-      workdir = value or following
+    if name == f'--{flag}':
+      found = value or following
+  return found
+
+
+def _add_words(argv: list[str], words: Mapping[str, str]) -> list[str]:
+  """Adds words to `--config`, but for keys that it has a word of."""
+  file, colon, given = value_of(argv, 'config').partition(':')
+  if not file:
+    return argv
+  # A built-in config is its file and a name: FILE:NAME:WORDS.
+  is_builtin = file == builtin.__file__
+  name, _, own = given.partition(':') if is_builtin else ('', '', given)
+  keys = {word.partition('=')[0] for word in own.split(',')}
+  own = ','.join(
+    [
+      *filter(None, [own]),
+      *(f'{key}={word}' for key, word in words.items() if key not in keys),
+    ]
+  )
+  said = value_of(argv, 'config')
+  new = ':'.join(filter(None, [file, name, own]))
+  known = {said: new, f'--config={said}': f'--config={new}'}
+  return [known.get(argument, argument) for argument in argv]
+
+
+def _add_config_of_run(argv: list[str], made_by: str) -> list[str]:
+  """Lets fields be changed of the config that a work directory has."""
+  workdir = value_of(argv, 'workdir')
   if not workdir or _config_of(argv):
     return argv
   if not any(x.startswith('--config.') for x in argv):
     return argv
   package = os.path.dirname(os.path.dirname(builtin.__file__))
-  file = os.path.join(package, 'rundir', 'saved_run.py')
+  file = os.path.join(package, made_by)
   return [f'--config={file}:{workdir}', *argv]
 
 
 def _config_of(argv: Sequence[str]) -> str:
   """What `--config` is, a file and words; empty without."""
-  for argument, following in zip(argv, [*argv[1:], '']):
-    name, _, value = argument.partition('=')
-    if name == '--config':
-      return value or following
-  return ''
+  return value_of(argv, 'config')
 
 
 def _load_config_alone(argv: Sequence[str]) -> ConfigDict | None:
@@ -251,7 +274,8 @@ def parse(
   options: Sequence[str],
   *,
   with_config: bool,
-  of_run: bool = False,
+  of_run: str = '',
+  words: Mapping[str, str] | None = None,
 ) -> flags.FlagValues:
   """Reads a command line.
 
@@ -259,8 +283,9 @@ def parse(
     argv: flags alone.
     options: names in `OPTIONS` that may be given.
     with_config: whether `--config` may be given.
-    of_run: whether fields may be given without it: of the config that the run
-      in --workdir has.
+    of_run: file of the package that makes a config of the run in --workdir,
+      where fields are given without `--config`; empty where they may not be.
+    words: by key, what `--config` gets where it has none of that key.
 
   Returns:
     The values by name; `config` is None where it is not given.
@@ -271,7 +296,9 @@ def parse(
   values = flags.FlagValues()
   # The first is the program's name, which is not looked at.
   argv = _resolve_config(argv)
-  argv = ['', *(_add_config_of_run(argv) if of_run else argv)]
+  if words:
+    argv = _add_words(argv, words)
+  argv = ['', *(_add_config_of_run(argv, of_run) if of_run else argv)]
   for name in options:
     _define(name, OPTIONS[name], values)
   if with_config:

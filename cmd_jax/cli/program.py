@@ -6,7 +6,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
 
@@ -49,9 +49,22 @@ def _help_of(name: str, argv: Sequence[str]) -> str:
   argv = [x for x in argv if x not in _HELP]
   if not any(x.startswith('--config') for x in argv):
     return text
-  values = options.parse(argv, command.options, with_config=True)
+  values = options.parse(
+    argv, command.options, with_config=True, words=_words_of(command, argv)
+  )
   fields = describe_config(values.config.to_dict())
   return f'{text}\n\nThe fields of this config:\n\n{fields}'
+
+
+def _words_of(command: Command, argv: Sequence[str]) -> Mapping[str, str]:
+  """The words that a command adds to `--config`."""
+  workdir, weights = (
+    options.value_of(argv, name) or None for name in ('workdir', 'weights')
+  )
+  # Neither or both are refused later.
+  if command.words is None or bool(workdir) == bool(weights):
+    return {}
+  return command.words(workdir, weights)
 
 
 def _address(values: flags.FlagValues) -> launchers.Address | None:
@@ -95,7 +108,8 @@ def _run_command(name: str, argv: Sequence[str], names: Sequence[str]) -> int:
     argv,
     names,
     with_config=command.config is not None,
-    of_run=command.config == 'optional',
+    of_run=command.config_of_run if command.config == 'optional' else '',
+    words=_words_of(command, argv),
   )
   _check(name, command, values)
   if command.is_distributed:

@@ -8,15 +8,25 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config import continued, published, small, vocabulary
+from cmd_jax.config import (
+  continued,
+  finetuned,
+  published,
+  small,
+  vocabulary,
+)
 
 
 def _finish(config: ConfigDict, words: vocabulary.Argument) -> ConfigDict:
   """What the words ask for besides, applied last."""
+  if words.method == 'finetune':
+    finetuned.use_finetune_recipe(config)
   if words.quicktest:
     small.shrink_to_quicktest(config)
   if words.start == 'pretrained':
     continued.use_continued_recipe(config)
+    if words.method == 'finetune':
+      finetuned.use_pretrained_recipe(config)
   return config.lock()
 
 

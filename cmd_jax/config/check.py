@@ -32,6 +32,12 @@ def check_config(config: ConfigDict) -> None:
       f'config.checkpoint.keep_best is {config.checkpoint.keep_best!r}, which '
       'is not known while config.eval.every_epochs is 0: set that to 1, say'
     )
+  if config.checkpoint.patience and not config.checkpoint.keep_best:
+    raise UserError(
+      f'config.checkpoint.patience is {config.checkpoint.patience}, but no '
+      'score says what is better: name one by config.checkpoint.keep_best, or '
+      'set 0'
+    )
 
 
 def _check_sizes(config: ConfigDict) -> None:

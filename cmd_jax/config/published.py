@@ -109,6 +109,10 @@ def method_fields(name: str, encoder: str = 'vit') -> ConfigDict:
         projector=dict(hidden_dim=2048, output_dim=128, initialisation='torch'),
       )
     )
+  if name == 'finetune':
+    return ConfigDict(
+      dict(name='finetune', label_smoothing=0.1, mixup=0.0, class_balance=0.0)
+    )
   if name == 'distil':
     fields = dict(
       name='distil',
@@ -350,8 +354,9 @@ def published(argument: vocabulary.Argument) -> ConfigDict:
     stream=dict(num_workers=0, ahead=2),
     # A short run logs at least twenty times.
     log=dict(every_steps=50),
-    # keep_best names a score of cmd_jax.evaluators.validation.
-    checkpoint=dict(every_steps=500, keep=3, keep_best=''),
+    # keep_best names a score of cmd_jax.evaluators.validation; patience is
+    # after how many evaluations without a better one the run ends, 0 for never.
+    checkpoint=dict(every_steps=500, keep=3, keep_best='', patience=0),
     eval=dict(
       protocols=('knn/20', 'linear/logreg', 'retrieval/test-vs-train'),
       network='teacher',

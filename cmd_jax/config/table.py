@@ -209,7 +209,8 @@ FIELDS: dict[str, Field] = {
     'full',
   ),
   'init.path': _text(
-    'File of weights to start from, name or hf:// address; empty draws them.'
+    'File of weights to start from, name or hf:// address, or the folder '
+    'checkpoints of a run; empty draws them.'
   ),
   'init.network': _choice('Which network of the file.', 'teacher', 'student'),
   'lora.rank': _count(
@@ -231,6 +232,7 @@ FIELDS: dict[str, Field] = {
     'detcon',
     'simclr',
     'distil',
+    'finetune',
   ),
   'method.variant': _choice(
     "CMD's: the paper's equations, or what the released program computes.",
@@ -269,6 +271,15 @@ FIELDS: dict[str, Field] = {
   ),
   'method.queue_size': _count(
     'Embeddings by the teacher that loss=kl compares images with.', 1
+  ),
+  'method.label_smoothing': _fraction(
+    'Share of a target that goes to all classes evenly.'
+  ),
+  'method.mixup': _not_negative(
+    'Alpha of the shares in which two images are mixed; 0 mixes none.'
+  ),
+  'method.class_balance': _fraction(
+    'How far rare classes count as much as common ones: 0 not at all, 1 alike.'
   ),
   'method.num_samples': _count('Parts drawn from each view.'),
   'method.temperature': _positive('tau of a contrast or of loss=kl.'),
@@ -389,6 +400,11 @@ FIELDS: dict[str, Field] = {
     'knn',
     'rank1',
     'rankme',
+    'top1',
+  ),
+  'checkpoint.patience': _count(
+    'Evaluations without a better checkpoint.keep_best after which the run '
+    'ends; 0 for never.'
   ),
   'eval.protocols': _several('What is scored: docs/evaluation.md.'),
   'eval.network': _choice('Which network is scored.', 'teacher', 'student'),

@@ -13,7 +13,10 @@ METHODS = (
   'detcon',
   'simclr',
   'distil',
+  'finetune',
 )
+# Those that learn labels.
+METHODS_OF_LABELS = ('finetune',)
 # Those that contrast parts.
 METHODS_OF_PARTS = ('particle', 'detcon')
 ENCODERS = ('vit', 'swin', 'resnet', 'efficientnet')

@@ -25,6 +25,13 @@ from cmd_jax.models.vit import VisionTransformer
 
 # Fields of every Flax module, not of an architecture.
 _OF_FLAX = ('parent', 'name', 'axis_name')
+# What the classes of `timm_constructor` call their classifiers.
+_CLASSIFIERS = {
+  VisionTransformer: 'head',
+  SwinTransformer: 'head.fc',
+  ResNet: 'fc',
+  EfficientNet: '_fc',
+}
 
 
 def _merge_class_position(tensors: dict[str, np.ndarray]) -> None:
@@ -73,7 +80,7 @@ def _mlp_ratio(hidden: int, width: int) -> str:
   return repr(architecture.shortest_ratio(hidden, width))
 
 
-def _vit_constructor(encoder: VisionTransformer) -> str:
+def _vit_constructor(encoder: VisionTransformer, num_classes: int) -> str:
   rotary = encoder.positions == 'rotary'
   gated = encoder.ffn == 'swiglu'
   hidden = encoder.hidden_dim
@@ -85,7 +92,7 @@ def _vit_constructor(encoder: VisionTransformer) -> str:
     'num_heads': encoder.num_heads,
     'init_values': encoder.layer_scale or None,
     'global_pool': "'token'" if encoder.pool == 'cls' else "'avg'",
-    'num_classes': 0,
+    'num_classes': num_classes,
   }
   if not encoder.class_token:
     arguments['class_token'] = False
@@ -124,7 +131,7 @@ def _vit_constructor(encoder: VisionTransformer) -> str:
   return _call('timm.models.vision_transformer.VisionTransformer', arguments)
 
 
-def _swin_constructor(encoder: SwinTransformer) -> str:
+def _swin_constructor(encoder: SwinTransformer, num_classes: int) -> str:
   norm = f'functools.partial(torch.nn.LayerNorm, eps={encoder.norm_epsilon!r})'
   arguments = {
     'img_size': encoder.image_px,
@@ -135,23 +142,23 @@ def _swin_constructor(encoder: SwinTransformer) -> str:
     'window_size': encoder.window,
     'mlp_ratio': encoder.mlp_ratio,
     'norm_layer': norm,
-    'num_classes': 0,
+    'num_classes': num_classes,
   }
   return _call('timm.models.swin_transformer.SwinTransformer', arguments)
 
 
-def _resnet_constructor(encoder: ResNet) -> str:
+def _resnet_constructor(encoder: ResNet, num_classes: int) -> str:
   block = 'Bottleneck' if encoder.bottleneck else 'BasicBlock'
   arguments = {
     'block': f'timm.models.resnet.{block}',
     'layers': encoder.stage_sizes,
     'channels': tuple(encoder.base_channels * 2**i for i in range(4)),
-    'num_classes': 0,
+    'num_classes': num_classes,
   }
   return _call('timm.models.resnet.ResNet', arguments)
 
 
-def _efficientnet_constructor(encoder: EfficientNet) -> str:
+def _efficientnet_constructor(encoder: EfficientNet, num_classes: int) -> str:
   utils = 'efficientnet_lite_pytorch.utils'
   stages = []
   width = efficientnet.STEM_CHANNELS
@@ -173,7 +180,7 @@ def _efficientnet_constructor(encoder: EfficientNet) -> str:
     'batch_norm_epsilon': efficientnet.EPSILON,
     'dropout_rate': 0.0,
     'fix_head_stem': True,
-    'num_classes': 0,
+    'num_classes': num_classes,
     'relu_fn': "'relu6'",
   }
   arguments = {
@@ -188,7 +195,7 @@ def _call(function: str, arguments: Mapping[str, Any]) -> str:
   return f'{function}({listed})'
 
 
-def timm_constructor(encoder: nn.Module) -> str:
+def timm_constructor(encoder: nn.Module, num_classes: int = 0) -> str:
   """A line of Python that builds timm's class for the same architecture.
 
   It needs functools, torch and timm. A ViT with rotary positions is timm's Eva
@@ -197,7 +204,11 @@ def timm_constructor(encoder: nn.Module) -> str:
   EsViT's and ours after: they agree where the windows tile the maps.
 
   An EfficientNet is of the class of efficientnet_lite_pytorch, whose names it
-  keeps; the classifier, `_fc`, is in no file of ours and is empty here.
+  keeps; its classifier, `_fc`, is empty where there are no classes.
+
+  Args:
+    encoder: the encoder.
+    num_classes: outputs of the classifier that the file has; 0 for none.
   """
   constructors = {
     VisionTransformer: _vit_constructor,
@@ -205,7 +216,7 @@ def timm_constructor(encoder: nn.Module) -> str:
     ResNet: _resnet_constructor,
     EfficientNet: _efficientnet_constructor,
   }
-  return constructors[type(encoder)](encoder)
+  return constructors[type(encoder)](encoder, num_classes)
 
 
 def _fields(encoder: nn.Module) -> dict[str, Any]:
@@ -225,6 +236,7 @@ def save_encoder(
   encoder: nn.Module,
   variables: Mapping[str, Any],
   metadata: Mapping[str, str] | None = None,
+  classifier: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> None:
   """Writes an encoder as .safetensors in timm's naming.
 
@@ -242,6 +254,8 @@ def save_encoder(
     metadata: strings to store beside format, cmd_jax_version, architecture
       (JSON) and the constructor, as `timm` where the class is timm's and as
       `efficientnet_lite_pytorch` where it is of that package.
+    classifier: kernel [D, C] and bias [C] of a linear layer over the embedding,
+      which that class has too.
 
   Raises:
     UserError: another ending, or a folder that cannot be written.
@@ -255,11 +269,15 @@ def save_encoder(
     'cmd_jax_version': __version__,
     'architecture': json.dumps(_fields(encoder)),
   }
-  constructor = timm_constructor(encoder)
+  tensors, num_classes = to_timm(encoder, variables), 0
+  if classifier is not None:
+    kernel, bias = (np.asarray(x, np.float32) for x in classifier)
+    name, num_classes = _CLASSIFIERS[type(encoder)], len(bias)
+    tensors[f'{name}.weight'] = np.ascontiguousarray(kernel.T)
+    tensors[f'{name}.bias'] = bias
+  constructor = timm_constructor(encoder, num_classes)
   strings[constructor.partition('.')[0]] = constructor
-  content = to_safetensors(
-    to_timm(encoder, variables), {**(metadata or {}), **strings}
-  )
+  content = to_safetensors(tensors, {**(metadata or {}), **strings})
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)

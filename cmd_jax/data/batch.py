@@ -17,12 +17,14 @@ class Batch(NamedTuple):
       example's randomness within a step.
     part_ids: [B, R, R] uint8 part of every pixel; None for a method without
       parts.
+    labels: [B] int32 class of each example; None for a method without labels.
   """
 
   images: jax.Array
   sizes: jax.Array
   index: jax.Array
   part_ids: jax.Array | None = None
+  labels: jax.Array | None = None
 
 
 class MultiStepBatch(NamedTuple):
@@ -49,6 +51,7 @@ class Views(NamedTuple):
     global_flips: [B, 2] bool, mirrored horizontally after the crop.
     local_flips: [B, L] bool.
     global_part_ids: [B, 2, G, G] uint8 parts in the global views; None without.
+    labels: [B] int32 class of each example; None for a method without labels.
   """
 
   global_views: jax.Array
@@ -58,6 +61,7 @@ class Views(NamedTuple):
   global_flips: jax.Array | None = None
   local_flips: jax.Array | None = None
   global_part_ids: jax.Array | None = None
+  labels: jax.Array | None = None
 
   @property
   def sizes(self) -> tuple[jax.Array, ...]:

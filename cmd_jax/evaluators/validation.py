@@ -21,8 +21,9 @@ MAX_IMAGES = 4096
 _HELD_OUT = 0.2
 
 # What may choose a checkpoint, and whether it needs labels. That neighbours
-# stay says how much moves, not how well.
-CHOOSING = {'knn': True, 'rank1': True, 'rankme': False}
+# stay says how much moves, not how well. `top1` is that of a classifier that is
+# trained with the encoder.
+CHOOSING = {'knn': True, 'rank1': True, 'rankme': False, 'top1': True}
 
 
 class Sample(NamedTuple):

@@ -1,4 +1,4 @@
-"""What `cmd-jax embed`, `search` and `cluster` do with a folder of images."""
+"""What `cmd-jax embed`, `search`, `cluster` and `predict` do with a folder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import cmd_jax
 from cmd_jax.api import Encoder
 from cmd_jax.data.canvas import printable
 from cmd_jax.errors import UserError
-from cmd_jax.export import cluster, embed, search
+from cmd_jax.export import cluster, embed, predict, search
 from cmd_jax.export.images import Embeddings, embed_folder, list_images
 from cmd_jax.files.atomic import make_place
 
-MODES = ('embed', 'search', 'cluster')
+MODES = ('embed', 'search', 'cluster', 'predict')
 
 
 class Request(NamedTuple):
@@ -52,6 +52,7 @@ def default_output(mode: str, workdir: str | None) -> pathlib.Path:
     'embed': 'embeddings.parquet',
     'search': 'search.csv',
     'cluster': 'clusters',
+    'predict': 'predictions.csv',
   }[mode]
   return pathlib.Path(workdir or '.').expanduser() / name
 
@@ -86,6 +87,8 @@ def _check(mode: str, request: Request) -> None:
   else:
     if mode == 'embed':
       embed.check_output(request.output)
+    elif mode == 'predict':
+      predict.check_output(request.output)
     else:
       search.check(request.output, request.top_k, request.index)
     if request.output.is_dir():
@@ -140,6 +143,20 @@ def _cluster(encoder: Encoder, request: Request) -> str:
   return f'{request.output}: {groups} groups, {alone} images in none'
 
 
+def _predict(encoder: Encoder, request: Request) -> str:
+  classifier = predict.check_classifier(encoder)
+  embeddings = _embeddings(encoder, request.input)
+  predictions = predict.predict(classifier, embeddings.vectors)
+  predict.save_predictions(
+    request.output, classifier, embeddings.file_names, predictions
+  )
+  count, known = len(predictions.taken), int(predictions.is_known.sum())
+  return (
+    f'{request.output}: {count} images, {known} named, {count - known} not '
+    f'among the {len(classifier.class_names)} classes'
+  )
+
+
 def run(mode: str, request: Request) -> str:
   """Does what is asked for.
 
@@ -167,5 +184,10 @@ def run(mode: str, request: Request) -> str:
   _check(mode, request)
   encoder = cmd_jax.load(request.source, newest=request.newest)
   print(encoder.source, file=sys.stderr)
-  function = {'embed': _embed, 'search': _search, 'cluster': _cluster}[mode]
-  return function(encoder, request)
+  functions = {
+    'embed': _embed,
+    'search': _search,
+    'cluster': _cluster,
+    'predict': _predict,
+  }
+  return functions[mode](encoder, request)

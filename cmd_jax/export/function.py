@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from cmd_jax.api import Encoder
 from cmd_jax.errors import UserError
 
 Function = Callable[[Mapping[str, Any], jax.Array], dict[str, jax.Array]]
 EMBEDDING, ATTENTION = 'embedding', 'attention'
+PROBABILITIES = 'probabilities'
 
 
 def make_function(
@@ -30,8 +33,9 @@ def make_function(
 
   Returns:
     A function of variables and of images [B, H, W, 3] float32, normalised, that
-    gives `embedding` [B, D] and, if wanted, `attention` [B, h * w], both
-    float32; and the variables, numpy arrays.
+    gives `embedding` [B, D], of a fine-tuned encoder `probabilities` [B, C],
+    calibrated, and, if wanted, `attention` [B, h * w], all float32; and the
+    variables, numpy arrays.
 
   Raises:
     UserError: attention is wanted of a network that has none.
@@ -43,6 +47,13 @@ def make_function(
     module = module.clone(dtype=dtype)
     mil = mil and mil.clone(dtype=dtype)
   variables = {'encoder': encoder.variables}
+  classifier = encoder.classifier
+  if classifier is not None:
+    # The temperature in the layer itself: nothing else is needed then.
+    variables['classifier'] = tuple(
+      x / np.float32(classifier.temperature)
+      for x in (classifier.kernel, classifier.bias)
+    )
   if attention and mil is not None:
     variables['mil'] = encoder.network.mil_variables
 
@@ -51,6 +62,10 @@ def make_function(
   ) -> dict[str, jax.Array]:
     output = module.apply(variables['encoder'], image[None])
     results = {EMBEDDING: output.image[0]}
+    if 'classifier' in variables:
+      kernel, bias = variables['classifier']
+      image = output.image[0].astype(jnp.float32)
+      results[PROBABILITIES] = jax.nn.softmax(image @ kernel + bias)
     if 'mil' in variables:
       results[ATTENTION] = mil.apply(variables['mil'], output.tokens)[0]
     elif attention:

@@ -14,7 +14,12 @@ from jax.extend import core
 import cmd_jax
 from cmd_jax.api import Encoder
 from cmd_jax.errors import UserError
-from cmd_jax.export.function import ATTENTION, EMBEDDING, make_function
+from cmd_jax.export.function import (
+  ATTENTION,
+  EMBEDDING,
+  PROBABILITIES,
+  make_function,
+)
 from cmd_jax.export.onnx_graph import (
   OPSET,
   Graph,
@@ -214,8 +219,12 @@ def to_onnx(encoder: Encoder, *, attention: bool = False) -> onnx.ModelProto:
     return function(variables, images.transpose(0, 2, 3, 1))
 
   side = encoder.preprocessing['view_px']
-  outputs = (EMBEDDING, ATTENTION) if attention else (EMBEDDING,)
-  return function_to_onnx(encode, variables, (3, side, side), outputs)
+  outputs = [EMBEDDING]
+  if encoder.classifier is not None:
+    outputs.append(PROBABILITIES)
+  if attention:
+    outputs.append(ATTENTION)
+  return function_to_onnx(encode, variables, (3, side, side), tuple(outputs))
 
 
 def describe_onnx(model: onnx.ModelProto) -> dict[str, Any]:

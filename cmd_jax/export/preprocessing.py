@@ -58,9 +58,11 @@ def describe(
       output['grid'] = [side, side]
       has_mil = encoder.network.mil is not None
       output['kind'] = 'multi-instance' if has_mil else "the encoder's own"
+  classifier = encoder.classifier
   return {
     'source': encoder.source,
     'training': encoder.training,
+    **({} if classifier is None else {'classifier': classifier.describe()}),
     'encoder_sha256': encoder.hash,
     **signature,
     'preprocessing': describe_preprocessing(encoder, canvases=canvases),

@@ -18,7 +18,15 @@ def make_method(name: str, **fields) -> Method:
   Raises:
     UserError: unknown name, or one whose fields the config lacks.
   """
-  from cmd_jax.methods import cmd, dino, distil, esvit, particle, simclr
+  from cmd_jax.methods import (
+    cmd,
+    dino,
+    distil,
+    esvit,
+    finetune,
+    particle,
+    simclr,
+  )
 
   methods = {
     'cmd': cmd.make_cmd,
@@ -29,6 +37,7 @@ def make_method(name: str, **fields) -> Method:
     'detcon': particle.make_particle,
     'simclr': simclr.make_simclr,
     'distil': distil.make_distil,
+    'finetune': finetune.make_finetune,
   }
   if name not in methods:
     raise UserError(

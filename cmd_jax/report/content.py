@@ -30,10 +30,18 @@ from cmd_jax.report import (
 from cmd_jax.rundir.config_diff import flatten
 from cmd_jax.rundir.workdir import Workdir, read_json
 from cmd_jax.training import part_rounds, scoring
+from cmd_jax.training.classification import (
+  ENTRY,
+  classifier_of,
+  summary_of,
+)
 from cmd_jax.training.experiment import Experiment
 
 _NUM_NEIGHBOURS = 20
 _MAX_PAIRS = 12
+# What names the test images, at the beginning of a sentence.
+_KNN = 'The weighted vote of the 20 nearest training images (knn/20)'
+_CLASSIFIER = 'The fine-tuned classifier'
 # Classes side by side in the matrix of confusions.
 _MAX_CLASSES = 12
 
@@ -309,10 +317,17 @@ def collect(
   )
   of = {'training': pretrain, 'test': test}
   shown = [of[split.name].take(split.rows) for split in splits]
-  predicted = None if test is None else knn.predict(pretrain, test)
+  classifier = classifier_of(experiment, used.classifier)
+  predicted = None
+  if test is not None and classifier is not None:
+    predicted = classifier.logits(test.vectors).argmax(1).astype(np.int32)
+  elif test is not None:
+    predicted = knn.predict(pretrain, test)
   layout = embedding_map.make_map(np.concatenate([f.vectors for f in shown]))
   drawn = photos.draw(splits, network.attend, batch_size=network.batch_size)
   notes = _notes(experiment, workdir, used.step, splits)
+  if ENTRY in workdir.results():
+    notes += summary_of(workdir.results()[ENTRY]).splitlines()
   if layout.note:
     notes.append(f'The map shows principal components: {layout.note}.')
   curves = history.read_curves(workdir.metrics_file)
@@ -338,6 +353,7 @@ def collect(
     'confusion': _describe_confusion(
       test, predicted, test_rows, len(drawn.thumbnails) - len(test_rows)
     )
+    | {'judge': _KNN if classifier is None else _CLASSIFIER}
     if is_scored
     else None,
     'parts': _describe_parts(experiment, workdir, splits, notes),

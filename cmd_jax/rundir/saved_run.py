@@ -27,6 +27,8 @@ class SavedNetwork(NamedTuple):
     mil: multi-instance attention over its tokens; None for a method without.
     mil_params: parameters of `mil`; None without.
     choice: which checkpoint that is, and why.
+    classifier: `kernel` and `bias` of a method that learns labels; None for
+      others.
   """
 
   encoder: nn.Module
@@ -34,6 +36,7 @@ class SavedNetwork(NamedTuple):
   mil: nn.Module | None
   mil_params: Mapping[str, Any] | None
   choice: Choice
+  classifier: Mapping[str, Any] | None = None
 
   @property
   def step(self) -> int:
@@ -238,4 +241,6 @@ def read_network(
   _check_fits(encoder, variables, image_px, str(path.parent))
   mil_params = params.get('mil')
   mil = None if mil_params is None else make_mil_attention(config, encoder)
-  return SavedNetwork(encoder, variables, mil, mil_params, choice)
+  return SavedNetwork(
+    encoder, variables, mil, mil_params, choice, params.get('classifier')
+  )

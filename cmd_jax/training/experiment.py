@@ -12,13 +12,9 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from cmd_jax.config import vocabulary
 from cmd_jax.config.check import check_config
-from cmd_jax.convert.load import (
-  Imported,
-  Report,
-  load_encoder,
-  report_of_lost,
-)
+from cmd_jax.convert.load import Report
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.batch import MultiStepBatch
 from cmd_jax.data.canvas import Canvases
@@ -30,7 +26,6 @@ from cmd_jax.evaluators import (
   Evaluator,
   Splits,
   make_evaluators,
-  validation,
 )
 from cmd_jax.methods.base import Method
 from cmd_jax.models import make_encoder, partial
@@ -39,6 +34,8 @@ from cmd_jax.rundir.checkpoint import Checkpoints
 from cmd_jax.rundir.saved_run import make_mil_attention, method_name
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training.frozen_teacher import load_teacher
+from cmd_jax.training.initial_weights import import_encoder
+from cmd_jax.training.labels import count_classes, score_to_keep_by
 from cmd_jax.training.recipe import (
   check_accumulates,
   check_parallel,
@@ -143,17 +140,6 @@ class Experiment(NamedTuple):
     return self._replace(mesh=mesh), sharding.gather(here, mesh)
 
 
-def _import_encoder(
-  init: ConfigDict, encoder: nn.Module, lost_start: Mapping[str, Any] | None
-) -> Imported | None:
-  if not init.path:
-    return None
-  if lost_start:
-    # Drawn in place of what is in no file: the checkpoint has what follows.
-    return Imported(None, report_of_lost(lost_start))
-  return load_encoder(init.path, encoder, network=init.network)
-
-
 def _make_plan(config: ConfigDict, canvases: Canvases) -> Plan | None:
   if 'parts' not in config:
     return None
@@ -196,28 +182,6 @@ def _make_evaluation(
   )
 
 
-def _score_to_keep_by(config: ConfigDict, data: Data) -> str:
-  """Which score chooses the best checkpoint; '' if none does.
-
-  Raises:
-    UserError: one that needs labels which are not there.
-  """
-  score = config.checkpoint.keep_best
-  asked = data.validation is not None
-  if not asked:
-    asked = validation.choose_sample(data.pretrain.labels).asks.any()
-  is_labelled = bool(asked and (data.pretrain.labels >= 0).any())
-  if score == 'auto':
-    return 'rank1' if is_labelled else ''
-  if score and validation.CHOOSING[score] and not is_labelled:
-    raise UserError(
-      f'config.checkpoint.keep_best is {score!r}, which needs labels, and '
-      f'{data.name} has no class with two labelled training images: use '
-      "'rankme', or add class folders or a labels.csv"
-    )
-  return score
-
-
 class _Functions(NamedTuple):
   """What is compiled.
 
@@ -242,6 +206,7 @@ def _make_functions(
   is_frozen: partial.IsFrozen,
   steps: Steps,
   variables: Mapping[str, Any] | None,
+  class_counts: tuple[int, ...] | None,
 ) -> _Functions:
   named = make_schedules(config, steps.per_epoch, steps.total)
   optimizer = make_optimizer(
@@ -249,6 +214,8 @@ def _make_functions(
   )
   # How many parts there are is what their source says.
   made = {} if plan is None else {'num_parts': plan.num_ids}
+  if class_counts is not None:
+    made['class_counts'] = class_counts
   if 'teacher' in config.method:
     made['teacher'] = load_teacher(**config.method.teacher)
   method_for = make_method_maker(config, named, is_frozen, **made)
@@ -353,14 +320,26 @@ def build(
     train_last_blocks=config.optim.train_last_blocks,
     lora_rank=config.lora.rank,
   )
-  imported = _import_encoder(config.init, encoder, lost_start)
+  imported = import_encoder(config, encoder, lost_start)
   variables = imported and imported.variables
-  data = load_data(config, mesh, route_before=route_before)
+  with_labels = config.method.name in vocabulary.METHODS_OF_LABELS
+  data = load_data(
+    config, mesh, route_before=route_before, with_labels=with_labels
+  )
   plan = _make_plan(config, data.pretrain)
   steps = make_steps(config, len(data.pretrain.images), plan)
-  steps = steps._replace(keep_best=_score_to_keep_by(config, data))
+  steps = steps._replace(
+    keep_best=score_to_keep_by(config.checkpoint.keep_best, data, with_labels)
+  )
   functions = _make_functions(
-    config, mesh, encoder, plan, is_frozen, steps, variables
+    config,
+    mesh,
+    encoder,
+    plan,
+    is_frozen,
+    steps,
+    variables,
+    count_classes(data.pretrain) if with_labels else None,
   )
   # Put there once, or every step would send it to the other devices.
   steps_rng = jax.jit(
@@ -386,6 +365,7 @@ def build(
         batch_size=config.batch_size,
         mesh=mesh,
         with_parts=plan is not None,
+        with_labels=with_labels,
         steps_per_dispatch=config.parallel.steps_per_dispatch,
       ),
       steps_rng,

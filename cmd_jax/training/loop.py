@@ -20,7 +20,7 @@ from cmd_jax.evaluators.pictures import draw_neighbours
 from cmd_jax.files.formats import VERSION_FIELD, check_format
 from cmd_jax.rundir.checkpoint import Checkpoints, restore_step
 from cmd_jax.rundir.workdir import Workdir
-from cmd_jax.training import hooks, part_rounds
+from cmd_jax.training import classification, hooks, part_rounds
 from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.metrics import Progress
 from cmd_jax.training.scoring import (
@@ -161,7 +161,7 @@ class _Loop:
     experiment, start = self._experiment, 0
     try:
       for number, end in enumerate(experiment.steps.round_ends):
-        if self._step < end:
+        if self._step < end and not self._validation.has_stalled:
           # A signal ends the search at once: what is found is kept.
           with stopping.during(f'the search for parts of round {number + 1}'):
             part_ids = self._find_parts(number, start)
@@ -185,7 +185,7 @@ class _Loop:
     self, batches: Callable, end: int, signals: _StopSignals
   ) -> None:
     self._validate()
-    while self._step < end:
+    while self._step < end and not self._validation.has_stalled:
       batch, count = self._next_batches(batches, end)
       self._state, metrics = self._train_step(
         self._state, batch, self._experiment.rng
@@ -318,12 +318,18 @@ def _read_best(
 
 def _score_end(
   experiment: Experiment, state: TrainState, workdir: Workdir, skipped: int
-) -> dict[str, float]:
-  """Scores the trained encoder and draws neighbours."""
+) -> dict[str, Any]:
+  """Scores the trained network and draws neighbours; entries of results."""
   network = network_of(experiment, state, workdir)
   draw_neighbours(network, experiment.splits, workdir.neighbours_file)
   report_skipped(experiment, workdir, skipped)
-  return score(experiment, network)
+  step = int(state.step)
+  classifier = classification.classifier_of_state(experiment, state)
+  return {
+    **classification.score_classifier(experiment, network, classifier, step),
+    'final': score(experiment, network),
+    'scored_step': step,
+  }
 
 
 def train(experiment: Experiment, workdir: Workdir) -> dict:
@@ -386,8 +392,7 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
       lambda: _score_end(*alone, workdir, skipped)
     )
   entries = dict(
-    final=final,
-    scored_step=int(state.step),
+    **final,
     while_training=loop.scores,
     steps=steps,
     skipped_steps=loop.non_finite.skipped,
@@ -403,8 +408,7 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
     lambda: 'best' in workdir.results()
   ):
     entries['best'] = loop.best
-  rate = loop.progress.images_per_second()
-  if rate is not None:
+  if (rate := loop.progress.images_per_second()) is not None:
     entries['images_per_second'] = round(rate, 1)
   return processes.broadcast_from_main(
     lambda: workdir.update_results(**entries)

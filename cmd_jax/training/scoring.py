@@ -16,9 +16,9 @@ from cmd_jax.evaluators import (
   why_not_scored,
 )
 from cmd_jax.parts.store import hash_variables
-from cmd_jax.rundir.best import Choice
-from cmd_jax.rundir.saved_run import read_network
+from cmd_jax.rundir.saved_run import SavedNetwork, read_network
 from cmd_jax.rundir.workdir import Workdir
+from cmd_jax.training.classification import classifier_of, score_classifier
 from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.same_images import hash_of_sample
 from cmd_jax.training.state import TrainState
@@ -83,8 +83,8 @@ def network_of(
 
 def read_trained(
   experiment: Experiment, workdir: Workdir, *, newest: bool = False
-) -> tuple[FrozenNetwork, Choice]:
-  """The network of the checkpoint that is scored, and which that is.
+) -> tuple[FrozenNetwork, SavedNetwork]:
+  """The network of the checkpoint that is scored, and what was read of it.
 
   Args:
     experiment: the run's.
@@ -98,7 +98,7 @@ def read_trained(
   if saved.choice.best is not None:
     print(describe_choice(saved.choice.best), file=sys.stderr)
   network = _freeze(experiment, workdir, saved.variables, saved.mil_params)
-  return network, saved.choice
+  return network, saved
 
 
 def describe_choice(best: Mapping[str, Any]) -> str:
@@ -282,9 +282,10 @@ def _evaluate_run(
     print(f'{reason}, but for {", ".join(label_free)}', file=sys.stderr)
   if remark := remark_on_labels(experiment.splits):
     print(f'warning: {remark}', file=sys.stderr)
-  trained = None
+  trained = classifier = None
   if workdir.has_checkpoint() or not experiment.imported:
-    trained, choice = read_trained(experiment, workdir, newest=newest)
+    trained, saved = read_trained(experiment, workdir, newest=newest)
+    classifier = classifier_of(experiment, saved.classifier)
     check_same_start(experiment, workdir)
   entries = dict(
     init=_score_init(experiment, workdir),
@@ -301,7 +302,8 @@ def _evaluate_run(
     )
   return workdir.update_results(
     **entries,
+    **score_classifier(experiment, trained, classifier, saved.step),
     final=score(experiment, trained),
-    steps=choice.newest_step,
-    scored_step=choice.step,
+    scored_step=saved.step,
+    steps=saved.choice.newest_step,
   )

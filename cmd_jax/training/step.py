@@ -61,6 +61,7 @@ def _make_differentiate(
     views = augment(
       batch.images, batch.sizes, views_keys, step_key, batch.part_ids
     )
+    views = views._replace(labels=batch.labels)
     grads, loss = jax.grad(loss_of, has_aux=True)(
       state.params, state, views, drop_path_keys, constants
     )

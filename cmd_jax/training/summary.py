@@ -14,6 +14,7 @@ from cmd_jax.devices import processes, sharding
 from cmd_jax.evaluators import remark_on_labels, why_not_scored
 from cmd_jax.files.atomic import write_atomically
 from cmd_jax.rundir.workdir import Workdir
+from cmd_jax.training.classification import ENTRY, summary_of
 from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.inspection import report_on, write_data_report
 from cmd_jax.training.scoring import explained_table
@@ -190,6 +191,8 @@ def summary(experiment: Experiment, workdir: Workdir, results: dict) -> str:
     table = f'{reason}\n{table}' if results['final'] else reason
   if remark := remark_on_labels(experiment.splits):
     table = f'{remark}\n{table}'
+  if ENTRY in results:
+    table = f'{table}\n\n{summary_of(results[ENTRY])}'
   speed = results.get('images_per_second')
   return '\n'.join(
     [

@@ -29,6 +29,8 @@ class Steps(NamedTuple):
       from 0; 0 where they do not.
     evaluate_every: from one score to the next while it trains; 0 for none.
     keep_best: the score by which the best checkpoint is kept; '' for none.
+    patience: evaluations without a better one after which the run ends; 0 for
+      never.
   """
 
   batch_size: int
@@ -43,6 +45,7 @@ class Steps(NamedTuple):
   term_warmup: int
   evaluate_every: int
   keep_best: str
+  patience: int
 
 
 def make_steps(
@@ -77,4 +80,5 @@ def make_steps(
     if every_epochs
     else 0,
     keep_best=config.checkpoint.keep_best,
+    patience=config.checkpoint.patience,
   )

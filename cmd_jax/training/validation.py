@@ -15,6 +15,7 @@ from cmd_jax.devices import processes, sharding
 from cmd_jax.evaluators import validation
 from cmd_jax.evaluators.features import Features, extract
 from cmd_jax.evaluators.frozen_network import compile_encode
+from cmd_jax.training.classification import classifier_of_state, quick_scores
 from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.scoring import variables_of
 from cmd_jax.training.state import TrainState
@@ -25,7 +26,7 @@ class Validation:
 
   Attributes:
     best: `score`, `step` and `value` of the best step so far by
-      config.checkpoint.keep_best; None without.
+      config.checkpoint.keep_best, and of a classifier `nll`; None without.
     scores: those of the first and the last evaluation, as 'start' and 'end'.
   """
 
@@ -45,7 +46,7 @@ class Validation:
     """
     steps, saved = experiment.steps, saved or {}
     self._every, self._total = steps.evaluate_every, steps.total
-    self._keep_best = steps.keep_best
+    self._keep_best, self._patience = steps.keep_best, steps.patience
     self._step = saved.get('step', -1)
     self._nearest = saved.get('nearest')
     best = saved.get('best')
@@ -68,6 +69,13 @@ class Validation:
     if not self.is_on or step == self._step:
       return False
     return step % self._every == 0 or step == self._total
+
+  @property
+  def has_stalled(self) -> bool:
+    """Whether the last evaluations found nothing better, and no more come."""
+    if not self._patience or self.best is None:
+      return False
+    return self._step - self.best['step'] >= self._patience * self._every
 
   def steps_left(self, step: int) -> int:
     """Steps from a step to the next evaluation."""
@@ -100,8 +108,12 @@ class Validation:
     self._step, self._nearest = step, nearest
     self.scores = {'start': self.scores.get('start', scores), 'end': scores}
     value = scores.get(self._keep_best)
-    if value is not None and (self.best is None or value > self.best['value']):
-      self.best = {'score': self._keep_best, 'step': step, 'value': value}
+    if value is not None:
+      found = {'score': self._keep_best, 'step': step, 'value': value}
+      if 'nll' in scores:
+        found['nll'] = scores['nll']
+      if self.best is None or _rank(found) > _rank(self.best):
+        self.best = found
     return {f'eval/{name}': value for name, value in scores.items()}
 
   def _score(
@@ -109,6 +121,15 @@ class Validation:
   ) -> tuple[dict[str, float], list[int] | None]:
     variables, _ = variables_of(experiment, state)
     train = experiment.data.pretrain
+    classifier = classifier_of_state(experiment, state)
+    if classifier is not None:
+      held_out = experiment.data.validation
+      rows = validation.choose_sample(held_out.labels).rows
+      asked = self._embed(experiment, variables, held_out, rows)
+      if not np.isfinite(asked).all():
+        return {}, None
+      features = _features(held_out, rows, asked)
+      return quick_scores(classifier, features), None
     if self._sample is None:
       self._sample = validation.choose_sample(train.labels)
     sample = self._sample
@@ -156,6 +177,11 @@ class Validation:
       batch_size=-(-settings['batch_size'] // mesh.size) * mesh.size,
       progress=True,
     )
+
+
+def _rank(found: Mapping[str, Any]) -> tuple[float, float]:
+  """How good a step is: few images tie often, which their likelihood breaks."""
+  return found['value'], -found.get('nll', 0.0)
 
 
 def _rows_of(array: np.ndarray | LazyArray, rows: np.ndarray) -> LazyArray:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from cmd_jax.config import builtin, published, vocabulary
 from cmd_jax.data import canvas
 from cmd_jax.data.pipeline import load
+from cmd_jax.data.sources.base import Source
 from cmd_jax.training import experiment
 from tests import tiny
 
@@ -46,10 +47,10 @@ def _synthetic(num_examples, canvas_px):
 def without_data(monkeypatch):
   """Lets an experiment be built of every config, its data made up."""
 
-  class _Source:
-    file_names = ('0.png',)
-
-  monkeypatch.setattr(load, 'load_source', lambda *_, **__: _Source)
+  names = tuple(f'{i}.png' for i in range(4))
+  labels = np.arange(4) % 2
+  source = Source('synthetic', ('robin', 'wren'), names, labels, None)
+  monkeypatch.setattr(load, 'load_source', lambda *_, **__: source)
   monkeypatch.setattr(
     load,
     'make_canvases',

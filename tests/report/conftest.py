@@ -82,6 +82,7 @@ def make_data():
     mask = photos.make_mask(np.eye(8, dtype=np.uint8), background=True)
     pair = dict(first=0, second=1, counts=[2, 1], totals=[4, 4])
     confusion = dict(
+      judge='The weighted vote',
       total=12,
       right=9,
       pairs=[{**pair, 'examples': [[0, 3], [1]]}],

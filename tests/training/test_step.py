@@ -41,7 +41,10 @@ def _slow(*values):
 
 @pytest.mark.parametrize(
   'name',
-  [n if n == 'cmd' else _slow(n) for n in (*tiny.METHODS, 'simclr', 'distil')],
+  [
+    n if n == 'cmd' else _slow(n)
+    for n in (*tiny.METHODS, 'simclr', 'distil', 'finetune')
+  ],
 )
 def test_jit_on_one_device_jit_on_eight_and_pmap_agree(name):
   one = tiny.run_steps(*tiny.make_step(name))

@@ -19,6 +19,7 @@ from cmd_jax.data.pipeline.order import batch_indices
 from cmd_jax.data.pipeline.residency import choose_placement
 from cmd_jax.data.pipeline.resident import check_num_examples, resident_batches
 from cmd_jax.data.sources.base import Source
+from cmd_jax.data.sources.labelled import split_labelled
 from cmd_jax.devices import processes
 from cmd_jax.errors import UserError
 
@@ -96,6 +97,7 @@ class Data(NamedTuple):
     batch_indices: step, from 0 -> [B] numbers of its examples.
     validation: the images whose labels are asked for while it trains; None
       where labels of training images are held out for it, or nothing is asked.
+      Of a method that learns labels no training image is among them.
   """
 
   pretrain: Canvases
@@ -137,8 +139,28 @@ def _load_validation(config: ConfigDict, make: Callable) -> Canvases | None:
   return make(source, canvas_px=config.canvas_px)
 
 
+def _load_labelled(
+  config: ConfigDict, pretrain: Source, test: Source
+) -> tuple[Source, Source]:
+  """The sources that a method which learns labels trains and validates on."""
+  dataset = config.dataset.to_dict()
+  validation = None
+  if split := dataset['validation_split']:
+    validation = load_source(
+      dataset,
+      split,
+      config.decode_px or config.canvas_px,
+      config.grey16_white,
+    )
+  return split_labelled(pretrain, validation, test)
+
+
 def load_data(
-  config: ConfigDict, mesh: Mesh, *, route_before: str | None = None
+  config: ConfigDict,
+  mesh: Mesh,
+  *,
+  route_before: str | None = None,
+  with_labels: bool = False,
 ) -> Data:
   """Lists the images of a config and decodes them, or prepares to stream them.
 
@@ -146,6 +168,8 @@ def load_data(
     config: as cmd_jax/config/published.py makes it.
     mesh: the devices.
     route_before: of the run that goes on; None for a new one.
+    with_labels: whether the method learns labels: labelled images alone are
+      trained on then, and those that validate are none of them.
 
   Raises:
     UserError: no images, or fewer than a batch.
@@ -158,6 +182,9 @@ def load_data(
     )
     for name in ('pretrain', 'test')
   )
+  validation = None
+  if with_labels:
+    pretrain, validation = _load_labelled(config, pretrain, test)
   route, reason = choose_placement(
     config.placement,
     num_pretrain=len(pretrain.file_names),
@@ -184,6 +211,7 @@ def load_data(
       seed=config.seed,
       mesh=mesh,
       part_ids=part_ids,
+      with_labels=with_labels,
     )
     if route == 'device':
       return resident_batches(
@@ -216,5 +244,7 @@ def load_data(
       num_examples=len(canvases.images),
       batch_size=config.batch_size,
     ),
-    _load_validation(config, make),
+    make(validation, canvas_px=canvas_px)
+    if validation is not None
+    else _load_validation(config, make),
   )

@@ -42,6 +42,7 @@ def resident_batches(
   mesh: Mesh,
   part_ids: np.ndarray | None = None,
   steps_per_dispatch: int = 1,
+  with_labels: bool = False,
 ) -> Iterator[Callable[..., Batch | MultiStepBatch]]:
   """Puts a set on the devices and gives what draws its batches there.
 
@@ -52,6 +53,7 @@ def resident_batches(
     mesh: every device of it gets the whole set.
     part_ids: [N, R, R] uint8 parts to go with the images.
     steps_per_dispatch: n, batches drawn at once.
+    with_labels: whether the labels go with the images.
 
   Yields:
     step -> global `Batch`, split over the devices; compiled once. For n above 1
@@ -66,12 +68,17 @@ def resident_batches(
   # Not device_put, which would compare the images of all processes.
   data = jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(whole, np.asarray(x)),
-    (canvases.images, canvases.sizes, part_ids),
+    (
+      canvases.images,
+      canvases.sizes,
+      part_ids,
+      canvases.labels if with_labels else None,
+    ),
   )
 
   def draw(data, index):
-    images, sizes, part_ids = jax.tree.map(lambda x: x[index], data)
-    return Batch(images, sizes, index, part_ids)
+    images, sizes, *others = jax.tree.map(lambda x: x[index], data)
+    return Batch(images, sizes, index, *others)
 
   def indices(step):
     return batch_indices(
@@ -99,6 +106,7 @@ def batch_like(
   batch_size: int,
   mesh: Mesh,
   with_parts: bool = False,
+  with_labels: bool = False,
   steps_per_dispatch: int = 1,
 ) -> Batch | MultiStepBatch:
   """Shapes and shardings of what the batches of a set are, by either route."""
@@ -117,6 +125,7 @@ def batch_like(
     part_ids=like(canvases.images.shape[1:3], jnp.uint8)
     if with_parts
     else None,
+    labels=like((), jnp.int32) if with_labels else None,
   )
   if steps_per_dispatch == 1:
     return batch

@@ -171,6 +171,7 @@ def streamed_batches(
   seed: int,
   mesh: Mesh,
   part_ids: np.ndarray | None = None,
+  with_labels: bool = False,
   num_workers: int = 0,
   ahead: int = 2,
 ) -> Iterator[Callable[[int], Batch]]:
@@ -184,6 +185,7 @@ def streamed_batches(
     mesh: the devices.
     part_ids: [N, R, R] uint8 parts to go with the images; may be mapped from a
       file.
+    with_labels: whether the labels go with the images.
     num_workers: processes that decode; 0 decodes in threads of this one.
     ahead: batches made, and held on the devices, ahead of the step.
 
@@ -221,6 +223,9 @@ def streamed_batches(
       canvases.skipped.add(int(wanted[place]), int(index[place]))
     if part_ids is not None:
       local['part_ids'] = np.asarray(part_ids[index], np.uint8)
+    if with_labels:
+      # The source's: the canvases' are gone where an image can't be read.
+      local['labels'] = np.asarray(source.labels, np.int32)[index]
     return Batch(
       **{
         name: jax.make_array_from_process_local_data(

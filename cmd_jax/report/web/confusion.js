@@ -68,9 +68,9 @@ function showConfusion() {
       'There are no labels on both splits, so that nothing can be confused.';
     return;
   }
-  const { total, right, pairs } = CONFUSION;
+  const { judge, total, right, pairs } = CONFUSION;
   hint.textContent =
-    `The weighted vote of the 20 nearest training images (knn/20) is right for `
+    `${judge} is right for `
     + `${grouped(right)} of ${grouped(total)} test images. `
     + (pairs.length
       ? 'Below are the classes it takes for each other most often.'
