@@ -212,6 +212,8 @@ BUDGETS = {
   },
 }
 _SCORED = {'eval.protocols': _PROTOCOLS}
+# Whatever weights are installed.
+_FROM_NOTHING = ('start=scratch',)
 
 SETS = (
   Set(
@@ -229,6 +231,7 @@ SETS = (
     'cpu',
     'folder',
     {**_SCORED, **BUDGETS['cub100']},
+    words=_FROM_NOTHING,
     folder='cub100_box227',
     rows=MAIN_ROWS,
   ),
@@ -237,6 +240,7 @@ SETS = (
     'cpu',
     'folder',
     {**_SCORED, **BUDGETS['cub20']},
+    words=_FROM_NOTHING,
     folder='cub20',
     rows=MAIN_ROWS,
   ),
@@ -246,7 +250,7 @@ SETS = (
       'gpu',
       'folder',
       {**_SCORED, **BUDGETS['gpu']},
-      words=words,
+      words=(*words, *_FROM_NOTHING),
       folder='cub100_box227',
       published=True,
       notes={'esvit': '`region` weighs as much as the image, as published'},
