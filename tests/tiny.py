@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmd_jax.config import published
+from cmd_jax.config import choices
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.batch import Batch, MultiStepBatch
 from cmd_jax.devices import sharding
@@ -86,7 +86,7 @@ def make_tiny_method(
   num_prototypes=12,
   **changes,
 ):
-  fields = published.method_fields(name).to_dict()
+  fields = choices.method_fields(name).to_dict()
   if name == 'cmd':
     fields['mil'] = dict(hidden_dim=8)
   if name == 'simclr':

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config import published, vocabulary
+from cmd_jax.config import choices, vocabulary
 from cmd_jax.convert import pretrained
 
 # The published weights that are used where nothing else is asked for.
@@ -85,7 +85,7 @@ def use_continued_recipe(config: ConfigDict) -> None:
   """
   config.update(_RECIPE)
   dtype = config.model.dtype
-  config.model.update(published.model_fields(config.model.name))
+  config.model.update(choices.model_fields(config.model.name))
   config.model.update(dtype=dtype, drop_path_rate=0.0)
   if config.model.name == _ENCODER:
     config.init.path = WEIGHTS

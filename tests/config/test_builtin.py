@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from cmd_jax.config import builtin, published, vocabulary
+from cmd_jax.config import builtin, choices, vocabulary
 from cmd_jax.data import canvas
 from cmd_jax.data.pipeline import load
 from cmd_jax.data.sources.base import Source
@@ -65,9 +65,9 @@ def without_data(monkeypatch):
 @pytest.mark.parametrize(
   'make, word',
   [
-    (published.method_fields, 'method=mine'),
-    (published.model_fields, 'encoder=mine'),
-    (published.part_fields, 'parts=mine'),
+    (choices.method_fields, 'method=mine'),
+    (choices.model_fields, 'encoder=mine'),
+    (choices.part_fields, 'parts=mine'),
   ],
 )
 def test_a_word_without_fields_is_no_other_word(make, word):

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from cmd_jax.config import published
+from cmd_jax.config import choices
 from cmd_jax.convert import swin
 from cmd_jax.data.batch import Batch, Views
 from cmd_jax.devices import sharding
@@ -61,7 +61,7 @@ def _make_method(name, network, axis_name=None, mesh=None):
     lora=NO_LORA,
     axis_name=axis_name,
     mesh=mesh,
-    **published.method_fields(name),
+    **choices.method_fields(name),
   )
 
 
@@ -256,7 +256,7 @@ class Run(NamedTuple):
 
   @property
   def terms(self):
-    return published.method_fields(self.method).weights
+    return choices.method_fields(self.method).weights
 
 
 _RUNS = {

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cmd_jax.config import published
+from cmd_jax.config import choices
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.methods import make_method
 from cmd_jax.optim import optimizers
@@ -39,7 +39,7 @@ def _make_step(temperature, centre_momentum):
     teacher_normalisation='centring',
     axis_name=None,
     lora=tiny.NO_LORA,
-    **published.method_fields('dino').to_dict(),
+    **choices.method_fields('dino').to_dict(),
   )
   optimizer = optimizers.make_adamw(
     learning_rate=lambda step: 1e-2, weight_decay=lambda step: 0.0
