@@ -110,7 +110,10 @@ def test_masks_of_another_encoder_are_refused(build, workdir):
     ('method=detcon', 16),
     ('parts=annotated', 10),
     ('encoder=resnet', 8),
-    ('encoder=efficientnet,parts=hypercolumn', 8),
+    # A ResNet's are looked at always.
+    pytest.param(
+      *('encoder=efficientnet,parts=hypercolumn', 8), marks=pytest.mark.slow
+    ),
     ('method=detcon,parts=felzenszwalb', 16),
   ],
 )
