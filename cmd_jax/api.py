@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 from PIL import Image
 
-from cmd_jax.convert import pretrained
+from cmd_jax.convert import pretrained, shards
 from cmd_jax.convert.recognise import Recognised, recognise_encoder
 from cmd_jax.data import canvas
 from cmd_jax.data.augment import multi_crop
@@ -340,9 +340,7 @@ def _has_weights(folder: pathlib.Path) -> bool:
   """Whether a folder is one of weights rather than a run."""
   if Workdir(str(folder)).checkpoints.is_dir():
     return False
-  return any(
-    any(folder.glob(f'*.{x}')) for x in ('safetensors', 'index.json', 'bin')
-  )
+  return shards.has_weights(folder)
 
 
 def load(

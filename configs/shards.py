@@ -6,7 +6,8 @@ r"""Your own photographs in tar shards, as WebDataset has them.
 
 A sample is `name.jpg` with its label in `name.cls`, `name.txt` or `name.json`;
 without labels the encoder is trained, not scored. A pattern may be a path or
-any URL that fsspec opens (`pip install gcsfs` for gs://).
+any URL that fsspec opens (`pip install 'cmd_jax[gcs]'` for gs://). The encoder
+starts as in configs/folder.py.
 """
 
 from cmd_jax.config import builtin

@@ -3,6 +3,9 @@ import re
 
 import pytest
 
+from cmd_jax.cli.commands import COMMANDS
+from cmd_jax.config.table import FIELDS
+
 _REPO = pathlib.Path(__file__).resolve().parents[1]
 _PAGES = sorted(
   [
@@ -37,3 +40,31 @@ def test_links_lead_somewhere(page):
   for link in links:
     if '://' not in link:
       assert (page.parent / link).exists(), link
+
+
+def _fields_and_groups():
+  paths = [path.removesuffix('.*') for path in FIELDS]
+  return {
+    path.rsplit('.', up)[0]
+    for path in paths
+    for up in range(path.count('.') + 1)
+  }
+
+
+@pytest.mark.parametrize('page', _PAGES, ids=lambda page: page.name)
+def test_fields_that_the_documentation_names_exist(page):
+  named = set(
+    re.findall(r'(?<![\w./])(?:--)?config\.([a-z][\w.]*\w)', page.read_text())
+  )
+  # Files, and what stands for any field.
+  unknown = named - _fields_and_groups() - {'json', 'md', 'field'}
+  open_groups = tuple(x[:-1] for x in FIELDS if x.endswith('.*'))
+  assert not [x for x in unknown if not x.startswith(open_groups)]
+
+
+@pytest.mark.parametrize('page', _PAGES, ids=lambda page: page.name)
+def test_commands_that_the_documentation_shows_have_their_flags(page):
+  lines = re.findall(r'cmd-jax ([a-z]+)((?:.*\\\n)*[^\n`]*)', page.read_text())
+  for name, arguments in lines:
+    flags = set(re.findall(r'(?<!\S)--(\w+)(?=[=\s]|$)', arguments))
+    assert flags <= {*COMMANDS[name].options, 'config', 'help'}, name

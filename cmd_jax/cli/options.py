@@ -181,7 +181,8 @@ def value_of(argv: Sequence[str], flag: str) -> str:
 
 def _add_words(argv: list[str], words: Mapping[str, str]) -> list[str]:
   """Adds words to `--config`, but for keys that it has a word of."""
-  file, colon, given = value_of(argv, 'config').partition(':')
+  said = value_of(argv, 'config')
+  file, _, given = said.partition(':')
   if not file:
     return argv
   # A built-in config is its file and a name: FILE:NAME:WORDS.
@@ -194,7 +195,6 @@ def _add_words(argv: list[str], words: Mapping[str, str]) -> list[str]:
       *(f'{key}={word}' for key, word in words.items() if key not in keys),
     ]
   )
-  said = value_of(argv, 'config')
   new = ':'.join(filter(None, [file, name, own]))
   known = {said: new, f'--config={said}': f'--config={new}'}
   return [known.get(argument, argument) for argument in argv]
@@ -203,7 +203,7 @@ def _add_words(argv: list[str], words: Mapping[str, str]) -> list[str]:
 def _add_config_of_run(argv: list[str], made_by: str) -> list[str]:
   """Lets fields be changed of the config that a work directory has."""
   workdir = value_of(argv, 'workdir')
-  if not workdir or _config_of(argv):
+  if not workdir or value_of(argv, 'config'):
     return argv
   if not any(x.startswith('--config.') for x in argv):
     return argv
@@ -212,14 +212,9 @@ def _add_config_of_run(argv: list[str], made_by: str) -> list[str]:
   return [f'--config={file}:{workdir}', *argv]
 
 
-def _config_of(argv: Sequence[str]) -> str:
-  """What `--config` is, a file and words; empty without."""
-  return value_of(argv, 'config')
-
-
 def _load_config_alone(argv: Sequence[str]) -> ConfigDict | None:
   with contextlib.suppress(Exception, SystemExit):
-    return ConfigFileFlagParser('config').parse(_config_of(argv))
+    return ConfigFileFlagParser('config').parse(value_of(argv, 'config'))
   return None
 
 
@@ -234,7 +229,7 @@ def _explain_value(reason: str) -> str:
 
 def _explain_config_file(argv: Sequence[str], error: BaseException) -> str:
   """Names the line of a config file that fails."""
-  file = _config_of(argv).partition(':')[0]
+  file = value_of(argv, 'config').partition(':')[0]
   lines = [
     frame.lineno
     for frame in traceback.extract_tb(error.__traceback__)
@@ -311,7 +306,9 @@ def parse(
     # A config file's own ValueError arrives as a trace; its last line says it.
     reason = str(error).strip().splitlines()[-1]
     reason = _explain_value(reason.removeprefix('ValueError: '))
-    if with_config and "flag 'config." in reason and not _config_of(argv):
+    if (
+      with_config and "flag 'config." in reason and not value_of(argv, 'config')
+    ):
       reason = (
         '--config is missing, whose field is given: name a built-in config '
         f'({", ".join(builtin.BUILTIN)}) or a file'

@@ -123,8 +123,9 @@ FIELDS: dict[str, Field] = {
   'dataset.pretrain_split': _text('Split that is trained on.'),
   'dataset.test_split': _text('Split that is scored on.'),
   'dataset.validation_split': _text(
-    'Split whose labels are asked for while it trains (eval.every_epochs); '
-    'empty, or without images, holds out labels of training images.'
+    'Split whose labels are asked for while it trains (eval.every_epochs), '
+    'and that calibrates a classifier; empty, or without images, holds out '
+    'labels of training images, or of a classifier these images.'
   ),
   'augment.global_px': _count('Side of the global views in pixels.', 1),
   'augment.local_px': _count('Side of the local views in pixels.', 1),
@@ -209,8 +210,8 @@ FIELDS: dict[str, Field] = {
     'full',
   ),
   'init.path': _text(
-    'File of weights to start from, name or hf:// address, or the folder '
-    'checkpoints of a run; empty draws them.'
+    'What to start from: a file of weights, a name, an hf:// address, or the '
+    'work directory of a run; empty draws them.'
   ),
   'init.network': _choice('Which network of the file.', 'teacher', 'student'),
   'lora.rank': _count(

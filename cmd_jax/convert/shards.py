@@ -17,6 +17,12 @@ from cmd_jax.files.safe_read import one_line
 # First what is read where a folder has several.
 _INDICES = ('model.safetensors.index.json', 'pytorch_model.bin.index.json')
 _SINGLES = ('model.safetensors', 'pytorch_model.bin')
+# In the order in which a folder is searched.
+_PATTERNS = (
+  ('*.index.json', _INDICES),
+  ('*.safetensors', _SINGLES),
+  ('*.bin', _SINGLES),
+)
 _SHARD = re.compile(r'.*-\d{5}-of-(\d{5})\.\w+')
 _MAX_INDEX_BYTES = 2**26
 _MAX_SHARDS = 1000
@@ -36,6 +42,11 @@ class Index(NamedTuple):
   shard_of: dict[str, str]
 
 
+def has_weights(folder: pathlib.Path) -> bool:
+  """Whether there is a file in a folder that `find` would look at."""
+  return any(any(folder.glob(pattern)) for pattern, _ in _PATTERNS)
+
+
 def find(path: pathlib.Path) -> pathlib.Path:
   """The file to read: of a folder its index or its only file of weights.
 
@@ -46,11 +57,7 @@ def find(path: pathlib.Path) -> pathlib.Path:
   if not path.is_dir():
     _check_whole(path)
     return path
-  for pattern, names in (
-    ('*.index.json', _INDICES),
-    ('*.safetensors', _SINGLES),
-    ('*.bin', _SINGLES),
-  ):
+  for pattern, names in _PATTERNS:
     found = sorted(x.name for x in path.glob(pattern) if x.is_file())
     usual = [name for name in names if name in found]
     if usual or len(found) == 1:

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: one line and exit status 128 + N, at every moment.
 
-Between the steps of a run `training.loop` answers signals and saves its state.
+Between the steps of a run `training.loop` answers signals, which `Remembered`
+keeps for it, and saves its state.
 Everywhere else the process ends at once. An exception would not do: modules of
 C++ that are being imported crash on it, libraries swallow it in their
 callbacks, the compiler may hold the main thread for a minute, and an
@@ -64,6 +65,36 @@ def giving_back(give_back: Callable[[], None]) -> Iterator[None]:
     yield
   finally:
     _given_back.remove(give_back)
+
+
+class Remembered:
+  """Remembers SIGINT and SIGTERM instead of dying of them.
+
+  Attributes:
+    received: number of the signal that came; None without.
+  """
+
+  def __init__(self):
+    self.received: int | None = None
+
+  def __enter__(self) -> Remembered:
+    self._previous = {
+      number: signal.signal(number, self._remember) for number in _SIGNALS
+    }
+    return self
+
+  def _remember(self, number: int, frame: object) -> None:
+    del frame
+    if self.received == number == signal.SIGINT:
+      raise KeyboardInterrupt  # A second Ctrl-C means it.
+    self.received = number
+
+  def __exit__(self, error_type: type | None, *_) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+    if self.received and error_type is None:
+      # It came after it was last asked for.
+      signal.raise_signal(self.received)
 
 
 def _end(number: int) -> NoReturn:

@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cmd_jax.data.sources.labelled import first_of_each_class
 from cmd_jax.evaluators import knn, label_free
 from cmd_jax.evaluators.features import Features
 
 # Training images looked at, at most: effective ranks of fewer are too low, and
 # more take long.
 MAX_IMAGES = 4096
-# Share of the labelled images of a class that ask the others.
-_HELD_OUT = 0.2
 
 # What may choose a checkpoint, and whether it needs labels. That neighbours
 # stay says how much moves, not how well. `top1` is that of a classifier that is
@@ -51,11 +50,7 @@ def choose_sample(labels: np.ndarray) -> Sample:
   """
   order = np.random.default_rng(0).permutation(len(labels))
   order = order[np.argsort(labels[order] < 0, kind='stable')][:MAX_IMAGES]
-  asks = np.zeros(len(order), bool)
-  for label in np.unique(labels[order]):
-    members = np.flatnonzero(labels[order] == label)
-    if label >= 0 and len(members) > 1:
-      asks[members[: max(1, round(_HELD_OUT * len(members)))]] = True
+  asks = first_of_each_class(labels[order])
   by_number = np.argsort(order)
   return Sample(order[by_number], asks[by_number])
 

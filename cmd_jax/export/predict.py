@@ -48,9 +48,11 @@ def check_classifier(encoder: Encoder) -> Classifier:
     UserError: it has none that is calibrated.
   """
   if encoder.classifier is None:
+    method = encoder.training.get('method')
     raise UserError(
-      f'{encoder.source} has no calibrated classifier: cmd-jax finetune trains '
-      'one, finishes one that was stopped if it is given again, and cmd-jax '
+      f'{encoder.source}, a run of method={method}, has no calibrated '
+      'classifier: cmd-jax finetune trains one in a work directory of its own; '
+      'of one that was stopped the same command finishes it, and cmd-jax '
       'evaluate calibrates another checkpoint'
     )
   return encoder.classifier

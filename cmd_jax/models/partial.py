@@ -150,7 +150,7 @@ def init_lora(
     and `b` [r, out], zeros, so that nothing changes at first.
 
   Raises:
-    UserError: no layer to adapt.
+    UserError: no layer to adapt, or a rank above that of a layer.
   """
   kernels = {
     path[:-1]: leaf.shape
@@ -161,6 +161,12 @@ def init_lora(
     raise UserError(
       f'config.lora.rank is {rank}, but the encoder has no attention to adapt: '
       'set it to 0, or use config.optim.train_last_blocks'
+    )
+  narrowest = min(min(shape) for shape in kernels.values())
+  if rank > narrowest:
+    raise UserError(
+      f'config.lora.rank is {rank}, but the narrowest layer that it adapts is '
+      f'{narrowest} wide: set it to {narrowest} or less, 8 say'
     )
   lora = {}
   for index, (path, (fan_in, fan_out)) in enumerate(sorted(kernels.items())):

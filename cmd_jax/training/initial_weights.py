@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from cmd_jax.convert import pretrained
+from cmd_jax.convert import pretrained, shards
 from cmd_jax.convert.load import (
   Imported,
   Report,
@@ -24,11 +24,21 @@ from cmd_jax.rundir.workdir import Workdir
 
 
 def run_of(path: str) -> Workdir | None:
-  """The run whose folder `checkpoints` a path is; None for anything else."""
+  """The run that a path names; None for anything else.
+
+  Args:
+    path: folder `checkpoints` of a run, or its work directory, where weights
+      that were exported into it go first.
+  """
   resolved = pretrained.resolve(path)
-  workdir = Workdir(str(resolved.parent))
-  is_of_run = resolved == workdir.checkpoints and resolved.is_dir()
-  return workdir if is_of_run and workdir.config_file.is_file() else None
+  if not resolved.is_dir():
+    return None
+  workdir = Workdir(str(resolved))
+  if shards.has_weights(resolved) or not workdir.checkpoints.is_dir():
+    workdir = Workdir(str(resolved.parent))
+    if resolved != workdir.checkpoints:
+      return None
+  return workdir if workdir.config_file.is_file() else None
 
 
 def _shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

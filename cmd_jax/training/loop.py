@@ -66,33 +66,6 @@ class Interrupted(Exception):
     self.signal = signal_number
 
 
-class _StopSignals:
-  """Remembers SIGINT and SIGTERM instead of dying of them."""
-
-  def __init__(self):
-    self.received = None
-
-  def __enter__(self):
-    self._previous = {
-      number: signal.signal(number, self._remember)
-      for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    return self
-
-  def _remember(self, number, frame):
-    del frame
-    if self.received == number == signal.SIGINT:
-      raise KeyboardInterrupt  # A second Ctrl-C means it.
-    self.received = number
-
-  def __exit__(self, error_type, *_):
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
-    if self.received and error_type is None:
-      # It came after it was last asked for.
-      signal.raise_signal(self.received)
-
-
 class _Loop:
   """The steps between a state and a later one."""
 
@@ -167,7 +140,7 @@ class _Loop:
             part_ids = self._find_parts(number, start)
           with (
             experiment.data.make_batches(part_ids) as batches,
-            _StopSignals() as signals,
+            stopping.Remembered() as signals,
           ):
             self._take_steps(batches, end, signals)
             self._save()
@@ -182,7 +155,7 @@ class _Loop:
     return self._state
 
   def _take_steps(
-    self, batches: Callable, end: int, signals: _StopSignals
+    self, batches: Callable, end: int, signals: stopping.Remembered
   ) -> None:
     self._validate()
     while self._step < end and not self._validation.has_stalled:
@@ -256,7 +229,7 @@ class _Loop:
     self._checkpoints.save(self._state, meta, best=best)
     self._saved = self._step
 
-  def _asked_to_stop(self, signals: _StopSignals) -> int | None:
+  def _asked_to_stop(self, signals: stopping.Remembered) -> int | None:
     """The signal that one of the processes has received."""
     if processes.process_count() > 1 and self._step % _STEPS_TO_AGREE:
       return None
@@ -332,6 +305,30 @@ def _score_end(
   }
 
 
+def _describe_training(
+  experiment: Experiment, workdir: Workdir, loop: _Loop, steps: int
+) -> dict[str, Any]:
+  """What was trained, how long and on what; entries of results."""
+  entries = dict(
+    while_training=loop.scores,
+    steps=steps,
+    skipped_steps=loop.non_finite.skipped,
+    seconds=round(loop.train_seconds, 1),
+    hardware=describe_hardware(experiment),
+    versions={
+      'cmd_jax': cmd_jax.__version__,
+      'jax': jax.__version__,
+      'numpy': np.__version__,
+    },
+  )
+  # A run that has kept a best checkpoint before says that it has none now.
+  if loop.best or 'best' in workdir.results():
+    entries['best'] = loop.best
+  if (rate := loop.progress.images_per_second()) is not None:
+    entries['images_per_second'] = round(rate, 1)
+  return entries
+
+
 def train(experiment: Experiment, workdir: Workdir) -> dict:
   """Trains, or resumes, and scores the encoder before and after.
 
@@ -391,25 +388,8 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
     final = processes.broadcast_from_main(
       lambda: _score_end(*alone, workdir, skipped)
     )
-  entries = dict(
-    **final,
-    while_training=loop.scores,
-    steps=steps,
-    skipped_steps=loop.non_finite.skipped,
-    seconds=round(loop.train_seconds, 1),
-    hardware=describe_hardware(experiment),
-    versions={
-      'cmd_jax': cmd_jax.__version__,
-      'jax': jax.__version__,
-      'numpy': np.__version__,
-    },
-  )
-  if loop.best or processes.broadcast_from_main(
-    lambda: 'best' in workdir.results()
-  ):
-    entries['best'] = loop.best
-  if (rate := loop.progress.images_per_second()) is not None:
-    entries['images_per_second'] = round(rate, 1)
   return processes.broadcast_from_main(
-    lambda: workdir.update_results(**entries)
+    lambda: workdir.update_results(
+      **final, **_describe_training(experiment, workdir, loop, steps)
+    )
   )

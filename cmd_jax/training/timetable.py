@@ -26,7 +26,7 @@ class Steps(NamedTuple):
     checkpoints_kept: number of checkpoints kept.
     non_finite_allowed: steps that may be left out, see `NonFiniteSteps`.
     term_warmup: steps over which the weights of all terms but the image's rise
-      from 0; 0 where they do not.
+      from 0, those of the run at most; 0 where they do not.
     evaluate_every: from one score to the next while it trains; 0 for none.
     keep_best: the score by which the best checkpoint is kept; '' for none.
     patience: evaluations without a better one after which the run ends; 0 for
@@ -73,7 +73,7 @@ def make_steps(
     checkpoint_every=config.checkpoint.every_steps,
     checkpoints_kept=config.checkpoint.keep,
     non_finite_allowed=config.optim.skip_non_finite_steps,
-    term_warmup=round(config.term_warmup_epochs * per_epoch)
+    term_warmup=min(round(config.term_warmup_epochs * per_epoch), total)
     if any(weight for name, weight in weights.items() if name != 'image')
     else 0,
     evaluate_every=max(round(every_epochs * per_epoch), 1)

@@ -89,3 +89,13 @@ def test_an_encoder_without_attention_has_nothing_to_adapt():
   _, params, _ = _params('resnet')
   with pytest.raises(errors.UserError, match='no attention to adapt'):
     partial.init_lora(jax.random.key(0), params, 4)
+
+
+@pytest.mark.parametrize('name, width', [('vit', 16), ('swin', 8)])
+def test_a_rank_above_the_width_is_refused(name, width):
+  _, params, _ = _params(name)
+  partial.init_lora(jax.random.key(0), params, width)
+  with pytest.raises(
+    errors.UserError, match=f'rank is {width + 1}, .*{width} w'
+  ):
+    partial.init_lora(jax.random.key(0), params, width + 1)

@@ -181,7 +181,7 @@ def test_other_labels_are_refused_and_nothing_is_lost(fine, capsys):
     ),
     (
       ['predict', '--workdir={}/run', '--input={}/images'],
-      'no calibrated classifier',
+      'a run of method=cmd, has no calibrated classifier: cmd-jax finetune',
     ),
     (
       ['predict', '--workdir={}/run/finetuned', '--input={}/gone'],
@@ -208,7 +208,8 @@ def test_mistakes_are_one_line(fine, capsys, command, words):
 def test_the_model_of_a_config_must_be_that_of_the_run(fine):
   config = builtin.folder('method=finetune,encoder=vit').unlock()
   config.dataset.path = str(fine / 'images')
-  config.init.path = str(fine / 'run' / 'checkpoints')
+  # The work directory is its folder of checkpoints.
+  config.init.path = str(fine / 'run')
   config.batch_size = 8
   with (
     pytest.raises(UserError, match=r'has another encoder.*arrays differ'),

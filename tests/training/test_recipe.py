@@ -4,7 +4,7 @@ import pytest
 
 from cmd_jax.config import builtin, published, vocabulary
 from cmd_jax.errors import UserError
-from cmd_jax.training import recipe
+from cmd_jax.training import recipe, timetable
 
 
 def _config(argument='', **fields):
@@ -94,6 +94,13 @@ def test_terms_warm_up_over_the_configured_epochs():
   assert [float(warmup(step)) for step in (0, 3, 6, 20)] == [0, 0.5, 1, 1]
   config.term_warmup_epochs = 0.0
   assert 'term_warmup' not in recipe.make_schedules(config, 4, 40)
+
+
+@pytest.mark.parametrize('epochs, told', [(0, 0), (1, 4), (9, 12)])
+def test_no_warm_up_is_told_that_is_longer_than_the_run(epochs, told):
+  config = _config(batch_size=8, total_epochs=3, term_warmup_epochs=epochs)
+  steps = timetable.make_steps(config, 32, None)
+  assert (steps.total, steps.term_warmup) == (12, told)
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,16 @@ class Data(NamedTuple):
     return self.pretrain.name
 
 
+def _load_split(config: ConfigDict, name: str) -> Source:
+  """The split of a use: 'pretrain', 'test' or 'validation'."""
+  return load_source(
+    config.dataset.to_dict(),
+    config.dataset[f'{name}_split'],
+    config.decode_px or config.canvas_px,
+    config.grey16_white,
+  )
+
+
 def _load_validation(config: ConfigDict, make: Callable) -> Canvases | None:
   """The validation split if it is asked for and has labels.
 
@@ -122,16 +132,9 @@ def _load_validation(config: ConfigDict, make: Callable) -> Canvases | None:
     config: of the run.
     make: (source, canvas_px=...) -> its canvases.
   """
-  dataset = config.dataset.to_dict()
-  split = dataset['validation_split']
-  if not config.eval.every_epochs or not split:
+  if not config.eval.every_epochs or not config.dataset.validation_split:
     return None
-  source = load_source(
-    dataset,
-    split,
-    config.decode_px or config.canvas_px,
-    config.grey16_white,
-  )
+  source = _load_split(config, 'validation')
   if not np.any(np.asarray(source.labels) >= 0):
     return None
   # Only the first process scores.
@@ -143,15 +146,9 @@ def _load_labelled(
   config: ConfigDict, pretrain: Source, test: Source
 ) -> tuple[Source, Source]:
   """The sources that a method which learns labels trains and validates on."""
-  dataset = config.dataset.to_dict()
   validation = None
-  if split := dataset['validation_split']:
-    validation = load_source(
-      dataset,
-      split,
-      config.decode_px or config.canvas_px,
-      config.grey16_white,
-    )
+  if config.dataset.validation_split:
+    validation = _load_split(config, 'validation')
   return split_labelled(pretrain, validation, test)
 
 
@@ -174,14 +171,8 @@ def load_data(
   Raises:
     UserError: no images, or fewer than a batch.
   """
-  dataset, canvas_px = config.dataset.to_dict(), config.canvas_px
-  decode_px = config.decode_px or canvas_px
-  pretrain, test = (
-    load_source(
-      dataset, dataset[f'{name}_split'], decode_px, config.grey16_white
-    )
-    for name in ('pretrain', 'test')
-  )
+  canvas_px = config.canvas_px
+  pretrain, test = (_load_split(config, name) for name in ('pretrain', 'test'))
   validation = None
   if with_labels:
     pretrain, validation = _load_labelled(config, pretrain, test)

@@ -46,6 +46,24 @@ def take(source: Source, rows: np.ndarray) -> Source:
   )
 
 
+def first_of_each_class(labels: np.ndarray) -> np.ndarray:
+  """The images whose labels are held out where there is no validation split.
+
+  Args:
+    labels: [N] in the order in which images are taken, -1 where unknown.
+
+  Returns:
+    [N] bool: of every class with two images or more, about the first fifth and
+    at least one.
+  """
+  is_first = np.zeros(len(labels), bool)
+  for label in np.unique(labels[labels >= 0]):
+    members = np.flatnonzero(labels == label)
+    if len(members) > 1:
+      is_first[members[: max(1, round(_HELD_OUT * len(members)))]] = True
+  return is_first
+
+
 def hold_out(labels: np.ndarray) -> np.ndarray:
   """Chooses the images that are not trained on.
 
@@ -53,15 +71,11 @@ def hold_out(labels: np.ndarray) -> np.ndarray:
     labels: [N] of the labelled images.
 
   Returns:
-    [N] bool. Of every class with two images or more, about a fifth and at
-    least one are held out; the same ones for the same labels.
+    [N] bool, see `first_of_each_class`; the same ones for the same labels.
   """
   order = np.random.default_rng(0).permutation(len(labels))
   held_out = np.zeros(len(labels), bool)
-  for label in np.unique(labels):
-    members = order[labels[order] == label]
-    if len(members) > 1:
-      held_out[members[: max(1, round(_HELD_OUT * len(members)))]] = True
+  held_out[order] = first_of_each_class(labels[order])
   return held_out
 
 
