@@ -4,8 +4,8 @@
 
 Compiles the data-parallel step for eight devices of this CPU, which need not be
 able to run it, and reads from the optimised program what every device sends
-(cmd_jax/compile_ahead/hlo.py). Predicts the step at 8 to 1,024 chips from that, the FLOPs
-counted by hand and published figures (benchmarks/interconnects.py):
+(cmd_jax/compile_ahead/hlo.py). Predicts the step at 8 to 1,024 chips from that,
+the FLOPs counted by hand and published figures (benchmarks/interconnects.py):
 
   compute  = FLOPs / (peak x utilisation), the utilisation assumed
   sums     = all-reduce of the gradients; overlapped, only what the backward

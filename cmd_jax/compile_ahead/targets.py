@@ -154,7 +154,9 @@ def find_target(name: str) -> Target:
     raise missing_extra(f'--topology={name} needs libtpu', 'tpu')
   plugins = ('jax_cuda13_plugin', 'jax_cuda12_plugin')
   if not is_tpu and not any(map(importlib.util.find_spec, plugins)):
-    raise missing_extra(f"--topology={name} needs JAX's plugin for CUDA", 'cuda')
+    raise missing_extra(
+      f"--topology={name} needs JAX's plugin for CUDA", 'cuda'
+    )
   try:
     with _quiet_loading():
       found = _describe_tpu(name, size) if is_tpu else _describe_gpu(kind, size)

@@ -44,7 +44,6 @@ from cmd_jax.training.state import TrainState
 from cmd_jax.training.timetable import Steps, make_steps
 
 
-
 class Evaluation(NamedTuple):
   """How an encoder is scored.
 

@@ -138,9 +138,7 @@ def make_functions(
   )
 
 
-def compile_functions(
-  functions: Functions, mesh: Mesh, *arguments
-) -> Callable:
+def compile_functions(functions: Functions, mesh: Mesh, *arguments) -> Callable:
   """The compiled step (state, batch, rng) -> (state, metrics).
 
   What is constant is put on the devices once.
