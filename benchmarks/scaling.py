@@ -4,8 +4,8 @@
 
 Compiles the data-parallel step for eight devices of this CPU, which need not be
 able to run it, and reads from the optimised program what every device sends
-(benchmarks/hlo.py). Predicts the step at 8 to 1,024 chips from that, the FLOPs
-counted by hand and published figures (benchmarks/interconnects.py):
+(cmd_jax/compile_ahead/hlo.py). Predicts the step at 8 to 1,024 chips from that,
+the FLOPs counted by hand and published figures (benchmarks/interconnects.py):
 
   compute  = FLOPs / (peak x utilisation), the utilisation assumed
   sums     = all-reduce of the gradients; overlapped, only what the backward
@@ -28,7 +28,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from benchmarks import hlo, record
+from benchmarks import record
 from benchmarks.interconnects import (
   CHIPS,
   SIZES,
@@ -37,7 +37,9 @@ from benchmarks.interconnects import (
   exchange_seconds,
   levels,
 )
-from benchmarks.step import count_flops, make_config, make_step
+from benchmarks.step import make_config, make_step
+from cmd_jax.compile_ahead import hlo
+from cmd_jax.compile_ahead.flops import count_flops
 from cmd_jax.devices import sharding
 from cmd_jax.models import make_encoder
 

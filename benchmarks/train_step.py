@@ -7,12 +7,11 @@ The published recipe (2 x 224 and 8 x 96 views, canvases of 256 pixels made up
 of noise). The matmul ceiling is the fastest of a few products of the step's own
 shapes, the bandwidth ceiling x + 1 of 256 MiB, both measured between the steps
 on one device (times their number, but on CPU, where devices share the cores).
-FLOPs are counted by hand from the shapes (benchmarks/step.py) and, to check,
-from the products of the compiled program, as are its bytes; its loops count as
-often as they run (benchmarks/hlo.py). Bytes are those that instructions read
-and write, so that what a cache holds counts as memory and the share of the
-attainable may exceed 1. Peak memory is the process's after the first step; that
-of the plain losses includes what came before.
+FLOPs are counted by hand from the shapes and, to check, from the products of
+the compiled program, as are its bytes; its loops count as often as they run
+(cmd_jax/compile_ahead). Bytes are those that instructions read and write, so
+that what a cache holds counts as memory and the share of the attainable may
+exceed 1. Peak memory is the process's after the first step; that of the plain losses includes what came before.
 
 --plain also runs the step with the losses of the whole batch at once and
 automatic differentiation, in turns with the usual one. --parts times the
@@ -33,8 +32,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks import ceilings, hlo, record
-from benchmarks.step import METHODS, Step, count_flops, make_config, make_step
+from benchmarks import ceilings, record
+from benchmarks.step import METHODS, Step, make_config, make_step
+from cmd_jax.compile_ahead import hlo
+from cmd_jax.compile_ahead.flops import count_flops
 from cmd_jax.devices import host_memory, sharding
 from cmd_jax.losses import blockwise
 from cmd_jax.methods.base import Loss

@@ -9,7 +9,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import __main__ as listing
-from benchmarks import ceilings, gpu, hlo, interconnects, record, scaling, step
+from benchmarks import ceilings, gpu, interconnects, record, scaling, step
+from cmd_jax.compile_ahead import hlo
+from cmd_jax.compile_ahead.flops import count_flops
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 
@@ -123,7 +125,7 @@ def test_flops_and_gradients_of_the_step_are_those_of_its_program():
   )
   built = step.make_step(config, sharding.make_mesh(8), mode='pmap')
   program = hlo.read_program(built.lower().compile().as_text())
-  counted = sum(step.count_flops(config).values())
+  counted = sum(count_flops(config).values())
   # Crops, the attention over patches and the losses' own come on top.
   assert counted <= hlo.work(program).dot_flops <= 1.1 * counted
   traffic = scaling.read_traffic(
@@ -211,7 +213,7 @@ def test_predictions_wait_for_what_is_not_hidden():
   wide = predict(traffic._replace(exchange_bytes=1e8))
   assert wide.exposed - found.exposed == pytest.approx(wide.exchange)
   assert wide.exchange == pytest.approx(64 * 1e8 / 600e9)
-  assert scaling.backward_flops(config) < sum(step.count_flops(config).values())
+  assert scaling.backward_flops(config) < sum(count_flops(config).values())
 
 
 def test_tables_turn_when_they_are_wide():

@@ -46,8 +46,17 @@ _ALLOWED = {
     'parts',
     'rundir',
   },
+  'compile_ahead': {
+    'config',
+    'data',
+    'devices',
+    'files',
+    'models',
+    'training',
+  },
   'report': {'data', 'evaluators', 'files', 'parts', 'rundir', 'training'},
   'cli': {
+    'compile_ahead',
     'config',
     'convert',
     'data',

@@ -197,6 +197,19 @@ def _on_folder(command: str) -> Callable[[flags.FlagValues], None]:
   return run
 
 
+def _compile(values: flags.FlagValues) -> None:
+  from cmd_jax.compile_ahead import run
+
+  request = run.Request(
+    config=values.config,
+    topology=values.topology,
+    find_batch=values.find_batch,
+    num_images=values.num_images,
+    cache=values.compilation_cache,
+  )
+  print(run.compile_ahead(request, values.output))
+
+
 def _weights(values: flags.FlagValues) -> None:
   from cmd_jax.convert import pretrained
 
@@ -299,6 +312,12 @@ COMMANDS = {
     config='optional',
     workdir='optional',
     needs_trained=True,
+  ),
+  'compile': Command(
+    'Says what the train step costs on TPUs or GPUs that are not here.',
+    _compile,
+    ('topology', 'find_batch', 'num_images', 'output', *_CACHE),
+    workdir='optional',
   ),
   'weights': Command(
     'Lists published weights that can be used by name.',

@@ -74,6 +74,16 @@ OPTIONS = {
   'index': Option(('exact', 'faiss'), 'exact', 'What searches.'),
   'num_clusters': Option(int, 0, 'Groups to make; 0 finds out.'),
   'min_cluster_size': Option(int, 5, 'Images of a group found, at least.'),
+  'topology': Option(
+    str,
+    None,
+    'Devices to compile for: v5e:2x4, v6e:4x4, v5p:2x2x2, h100, h200, a100, '
+    'l4, ...: docs/scaling.md.',
+  ),
+  'find_batch': Option(bool, False, 'Looks for the largest batch that fits.'),
+  'num_images': Option(
+    int, None, 'Training images, where the config does not say the set.'
+  ),
   'coordinator_address': Option(
     str,
     None,

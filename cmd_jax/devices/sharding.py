@@ -13,7 +13,7 @@ large arrays and XLA gathers them where they are used.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from cmd_jax.devices import chips
 from cmd_jax.errors import UserError
 
 DATA_AXIS = 'data'
@@ -37,13 +38,20 @@ MIN_SHARDED_SIZE = 2**16
 _STATE_SHARE = 0.3
 
 
-def make_mesh(num_devices: int | None = None) -> Mesh:
+def make_mesh(
+  num_devices: int | None = None,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
   """A one-axis mesh over the first `num_devices` devices, all by default.
+
+  Args:
+    num_devices: how many; None or 0 for all.
+    devices: from which, which need not be here; those of JAX without.
 
   Raises:
     UserError: fewer devices are present.
   """
-  devices = jax.devices()
+  devices = jax.devices() if devices is None else devices
   if num_devices and num_devices > len(devices):
     raise UserError(
       f'config.parallel.num_devices is {num_devices}, but {len(devices)} '
@@ -52,6 +60,17 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
   # Not jax.make_mesh: its axes are Explicit by default, under which a reshape
   # of a sharded batch is an error.
   return Mesh(np.array(devices[: num_devices or None]), (DATA_AXIS,))
+
+
+def platform_of(mesh: Mesh | None) -> str:
+  """'cpu', 'gpu' or 'tpu': the platform of a mesh.
+
+  Args:
+    mesh: the devices, which need not be here; None where arrays are those of
+      one device of this process.
+  """
+  device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+  return device.platform
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -133,9 +152,9 @@ def wants_fsdp(state: str, *, mode: str, num_bytes: int, mesh: Mesh) -> bool:
   if state != 'auto':
     return state == 'fsdp'
   device = mesh.devices.flat[0]
-  if mode != 'jit' or mesh.size == 1 or device.platform == 'cpu':
+  if mode != 'jit' or mesh.size == 1:
     return False
-  limit = (device.memory_stats() or {}).get('bytes_limit')
+  limit = chips.memory_limit(device)
   return limit is not None and num_bytes > _STATE_SHARE * limit
 
 

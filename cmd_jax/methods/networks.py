@@ -268,13 +268,14 @@ def apply_networks(
     if uniforms is not None:
       draws = uniforms[index]
       draws = draws.reshape(batch * num_views, *draws.shape[2:])
-    output, updated = networks.encoder.apply(
-      variables,
-      images.reshape(batch * num_views, *images.shape[2:]),
-      draws,
-      train=True,
-      mutable=['batch_stats'],
-    )
+    with jax.named_scope('encoder'):
+      output, updated = networks.encoder.apply(
+        variables,
+        images.reshape(batch * num_views, *images.shape[2:]),
+        draws,
+        train=True,
+        mutable=['batch_stats'],
+      )
     # The next size goes on from the statistics that this one leaves.
     variables = {**variables, **updated}
     encoded.append(
@@ -285,7 +286,8 @@ def apply_networks(
         )
       )
     )
-  outputs, new_stats = _apply_heads(networks, params, stats, encoded)
+  with jax.named_scope('heads'):
+    outputs, new_stats = _apply_heads(networks, params, stats, encoded)
   if 'batch_stats' in variables:
     new_stats['encoder'] = variables['batch_stats']
   return tuple(outputs), jax.lax.stop_gradient(new_stats)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import inspect
 
+import jax
 from flax import linen as nn
 
 from cmd_jax.errors import UserError
 
 
 def make_encoder(
-  name: str, *, axis_name: str | None = None, **kwargs
+  name: str,
+  *,
+  axis_name: str | None = None,
+  device: jax.Device | None = None,
+  **kwargs,
 ) -> nn.Module:
   """Builds an encoder: images [B, H, W, 3] -> `layers.EncoderOutput`.
 
   Args:
     name: a key of the dictionary below.
     axis_name: axis over which the batch is spread, None if it is global.
+    device: where it is trained, which need not be here; the first of this
+      process without.
     **kwargs: arguments of that encoder's factory.
 
   Raises:
@@ -44,4 +51,6 @@ def make_encoder(
   if name in ('resnet', 'efficientnet'):
     # Batch normalisation alone looks across the batch.
     kwargs['axis_name'] = axis_name
-  return encoders[name](**kwargs)
+  encoder = encoders[name](**kwargs)
+  # A ViT alone chooses by it who computes its attention.
+  return encoder.clone(device=device) if name == 'vit' else encoder

@@ -121,6 +121,7 @@ class VisionTransformer(nn.Module):
     class_token: whether there is a class token; without, the attention is what
       a patch receives, the mean over all queries.
     gelu: of the MLPs, a key of `layers.GELUS`.
+    device: where it is trained, see `make_encoder`.
   """
 
   image_px: int
@@ -142,6 +143,7 @@ class VisionTransformer(nn.Module):
   remat: str = 'none'
   class_token: bool = True
   gelu: str = 'exact'
+  device: jax.Device | None = None
 
   @property
   def num_prefix(self) -> int:
@@ -237,7 +239,7 @@ class VisionTransformer(nn.Module):
     if self.positions == 'rotary':
       turn = rotary_turn(rows, columns, head_dim)
     block = rematerialised(Block, self.remat) if train else Block
-    fused = train and cudnn_serves(self.dtype, head_dim)
+    fused = train and cudnn_serves(self.dtype, head_dim, self.device)
     rates = drop_path_rates(self.drop_path_rate, self.depth)
     for index, rate in enumerate(rates):
       uniforms = drop_path_uniforms

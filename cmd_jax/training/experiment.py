@@ -16,7 +16,6 @@ from cmd_jax.config import vocabulary
 from cmd_jax.config.check import check_config
 from cmd_jax.convert.load import Report
 from cmd_jax.data.augment import multi_crop
-from cmd_jax.data.batch import MultiStepBatch
 from cmd_jax.data.canvas import Canvases
 from cmd_jax.data.pipeline.load import Data, load_data
 from cmd_jax.data.pipeline.resident import batch_like
@@ -33,23 +32,16 @@ from cmd_jax.parts.plan import Plan, make_plan
 from cmd_jax.rundir.checkpoint import Checkpoints
 from cmd_jax.rundir.saved_run import make_mil_attention, method_name
 from cmd_jax.rundir.workdir import Workdir
-from cmd_jax.training.frozen_teacher import load_teacher
+from cmd_jax.training.functions import (
+  STEPS_SALT,
+  compile_functions,
+  make_functions,
+)
 from cmd_jax.training.initial_weights import import_encoder
 from cmd_jax.training.labels import count_classes, score_to_keep_by
-from cmd_jax.training.recipe import (
-  check_accumulates,
-  check_parallel,
-  make_method_maker,
-  make_optimizer,
-  make_schedules,
-  warnings_about,
-)
-from cmd_jax.training.state import TrainState, init_train_state, state_shardings
-from cmd_jax.training.step import make_train_step, multi_step
+from cmd_jax.training.recipe import check_parallel, warnings_about
+from cmd_jax.training.state import TrainState
 from cmd_jax.training.timetable import Steps, make_steps
-
-# Salts of the run's root key.
-_INIT, _STEPS = range(2)
 
 
 class Evaluation(NamedTuple):
@@ -140,7 +132,12 @@ class Experiment(NamedTuple):
     return self._replace(mesh=mesh), sharding.gather(here, mesh)
 
 
-def _make_plan(config: ConfigDict, canvases: Canvases) -> Plan | None:
+def make_plan_of(config: ConfigDict, canvases: Canvases) -> Plan | None:
+  """How the parts of images are found; None for a method without parts.
+
+  Raises:
+    UserError: see `make_plan`, or an encoder that the source cannot use.
+  """
   if 'parts' not in config:
     return None
   fields = config.parts.to_dict()
@@ -182,115 +179,6 @@ def _make_evaluation(
   )
 
 
-class _Functions(NamedTuple):
-  """What is compiled.
-
-  Attributes:
-    method: the objective for global batches.
-    init: () -> `TrainState` on the mesh.
-    state_like: shapes and shardings of that state.
-    step: the train step, compiled when it is first called.
-  """
-
-  method: Method
-  init: Callable[[], TrainState]
-  state_like: TrainState
-  step: Callable
-
-
-def _make_functions(
-  config: ConfigDict,
-  mesh: Mesh,
-  encoder: nn.Module,
-  plan: Plan | None,
-  is_frozen: partial.IsFrozen,
-  steps: Steps,
-  variables: Mapping[str, Any] | None,
-  class_counts: tuple[int, ...] | None,
-) -> _Functions:
-  named = make_schedules(config, steps.per_epoch, steps.total)
-  optimizer = make_optimizer(
-    config.optim, named, steps.per_epoch, is_frozen, encoder
-  )
-  # How many parts there are is what their source says.
-  made = {} if plan is None else {'num_parts': plan.num_ids}
-  if class_counts is not None:
-    made['class_counts'] = class_counts
-  if 'teacher' in config.method:
-    made['teacher'] = load_teacher(**config.method.teacher)
-  method_for = make_method_maker(config, named, is_frozen, **made)
-  several = steps.per_call > 1
-
-  def make_step(axis_name, mesh):
-    step = make_train_step(
-      method=method_for(axis_name, mesh),
-      augment=multi_crop.make_augment(mesh=mesh, **config.augment),
-      optimizer=optimizer,
-      teacher_momentum=named['teacher_momentum'],
-      schedules=named,
-      axis_name=axis_name,
-      mesh=mesh,
-      param_shardings=shardings.params if fsdp else None,
-      grad_accum_steps=config.parallel.grad_accum_steps,
-      skip_non_finite=config.optim.skip_non_finite_steps > 0,
-    )
-    return multi_step(step) if several else step
-
-  method = method_for(None, None)
-  check_accumulates(config, method)
-
-  def init(rng, variables):
-    return init_train_state(method, optimizer, rng, variables)
-
-  rng = jax.random.fold_in(jax.random.key(config.seed), _INIT)
-  shapes = jax.eval_shape(init, rng, variables)
-  fsdp = sharding.wants_fsdp(
-    config.parallel.state,
-    mode=config.parallel.mode,
-    num_bytes=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)),
-    mesh=mesh,
-  )
-  shardings = state_shardings(shapes, mesh, fsdp=fsdp)
-  init = jax.jit(init, out_shardings=shardings)
-  return _Functions(
-    method,
-    lambda: init(rng, variables),
-    jax.tree.map(
-      lambda x, sharding: x.update(sharding=sharding), shapes, shardings
-    ),
-    sharding.compile_step(
-      make_step,
-      mode=config.parallel.mode,
-      mesh=mesh,
-      state_shardings=shardings,
-      batch_shardings=MultiStepBatch(
-        sharding.each_sharded(mesh), sharding.replicated(mesh)
-      )
-      if several
-      else None,
-      has_constants=bool(method.constants),
-    ),
-  )
-
-
-def _compile(functions: _Functions, mesh: Mesh, *arguments) -> Callable:
-  """The compiled step (state, batch, rng) -> (state, metrics).
-
-  What is constant is put on the devices once.
-  """
-  if not functions.method.constants:
-    return sharding.compile_ahead(
-      functions.step, functions.state_like, *arguments
-    )
-  constants = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(
-    functions.method.constants
-  )
-  step = sharding.compile_ahead(
-    functions.step, functions.state_like, *arguments, constants
-  )
-  return lambda state, batch, rng: step(state, batch, rng, constants)
-
-
 def build(
   config: ConfigDict,
   *,
@@ -326,12 +214,12 @@ def build(
   data = load_data(
     config, mesh, route_before=route_before, with_labels=with_labels
   )
-  plan = _make_plan(config, data.pretrain)
+  plan = make_plan_of(config, data.pretrain)
   steps = make_steps(config, len(data.pretrain.images), plan)
   steps = steps._replace(
     keep_best=score_to_keep_by(config.checkpoint.keep_best, data, with_labels)
   )
-  functions = _make_functions(
+  functions = make_functions(
     config,
     mesh,
     encoder,
@@ -343,7 +231,7 @@ def build(
   )
   # Put there once, or every step would send it to the other devices.
   steps_rng = jax.jit(
-    lambda: jax.random.fold_in(jax.random.key(config.seed), _STEPS),
+    lambda: jax.random.fold_in(jax.random.key(config.seed), STEPS_SALT),
     out_shardings=sharding.replicated(mesh),
   )()
   return Experiment(
@@ -357,11 +245,11 @@ def build(
     parts=plan,
     init_state=functions.init,
     state_like=functions.state_like,
-    compile_step=lambda: _compile(
+    compile_step=lambda: compile_functions(
       functions,
       mesh,
       batch_like(
-        data.pretrain,
+        data.pretrain.images.shape[1],
         batch_size=config.batch_size,
         mesh=mesh,
         with_parts=plan is not None,

@@ -212,7 +212,11 @@ def make_method_maker(
 
   def make(axis_name: str | None, mesh: Mesh | None) -> Method:
     return make_method(
-      encoder=make_encoder(axis_name=axis_name, **config.model),
+      encoder=make_encoder(
+        axis_name=axis_name,
+        device=mesh and mesh.devices.flat[0],
+        **config.model,
+      ),
       image_px=config.augment.global_px,
       head=config.head.to_dict(),
       student_temperature=config.student_temperature,

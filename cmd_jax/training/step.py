@@ -42,14 +42,16 @@ def _make_differentiate(
   """
 
   def loss_of(params, state, views, keys, constants):
-    loss = method.loss(
-      params,
-      state.teacher_params,
-      {**state.method_state, **(constants or {})},
-      views,
-      keys,
-      state.step,
-    )
+    # What of it belongs to encoders and heads has a scope of its own inside.
+    with jax.named_scope('loss'):
+      loss = method.loss(
+        params,
+        state.teacher_params,
+        {**state.method_state, **(constants or {})},
+        views,
+        keys,
+        state.step,
+      )
     return loss.mean, loss
 
   def differentiate(state: TrainState, batch: Batch, rng, constants):
@@ -58,9 +60,10 @@ def _make_differentiate(
       _example_keys(rng, stream, state.step, batch.index)
       for stream in (_VIEWS, _DROP_PATH)
     )
-    views = augment(
-      batch.images, batch.sizes, views_keys, step_key, batch.part_ids
-    )
+    with jax.named_scope('augment'):
+      views = augment(
+        batch.images, batch.sizes, views_keys, step_key, batch.part_ids
+      )
     views = views._replace(labels=batch.labels)
     grads, loss = jax.grad(loss_of, has_aux=True)(
       state.params, state, views, drop_path_keys, constants
@@ -176,18 +179,20 @@ def make_train_step(
     mean, terms, stats, grads = sharding.pmean(
       (loss.mean, loss.terms, loss.stats, grads), axis_name
     )
-    updates, opt_state = optimizer.update(
-      grads, state.opt_state, state.params, step=state.step
-    )
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope('optimiser'):
+      updates, opt_state = optimizer.update(
+        grads, state.opt_state, state.params, step=state.step
+      )
+      params = optax.apply_updates(state.params, updates)
     # Depends on all that reads the old teacher, or XLA would keep a copy of it;
     # a barrier is gone by the time it looks.
     last = sum(x.ravel()[0] for x in jax.tree.leaves(loss.state))
     rate = 1 - teacher_momentum(state.step) + 0 * last
     # In this form a parameter that does not move stays equal to the bit.
-    teacher_params = jax.tree.map(
-      lambda old, new: old + rate * (new - old), state.teacher_params, params
-    )
+    with jax.named_scope('teacher'):
+      teacher_params = jax.tree.map(
+        lambda old, new: old + rate * (new - old), state.teacher_params, params
+      )
     metrics = {
       'loss': mean,
       **{f'loss/{name}': value for name, value in terms.items()},

@@ -44,7 +44,7 @@ def test_batches_are_the_canvases_that_the_order_names(num_devices):
       np.testing.assert_array_equal(batch.sizes, canvases.sizes[index])
       np.testing.assert_array_equal(batch.part_ids, part_ids[index])
       like = resident.batch_like(
-        canvases, batch_size=BATCH, mesh=mesh, with_parts=True
+        canvases.images.shape[1], batch_size=BATCH, mesh=mesh, with_parts=True
       )
       assert batch.images.dtype == jnp.uint8
       for leaf, expected in zip(jax.tree.leaves(batch), jax.tree.leaves(like)):
@@ -74,7 +74,7 @@ def test_several_batches_are_drawn_at_once():
   np.testing.assert_array_equal(drawn.batch.index, expected)
   np.testing.assert_array_equal(drawn.batch.images, canvases.images[expected])
   assert (drawn.count, short.count) == (3, 1)
-  like = resident.batch_like(canvases, **options)
+  like = resident.batch_like(canvases.images.shape[1], **options)
   for batch in (drawn.batch, short.batch):
     for leaf, want in zip(jax.tree.leaves(batch), jax.tree.leaves(like.batch)):
       assert (leaf.shape, leaf.dtype) == (want.shape, want.dtype)

@@ -268,7 +268,7 @@ def make_augment(
     return views
 
   def augment_share(step_key, examples, _):
-    if jax.default_backend() != 'cpu':
+    if sharding.platform_of(mesh) != 'cpu':
       return (), augment_together(step_key, *examples)
     canvases = examples[0]
     floats = math.prod(canvases.shape[1:])

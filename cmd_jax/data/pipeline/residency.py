@@ -10,13 +10,14 @@ import psutil
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from cmd_jax.devices import chips
 from cmd_jax.errors import UserError
 
 PLACEMENTS = ('auto', 'device', 'stream')
 
 # Of a device's memory, the rest being for the model and its activations; of
 # the host's, which holds the images of both splits while they are decoded.
-_DEVICE_SHARE, _HOST_SHARE = 0.4, 0.5
+DEVICE_SHARE, _HOST_SHARE = 0.4, 0.5
 
 
 class Placement(NamedTuple):
@@ -31,17 +32,15 @@ class Placement(NamedTuple):
   reason: str
 
 
-def _device_bytes(device: jax.Device) -> int | None:
-  """Memory of a device; None if it is the host's or unknown."""
-  if device.platform == 'cpu':
-    return None
-  return (device.memory_stats() or {}).get('bytes_limit')
-
-
 def _size(num_bytes: float) -> str:
   if num_bytes >= 2**30:
     return f'{num_bytes / 2**30:.1f} GiB'
   return f'{num_bytes / 2**20:.0f} MiB'
+
+
+def bytes_on_device(num_pretrain: int, canvas_px: int, with_parts: bool) -> int:
+  """What the training images take of a device that keeps them all."""
+  return num_pretrain * canvas_px**2 * (3 + with_parts)
 
 
 def choose_placement(
@@ -76,9 +75,9 @@ def choose_placement(
     raise UserError(
       f'config.placement is {wanted!r}: choose one of {", ".join(PLACEMENTS)}'
     )
-  on_device = num_pretrain * canvas_px**2 * (3 + with_parts)
+  on_device = bytes_on_device(num_pretrain, canvas_px, with_parts)
   on_host = on_device + num_test * canvas_px**2 * 3
-  limit = _device_bytes(mesh.devices.flat[0])
+  limit = chips.memory_limit(mesh.devices.flat[0])
   if limit is None:
     # Every CPU device has a copy of its own in the same memory.
     on_host += on_device * sum(
@@ -91,7 +90,7 @@ def choose_placement(
   if limit is None and num_pretrain:
     needs += ' (training images once as read and once on each CPU device)'
   if limit is not None:
-    fits = fits and on_device <= _DEVICE_SHARE * limit
+    fits = fits and on_device <= DEVICE_SHARE * limit
     needs = f'{_size(on_device)} of {_size(limit)} on each device and {needs}'
   if jax.process_count() > 1:
     # All hosts take one route, or those on the other would wait for ever.
@@ -101,7 +100,7 @@ def choose_placement(
     route = route_before or ('device' if fits else 'stream')
   allowed = f'{_HOST_SHARE:.0%} of the host'
   if limit is not None:
-    allowed = f'{_DEVICE_SHARE:.0%} of a device and {allowed}'
+    allowed = f'{DEVICE_SHARE:.0%} of a device and {allowed}'
   why = 'as config.placement says'
   if wanted == 'auto' and route_before:
     why = 'as when the run began'

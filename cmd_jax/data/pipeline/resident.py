@@ -101,7 +101,7 @@ def resident_batches(
 
 
 def batch_like(
-  canvases: Canvases,
+  canvas_px: int,
   *,
   batch_size: int,
   mesh: Mesh,
@@ -109,7 +109,16 @@ def batch_like(
   with_labels: bool = False,
   steps_per_dispatch: int = 1,
 ) -> Batch | MultiStepBatch:
-  """Shapes and shardings of what the batches of a set are, by either route."""
+  """Shapes and shardings of the batches of a set, by either route.
+
+  Args:
+    canvas_px: side R of the canvases in pixels.
+    batch_size: B of all devices together.
+    mesh: the devices.
+    with_parts: whether a part mask goes with every image.
+    with_labels: whether the labels go with the images.
+    steps_per_dispatch: n, batches drawn at once.
+  """
   leading, split = (batch_size,), sharding.sharded(mesh)
   if steps_per_dispatch > 1:
     leading = steps_per_dispatch, batch_size
@@ -119,12 +128,10 @@ def batch_like(
     return jax.ShapeDtypeStruct((*leading, *shape), dtype, sharding=split)
 
   batch = Batch(
-    images=like(canvases.images.shape[1:], jnp.uint8),
+    images=like((canvas_px, canvas_px, 3), jnp.uint8),
     sizes=like((2,), jnp.int32),
     index=like((), jnp.int32),
-    part_ids=like(canvases.images.shape[1:3], jnp.uint8)
-    if with_parts
-    else None,
+    part_ids=like((canvas_px, canvas_px), jnp.uint8) if with_parts else None,
     labels=like((), jnp.int32) if with_labels else None,
   )
   if steps_per_dispatch == 1:
