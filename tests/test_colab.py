@@ -13,22 +13,27 @@ from PIL import Image
 
 from cmd_jax.cli import program
 from cmd_jax.convert.save import save_encoder
-from cmd_jax.data.sources.tfds_source import tfds_source
-from tests import tiny
+from tests import saved_runs, tiny
 
 _REPO = pathlib.Path(__file__).resolve().parents[1]
 _CELL_PX, _SHOWN = 128 + 2 * 3, 4
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
-  """The work directory of a run on toybirds, and a folder of its birds."""
+def photographs(tmp_path_factory):
+  path = tmp_path_factory.mktemp('photographs')
+  saved_runs.write_images(path, [f'{index:02}.png' for index in range(12)])
+  return path
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  """The work directory of a run on toybirds."""
   root = tmp_path_factory.mktemp('colab')
-  workdir, photographs = root / 'run', root / 'photographs'
   status = program.run(
     [
       'train',
-      f'--workdir={workdir}',
+      f'--workdir={root / "run"}',
       '--config=toybirds:quicktest',
       '--compilation_cache=',
       '--config.dataset.builder_config=quicktest',
@@ -41,17 +46,7 @@ def run(tmp_path_factory):
     ]
   )
   assert status == 0
-  source = tfds_source(
-    'toybirds',
-    'test',
-    data_dir=str(root / 'tfds'),
-    builder_config='quicktest',
-    progress=False,
-  )
-  photographs.mkdir()
-  for index in range(12):
-    source.load(index).image.save(photographs / f'{index:02}.png')
-  return workdir, photographs
+  return root / 'run'
 
 
 def _read():
@@ -84,8 +79,7 @@ def _execute(workdir, weights, photographs):
 
 # The cells of a file of weights are looked at always.
 @pytest.mark.slow
-def test_a_run_is_shown(run):
-  workdir, photographs = run
+def test_a_run_is_shown(workdir, photographs):
   printed, (attention, found) = _execute(workdir, '', photographs)
   assert f'teacher of {workdir} after step' in printed
   assert 'knn/20/top1' in printed and 'trained' in printed
@@ -100,13 +94,13 @@ def test_a_run_is_shown(run):
     np.testing.assert_array_equal(found[cell, :_CELL_PX], above[:, cell])
 
 
-def test_a_weight_file_is_shown(run, tmp_path):
+def test_a_weight_file_is_shown(photographs, tmp_path):
   module = tiny.make_tiny_encoder('resnet')
   images = jax.ShapeDtypeStruct((1, 16, 16, 3), np.float32)
   shapes = jax.eval_shape(module.init, jax.random.key(0), images)
   weights = tmp_path / 'resnet.safetensors'
   save_encoder(weights, module, tiny.draw_like(shapes))
-  printed, (found,) = _execute('', weights, run[1])
+  printed, (found,) = _execute('', weights, photographs)
   assert 'this encoder has no attention' in printed
   assert 'knn' not in printed
   assert found.shape == (_SHOWN * _CELL_PX, (_SHOWN + 1) * _CELL_PX, 3)

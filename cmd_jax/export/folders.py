@@ -91,6 +91,10 @@ def _check(mode: str, request: Request) -> None:
       predict.check_output(request.output)
     else:
       search.check(request.output, request.top_k, request.index)
+      if not os.path.isfile(request.query):
+        raise UserError(
+          f'--query={request.query} is no file: give that of an image'
+        )
     if request.output.is_dir():
       raise UserError(
         f'--output={request.output} is a folder: give the name of a file'

@@ -212,6 +212,7 @@ def test_what_cannot_be_is_one_line(
     ('cluster', {'output': '/proc/nope/x'}, '', 'cannot be written'),
     ('embed', {'output': 'a_folder.npz'}, '', 'is a folder'),
     ('cluster', {'num_clusters': 5000}, '', 'at most the number of images, 5'),
+    ('search', {'query': 'gone.png'}, '', '--query=gone.png is no file'),
   ],
 )
 def test_what_can_be_known_is_told_before_an_image_is_embedded(
@@ -227,9 +228,10 @@ def test_what_can_be_known_is_told_before_an_image_is_embedded(
 
   monkeypatch.setattr(folders, 'embed_folder', fail)
   output = {'embed': 'x.npz', 'search': 'x.csv', 'cluster': 'x'}[mode]
-  fields = dict(source=str(run), input='photos', output=output) | changes
+  fields = dict(source=str(run), input='photos', output=output)
   if mode == 'search':
     fields['query'] = 'photos/e.png'
+  fields |= changes
   fields['output'] = pathlib.Path(fields['output'])
   with pytest.raises(UserError, match=words):
     folders.run(mode, folders.Request(**fields))

@@ -99,10 +99,16 @@ def _shown(browser):
 
 
 def test_scores_curves_and_config_are_there(browser, show, make_data):
-  show(make_data(parts=True))
+  data = make_data(parts=True)
+  data['results'].append({'name': 'a/mAP', 'init': 0.5, 'final': 0.5004})
+  show(data)
   assert browser.title == 'cmd on birds'
   rows = [row.text for row in _all(browser, '#results tbody tr')]
-  assert rows == ['knn/20/top1 25.0 50.0 +25.0', 'new/rank1 – 75.0 –']
+  assert rows == [
+    'knn/20/top1 25.0 50.0 +25.0',
+    'new/rank1 – 75.0 –',
+    'a/mAP 50.0 50.0 ±0.0',
+  ]
   assert 'Neighbours vote.' in _one(browser, '#results').text
   assert len(_all(browser, '.chart svg[role=img]')) == 2
   path = '#terms path.smooth'
