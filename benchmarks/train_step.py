@@ -11,7 +11,8 @@ FLOPs are counted by hand from the shapes and, to check, from the products of
 the compiled program, as are its bytes; its loops count as often as they run
 (cmd_jax/compile_ahead). Bytes are those that instructions read and write, so
 that what a cache holds counts as memory and the share of the attainable may
-exceed 1. Peak memory is the process's after the first step; that of the plain losses includes what came before.
+exceed 1. Peak memory is the process's after the first step; that of the plain
+losses includes what came before.
 
 --plain also runs the step with the losses of the whole batch at once and
 automatic differentiation, in turns with the usual one. --parts times the
