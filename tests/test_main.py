@@ -180,6 +180,9 @@ def _assert_refused(result, *words):
 
 def test_quicktest_leaves_results_metrics_events_and_config(finished):
   workdir, result = finished
+  # As the program was started itself: no environment need be activated.
+  assert f'main.py --mode=report --workdir={workdir}\n' in result.stdout
+  assert 'the loss may rise over the first' in result.stderr
   results = _read_results(workdir)
   assert results['method'] == 'cmd'
   assert results['steps'] == _STEPS

