@@ -131,3 +131,17 @@ def test_a_file_of_that_name_goes_first(tmp_path, monkeypatch):
   assert pretrained.resolve(_NAME) == pathlib.Path(_NAME)
   with pytest.raises(UserError, match='of no family known here'):
     cmd_jax.load(_NAME)
+
+
+def test_the_home_folder_is_known(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  file = tmp_path / 'weights.pth'
+  assert pretrained.resolve('~/weights.pth') == file
+  with pytest.raises(UserError, match=str(file)):
+    load.load_encoder('~/weights.pth', make_encoder('resnet', variant='Mu'))
+
+
+def test_published_weights_are_known_by_their_hash():
+  for name, weights in pretrained.WEIGHTS.items():
+    assert pretrained.name_of(weights.sha256) == name
+  assert pretrained.name_of('0' * 64) is None
