@@ -42,6 +42,7 @@ _RECIPE = dict(
 PHOTOGRAPHS = dict(
   canvas_px=224,
   total_epochs=10,
+  min_steps=700,
   augment=dict(global_px=128, local_px=64, num_local=2),
   # Of each class a fifth of the training labels is held out to be asked for.
   # The centre is as published, for photographs that nobody has cropped.

@@ -41,6 +41,8 @@ _RECIPE = dict(
 
 # Of weights for photographs, which `continued` trains in part alone.
 _PRETRAINED = dict(
+  # What is learned is watched, and ends the run.
+  min_steps=0,
   canvas_px=192,
   augment=dict(global_px=160),
   optim=dict(

@@ -18,6 +18,8 @@ def published(argument: vocabulary.Argument) -> ConfigDict:
     seed=0,
     batch_size=64,
     total_epochs=300,
+    # Small sets are seen more often, in whole epochs, until so many steps.
+    min_steps=0,
     canvas_px=256,
     # JPEG files may be decoded at 1/2, 1/4 or 1/8, which is faster, as long as
     # the shorter side keeps so many pixels; 0 is the canvas's side.

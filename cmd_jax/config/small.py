@@ -91,6 +91,7 @@ _SMALL_DISTIL = dict(
 QUICKTEST = dict(
   batch_size=32,
   total_epochs=2,
+  min_steps=0,
   canvas_px=32,
   augment=dict(global_px=24, local_px=16, num_local=2),
   head=dict(num_prototypes=64, hidden_dim=64, bottleneck_dim=32),

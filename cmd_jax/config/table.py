@@ -73,6 +73,9 @@ FIELDS: dict[str, Field] = {
   'seed': Field(int, 'Of the initial parameters and of all that is drawn.'),
   'batch_size': _count('Images of a step, on all devices together.', 1),
   'total_epochs': _count('Epochs of the run.', 1),
+  'min_steps': _count(
+    'Steps of the run at least, for which small sets have more epochs.'
+  ),
   'canvas_px': _count('Side of the squares to which images are squashed.', 1),
   'decode_px': _count(
     'Pixels that the shorter side keeps where JPEG files are decoded smaller, '

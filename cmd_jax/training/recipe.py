@@ -94,8 +94,17 @@ def explain_forgetting(config: ConfigDict) -> str | None:
 def warnings_about(
   config: ConfigDict, steps_per_epoch: int, total_steps: int
 ) -> tuple[str, ...]:
-  """What of the learning rate can hardly be meant, a sentence each."""
+  """What of the learning rate and the length may surprise, a sentence each."""
+  epochs = total_steps // max(steps_per_epoch, 1)
+  more = None
+  if epochs > config.total_epochs:
+    more = (
+      f'the set is small and is trained on for {epochs} epochs rather than '
+      f'config.total_epochs={config.total_epochs}, to take '
+      f'config.min_steps={config.min_steps}'
+    )
   said = (
+    more,
     explain_short_run(config, steps_per_epoch, total_steps),
     explain_forgetting(config),
   )

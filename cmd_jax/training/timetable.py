@@ -48,6 +48,18 @@ class Steps(NamedTuple):
   patience: int
 
 
+def count_epochs(config: ConfigDict, num_examples: int) -> int:
+  """Epochs of a run: config.total_epochs, or what config.min_steps takes.
+
+  Args:
+    config: as cmd_jax/config/published.py makes it.
+    num_examples: training images.
+  """
+  per_epoch = num_examples // config.batch_size
+  least = -(-config.min_steps // per_epoch) if per_epoch else 0
+  return max(config.total_epochs, least)
+
+
 def make_steps(
   config: ConfigDict, num_examples: int, plan: Plan | None
 ) -> Steps:
@@ -59,7 +71,7 @@ def make_steps(
     plan: how parts are found; None for a method without.
   """
   per_epoch = num_examples // config.batch_size
-  total = config.total_epochs * per_epoch
+  total = count_epochs(config, num_examples) * per_epoch
   rounds = 1 if plan is None else plan.rounds
   every_epochs = config.eval.every_epochs
   weights = config.method.get('weights', {})

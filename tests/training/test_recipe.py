@@ -128,3 +128,14 @@ def test_a_learning_rate_for_drawn_encoders_is_told(changes, forgets):
 
 def test_the_recipe_for_going_on_does_not_forget():
   assert recipe.explain_forgetting(builtin.folder('start=pretrained')) is None
+
+
+@pytest.mark.parametrize(
+  'images, epochs, steps', [(32, 25, 100), (33, 25, 100), (400, 10, 500)]
+)
+def test_small_sets_are_seen_more_often(images, epochs, steps):
+  config = _config(batch_size=8, total_epochs=10, min_steps=100)
+  assert timetable.count_epochs(config, images) == epochs
+  assert timetable.make_steps(config, images, None).total == steps
+  said = recipe.warnings_about(config, images // 8, steps)
+  assert (f'trained on for {epochs} epochs' in ''.join(said)) == (epochs > 10)
