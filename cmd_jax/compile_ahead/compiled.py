@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ _EVERY_S = {True: 1.0, False: 30.0}
 _NEEDED = re.compile(
   r'Used ([\d.]+)([KMGT]) of|required for [^(]*\(([\d.]+)([KMGT])'
 )
+# A location that is a name, and where it is from.
+_NAME = re.compile(r'loc\("([^"]*)"\(')
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
@@ -85,7 +88,10 @@ def bytes_needed(message: str) -> int | None:
 
 def _compile(lowered: jax.stages.Lowered, target: Target) -> Compiled:
   try:
-    compiled = lowered.compile(compiler_options=dict(target.compiler_options))
+    with warnings.catch_warnings():
+      # Of a cache that JAX's own variables may ask for.
+      warnings.filterwarnings('ignore', 'Error reading persistent compilation')
+      compiled = lowered.compile(compiler_options=dict(target.compiler_options))
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       line = str(error).strip().splitlines()[0]
@@ -115,9 +121,11 @@ def _place(
 ) -> pathlib.Path:
   """Where the answer for a program is kept."""
   version = target.devices[0].client.platform_version
-  # With what names the operations, or old names would come with new scopes.
+  # With the names of the operations, or old ones would come with new scopes,
+  # but not with lines of files, which change nothing.
+  names = sorted(set(_NAME.findall(lowered.as_text(debug_info=True))))
   key = '\n'.join(
-    [target.name, jax.__version__, version, lowered.as_text(debug_info=True)]
+    [target.name, jax.__version__, version, lowered.as_text(), *names]
   )
   name = hashlib.sha256(key.encode()).hexdigest()
   return pathlib.Path(cache) / 'ahead' / f'{name}.json.gz'

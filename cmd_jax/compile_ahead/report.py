@@ -179,8 +179,8 @@ def _notes(facts: dict[str, Any]) -> list[str]:
   )
   if facts['time'] is None:
     notes.append(
-      'Compiled without autotuning, which needs the device: memory and speed '
-      'there may differ.'
+      'Compiled without autotuning and without cuDNN, which need the device: '
+      'with its attention a run needs less memory.'
     )
   if facts['assumed_classes']:
     notes.append(f'Assumed: {facts["assumed_classes"]} classes.')

@@ -25,7 +25,8 @@ def cudnn_serves(
   Args:
     dtype: dtype of the computation.
     head_dim: channels of a head.
-    device: where it is computed; the first one here if it is left out.
+    device: where it is computed; the first one here if it is left out. One
+      that is only described is not served: cuDNN asks the device itself.
   """
   device = device or jax.local_devices()[0]
   if device.platform != 'gpu' or 'cuda' not in device.client.platform_version:

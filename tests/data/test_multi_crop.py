@@ -1,4 +1,5 @@
 import colorsys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +126,21 @@ def test_one_by_one_is_as_all_at_once(canvases, monkeypatch):
   one_by_one = _jit(make)(canvases, sizes, _keys(4), STEP_KEY)
   for ours, expected in zip(one_by_one[:-1], whole[:-1]):
     np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_blocks_follow_the_platform_of_the_mesh(canvases, monkeypatch):
+  device = types.SimpleNamespace(platform='tpu')
+  mesh = types.SimpleNamespace(size=1, devices=np.array([device]))
+  # A CPU's cache alone asks how many examples go together.
+  monkeypatch.delattr(multi_crop.chunking, 'examples_in_a_block')
+  arguments = canvases, jnp.full((4, 2), 99), _keys(4), STEP_KEY
+  sizes = dict(global_px=16, local_px=8, num_local=0)
+  views = jax.eval_shape(
+    multi_crop.make_augment(mesh=mesh, **sizes), *arguments
+  )
+  assert views.global_views.shape == (4, 2, 16, 16, 3)
+  with pytest.raises(AttributeError, match='examples_in_a_block'):
+    jax.eval_shape(multi_crop.make_augment(**sizes), *arguments)
 
 
 def test_pmap_equals_jit(canvases):

@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from cmd_jax import errors
-from cmd_jax.devices import sharding
+from cmd_jax.devices import chips, sharding
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,31 @@ def test_a_state_is_spread_where_asked_or_where_memory_is_short():
   assert not wants('auto', 301, mode='pmap')
   # A CPU's devices share one memory.
   assert not wants('auto', 10**12, mesh=sharding.make_mesh(8))
+
+
+def test_a_device_that_is_only_described_is_known_by_its_kind():
+  class Device:
+    platform = 'tpu'
+    device_kind = 'TPU v5 lite'
+
+    def memory_stats(self):
+      raise jax.errors.JaxRuntimeError('only for addressable devices')
+
+  class Devices:
+    size = 2
+    devices = np.array([Device(), Device()])
+
+  limit = chips.memory_limit(Device())
+  assert limit == 15.75 * 2**30
+  assert sharding.platform_of(Devices) == 'tpu'
+  assert sharding.platform_of(None) == 'cpu'
+  for num_bytes in (0.31 * limit, 0.29 * limit):
+    is_spread = sharding.wants_fsdp(
+      'auto', mode='jit', num_bytes=num_bytes, mesh=Devices
+    )
+    assert is_spread == (num_bytes > 0.3 * limit)
+  Device.device_kind = 'TPU v99'
+  assert chips.memory_limit(Device()) is None
 
 
 def test_parts_of_a_batch_stay_where_they_are():

@@ -1,5 +1,6 @@
 import types
 
+import numpy as np
 import pytest
 
 from cmd_jax.config import builtin, published, vocabulary
@@ -32,6 +33,17 @@ def test_layouts_that_cannot_be_are_refused(argument, fields, words):
   with pytest.raises(UserError, match=words) as caught:
     recipe.check_parallel(_config(argument, **fields), 2)
   assert str(caught.value).startswith('config.parallel.')
+
+
+def test_the_encoder_is_made_for_the_devices_of_the_mesh(monkeypatch):
+  monkeypatch.setattr(recipe, 'make_method', lambda **fields: fields)
+  config = _config()
+  named = recipe.make_schedules(config, 10, 100)
+  make = recipe.make_method_maker(config, named, lambda path: False)
+  device = types.SimpleNamespace(platform='gpu')
+  mesh = types.SimpleNamespace(devices=np.array([device]))
+  assert make(None, mesh)['encoder'].device is device
+  assert make('data', None)['encoder'].device is None
 
 
 @pytest.mark.parametrize(
