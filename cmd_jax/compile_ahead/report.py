@@ -12,6 +12,7 @@ from cmd_jax.compile_ahead.flops import can_count, count_flops
 from cmd_jax.compile_ahead.step import ASSUMED_CLASSES, learns_labels
 from cmd_jax.compile_ahead.targets import Target
 from cmd_jax.data.pipeline.residency import DEVICE_SHARE, bytes_on_device
+from cmd_jax.training.timetable import count_epochs
 
 # Training images of the sets of the built-in configs, by name and split.
 _NUM_IMAGES = {
@@ -69,7 +70,8 @@ def _time(
     'images_per_second': config.batch_size / seconds,
   }
   if num_images:
-    steps = config.total_epochs * (num_images // config.batch_size)
+    per_epoch = num_images // config.batch_size
+    steps = count_epochs(config, num_images) * per_epoch
     facts['hours'] = steps * seconds / 3600
   return facts
 

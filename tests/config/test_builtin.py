@@ -10,7 +10,7 @@ from cmd_jax.config import builtin, choices, vocabulary
 from cmd_jax.data import canvas
 from cmd_jax.data.pipeline import load
 from cmd_jax.data.sources.base import Source
-from cmd_jax.training import experiment
+from cmd_jax.training import experiment, functions
 from tests import tiny
 
 _REPO = pathlib.Path(__file__).resolve().parents[2]
@@ -58,7 +58,7 @@ def without_data(monkeypatch):
   )
   # The published weights are in a package of their own.
   monkeypatch.setattr(
-    experiment, 'load_teacher', lambda **fields: tiny.make_tiny_teacher()
+    functions, 'load_teacher', lambda **fields: tiny.make_tiny_teacher()
   )
 
 
