@@ -93,8 +93,7 @@ def _compare(
         tiles.compare_bags,
         (settings.student_bag, settings.teacher_bag),
         (inputs.student_weights, inputs.teacher_weights),
-        logits,
-        normalisers,
+        map(tiles.probabilities, logits, normalisers),
       )
     )
 
@@ -165,10 +164,11 @@ def _backward(
     kernels, pull_back = jax.vjp(tiles.kernels_of, block)
     if logits is None:
       logits = tiles.logits_of(settings, inputs, number, kernels)
+    probs, teacher = map(tiles.probabilities, logits, normalisers)
     scaled = jax.tree.map(
       lambda x: x / settings.temperature,
       tiles.logit_gradients(
-        settings, inputs, logits, normalisers, of_normalisers, cotangents
+        settings, inputs, probs, of_normalisers, cotangents
       ),
     )
     of_rows = tiles.of_levels(
@@ -178,10 +178,10 @@ def _backward(
       scaled,
     )
 
-    def of_kernel(rows, gradients, logits, normalisers, cotangents):
+    def of_kernel(rows, gradients, teacher, cotangents):
       return sum(map(tiles.outer, rows, gradients)) + sum(
-        tiles.outer(x.astype(rows[0].dtype), tiles.probabilities(z, n))
-        for x, z, n in zip(cotangents, logits, normalisers, strict=True)
+        tiles.outer(x.astype(rows[0].dtype), p)
+        for x, p in zip(cotangents, teacher, strict=True)
       )
 
     of_kernels = Levels(
@@ -191,8 +191,7 @@ def _backward(
           kernels,
           inputs.student,
           scaled,
-          logits.teacher,
-          normalisers.teacher,
+          teacher,
           cotangents.expected,
           strict=True,
         )

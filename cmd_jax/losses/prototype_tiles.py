@@ -241,9 +241,14 @@ def _pool(bag: Bag, weights: jax.Array, probs: jax.Array):
   return peak, is_peak / is_peak.sum(0)
 
 
-def probabilities(logits: jax.Array, normaliser: jax.Array) -> jax.Array:
-  """[..., k], the softmax over all prototypes."""
-  return jnp.exp(logits - normaliser[..., None])
+def probabilities(logits: Levels, normalisers: Levels) -> Levels:
+  """The softmax over all prototypes."""
+  return of_levels(
+    lambda _, x, normaliser: jnp.exp(x - normaliser[..., None]),
+    Levels(None, None),
+    logits,
+    normalisers,
+  )
 
 
 def _by_size(levels: Levels) -> Levels:
@@ -252,66 +257,28 @@ def _by_size(levels: Levels) -> Levels:
   return Levels(jnp.split(levels.image[0], ends), levels.regions)
 
 
-def compare_bags(
-  bag: Bag | None, weights: tuple, logits: Levels, normalisers: Levels
-) -> tuple:
+def compare_bags(bag: Bag | None, weights: tuple, probs: Levels) -> tuple:
   """Of a tile, for each size: sums [G], and sum_k P_ik g_k [N, G] of each."""
   if bag is None:
     return ()
 
-  def compare(weights, image, regions, of_image, of_regions):
-    image, probs = (
-      probabilities(image, of_image),
-      probabilities(regions, of_regions),
-    )
-    pooled, share = _pool(bag, weights, probs)
+  def compare(weights, image, regions):
+    pooled, share = _pool(bag, weights, regions)
     sums, pull_back = jax.vjp(lambda x: bag.compare(image, x), pooled)
     moments = []
     for index in range(len(sums)):
       unit = tuple(jnp.full_like(x, i == index) for i, x in enumerate(sums))
       (gradient,) = pull_back(unit)
-      moments.append((probs * share * gradient).sum(-1))
+      moments.append((regions * share * gradient).sum(-1))
     return sums, tuple(moments)
 
-  return tuple(map(compare, weights, *_by_size(logits), *_by_size(normalisers)))
-
-
-def _differentiate_bags(
-  settings: Settings,
-  weights: tuple,
-  logits: Levels,
-  normalisers: Levels,
-  cotangents: tuple,
-) -> tuple:
-  """Of a tile, for each size: a_i dL/dm_k, shared by the pooling, [N, G, k]."""
-  bag = settings.student_bag
-
-  def differentiate(weights, image, regions, of_image, of_regions, cotangent):
-    image, probs = (
-      probabilities(image, of_image),
-      probabilities(regions, of_regions),
-    )
-    pooled, share = _pool(bag, weights, probs)
-    _, pull_back = jax.vjp(lambda x: bag.compare(image, x), pooled)
-    (gradient,) = pull_back(cotangent)
-    return weights[..., None] * share * gradient
-
-  return tuple(
-    map(
-      differentiate,
-      weights,
-      *_by_size(logits),
-      *_by_size(normalisers),
-      cotangents,
-    )
-  )
+  return tuple(map(compare, weights, *_by_size(probs)))
 
 
 def logit_gradients(
   settings: Settings,
   inputs: Inputs,
-  logits: Logits,
-  normalisers: Logits,
+  probs: Levels,
   of_normalisers: Levels,
   cotangents: Attended,
 ) -> Levels:
@@ -320,32 +287,39 @@ def logit_gradients(
   Args:
     settings: of the call.
     inputs: of the call.
-    logits: of the tile.
-    normalisers: of all rows.
+    probs: of the tile, the student's.
     of_normalisers: A_i - a_i sum_l P_il g_l.
     cotangents: of the result.
   """
+  bag = settings.student_bag
 
-  def softmax(_, logits, normaliser, gradient):
-    return probabilities(logits, normaliser) * gradient[..., None]
-
-  student = normalisers.student
-  gradients = of_levels(
-    softmax, Levels(None, None), logits.student, student, of_normalisers
-  )
-  if settings.student_bag is None:
-    return gradients
-  of_bags = _differentiate_bags(
-    settings,
-    inputs.student_weights,
-    logits.student,
-    student,
-    cotangents.student_bag,
-  )
-  regions = tuple(
-    gradient + probabilities(z, n) * of_bag
-    for gradient, z, n, of_bag in zip(
-      gradients.regions, logits.student.regions, student.regions, of_bags
+  def differentiate(weights, image, regions, of_normalisers, cotangent):
+    pooled, share = _pool(bag, weights, regions)
+    _, pull_back = jax.vjp(lambda x: bag.compare(image, x), pooled)
+    (of_bag,) = pull_back(cotangent)
+    return regions * (
+      of_normalisers[..., None] + weights[..., None] * share * of_bag
     )
+
+  if bag is None:
+    return of_levels(
+      lambda _, x, of: x * of[..., None],
+      Levels(None, None),
+      probs,
+      of_normalisers,
+    )
+  return Levels(
+    tuple(
+      x * of[..., None]
+      for x, of in zip(probs.image, of_normalisers.image, strict=True)
+    ),
+    tuple(
+      map(
+        differentiate,
+        inputs.student_weights,
+        *_by_size(probs),
+        of_normalisers.regions,
+        cotangents.student_bag,
+      )
+    ),
   )
-  return gradients._replace(regions=regions)
