@@ -149,6 +149,37 @@ def _weighted_moments(cotangents: tuple, moments: tuple) -> tuple:
   )
 
 
+def _kernel_gradients(
+  kernels: Levels,
+  student: Levels,
+  gradients: Levels,
+  teacher: Levels,
+  cotangents: Levels,
+) -> Levels:
+  """[d, k] of each level of a tile, by its logits and by the expected.
+
+  Args:
+    kernels: the student's.
+    student: features.
+    gradients: of the products of features and kernels.
+    teacher: probabilities.
+    cotangents: of the expected prototypes.
+  """
+
+  def of_level(kernel, rows, gradients, teacher, cotangents):
+    if kernel is None:
+      return None
+    # Rows of no views leave zeros.
+    return sum(map(tiles.outer, rows, gradients), jnp.zeros_like(kernel)) + sum(
+      tiles.outer(x.astype(rows[0].dtype), p)
+      for x, p in zip(cotangents, teacher, strict=True)
+    )
+
+  return Levels(
+    *map(of_level, kernels, student, gradients, teacher, cotangents)
+  )
+
+
 def _backward(
   settings: Settings,
   inputs: tiles.Inputs,
@@ -178,24 +209,8 @@ def _backward(
       scaled,
     )
 
-    def of_kernel(rows, gradients, teacher, cotangents):
-      return sum(map(tiles.outer, rows, gradients)) + sum(
-        tiles.outer(x.astype(rows[0].dtype), p)
-        for x, p in zip(cotangents, teacher, strict=True)
-      )
-
-    of_kernels = Levels(
-      *(
-        None if kernel is None else of_kernel(*level) + jnp.zeros_like(kernel)
-        for kernel, *level in zip(
-          kernels,
-          inputs.student,
-          scaled,
-          teacher,
-          cotangents.expected,
-          strict=True,
-        )
-      )
+    of_kernels = _kernel_gradients(
+      kernels, inputs.student, scaled, teacher, cotangents.expected
     )
     return pull_back(of_kernels)[0], of_rows
 

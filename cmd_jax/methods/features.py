@@ -12,7 +12,13 @@ import numpy as np
 
 from cmd_jax.losses import blockwise, prototype_attention
 from cmd_jax.losses.esvit import match_tokens
-from cmd_jax.losses.prototype_tiles import Bag, Levels, Settings, Teacher
+from cmd_jax.losses.prototype_tiles import (
+  Attended,
+  Bag,
+  Levels,
+  Settings,
+  Teacher,
+)
 from cmd_jax.methods.networks import Prototypes, ViewFeatures
 from cmd_jax.models.heads import prototype_logits
 from cmd_jax.models.layers import wide
@@ -171,6 +177,11 @@ def _join_views(sizes: Sequence[jax.Array], batch_size: int) -> jax.Array:
   return jnp.concatenate(views, axis=1)
 
 
+def _join_bags(bags: tuple, batch_size: int) -> tuple[jax.Array, ...]:
+  """Sums [G] of each size -> [B, V] of each sum."""
+  return tuple(_join_views(x, batch_size) for x in zip(*bags, strict=True))
+
+
 def _split(levels: Levels, like: Levels) -> Levels:
   """Undoes `_merge`, for any number of axes; images of all sizes in one."""
   batch_size = len(like.image[0])
@@ -194,13 +205,15 @@ def _bag_weights(
 
 
 def _compare_logits(
-  compare: Callable,
+  bags: BagTerms | None,
   prototypes: Prototypes,
   student: StudentFeatures,
   temperature: float,
   size: int,
-) -> jax.Array:
+) -> jax.Array | None:
   """[B, V], see `BagTerms`: the sum of logits is the logit of the sum."""
+  if bags is None or bags.compare_logits is None:
+    return None
   dtype = student.image_bottlenecks[0].dtype
   images = jnp.concatenate(student.image_bottlenecks, axis=1)
   sums = jnp.concatenate(
@@ -210,7 +223,7 @@ def _compare_logits(
   def of_tile(prototypes, features):
     images, sums = features
     image, region = (x.kernel().astype(dtype) for x in prototypes)
-    return compare(
+    return bags.compare_logits(
       prototype_logits(images.astype(dtype), image) / temperature,
       prototype_logits(sums, region) / temperature,
     )
@@ -218,6 +231,53 @@ def _compare_logits(
   # Gradients of the images, too, are added up in float32.
   rows = (images.astype(sums.dtype), sums)
   return blockwise.sum_over_prototypes(of_tile, size, prototypes, rows)
+
+
+def _attend(
+  prototypes: Prototypes,
+  context: TeacherContext,
+  student: tuple[Levels, tuple],
+  teacher: tuple[Levels, tuple],
+  bags: BagTerms | None,
+  settings: Settings,
+  so_far: Prototypes | None,
+) -> Attended:
+  """See `prototype_attention.attend`; sets the bags among the settings.
+
+  Args:
+    prototypes: the student's.
+    context: of the teacher.
+    student: features as `_merge` makes them, and the regions' attention.
+    teacher: likewise.
+    bags: see `compare`.
+    settings: but for the bags.
+    so_far: see `compare`.
+  """
+  weights, teacher_weights = (), ()
+  if bags is not None:
+    bag = Bag(bags.compare, bags.pooling == 'max')
+    if bags.of_student:
+      weights = _bag_weights(bags.pooling, student[0].regions, student[1])
+      settings = settings._replace(student_bag=bag)
+    if bags.of_teacher:
+      teacher_weights = _bag_weights(
+        bags.pooling, teacher[0].regions, teacher[1]
+      )
+      settings = settings._replace(teacher_bag=bag)
+  return prototype_attention.attend(
+    settings,
+    Levels(*prototypes),
+    student[0],
+    weights,
+    Teacher(
+      teacher[0],
+      Levels(*context.prototypes),
+      Levels(context.centres['image'], context.centres.get('region')),
+      context.temperature,
+    ),
+    teacher_weights,
+    None if so_far is None else Levels(*so_far),
+  )
 
 
 def compare(
@@ -248,50 +308,18 @@ def compare(
   of_teacher = Levels(
     _given(teacher.image_bottleneck), _given(teacher.region_bottleneck)
   )
-  rows, teacher_rows = _merge(of_student), _merge(of_teacher)
-  bag, weights, teacher_weights, logit_bag = None, (), (), None
-  if bags is not None:
-    bag = Bag(bags.compare, bags.pooling == 'max')
-    if bags.of_student:
-      weights = _bag_weights(bags.pooling, rows.regions, student.attention)
-    if bags.of_teacher:
-      teacher_weights = _bag_weights(
-        bags.pooling, teacher_rows.regions, _given(student.teacher_attention)
-      )
-    if bags.compare_logits is not None:
-      logit_bag = _compare_logits(
-        bags.compare_logits,
-        prototypes,
-        student,
-        student_temperature,
-        plan.prototypes,
-      )
-  attended = prototype_attention.attend(
-    Settings(
-      student_temperature,
-      bag if weights else None,
-      bag if teacher_weights else None,
-      plan.prototypes,
-      plan.keeps,
-    ),
-    Levels(*prototypes),
-    rows,
-    weights,
-    Teacher(
-      teacher_rows,
-      Levels(*context.prototypes),
-      Levels(context.centres['image'], context.centres.get('region')),
-      context.temperature,
-    ),
-    teacher_weights,
-    None if so_far is None else Levels(*so_far),
+  attended = _attend(
+    prototypes,
+    context,
+    (_merge(of_student), student.attention),
+    (_merge(of_teacher), _given(student.teacher_attention)),
+    bags,
+    Settings(student_temperature, None, None, plan.prototypes, plan.keeps),
+    so_far,
   )
-
-  def of_views(bags):
-    return tuple(
-      _join_views(sums, batch_size) for sums in zip(*bags, strict=True)
-    )
-
+  logit_bag = _compare_logits(
+    bags, prototypes, student, student_temperature, plan.prototypes
+  )
   scaled = jax.tree.map(
     lambda x: x.astype(wide(x.dtype)) / student_temperature, of_student
   )
@@ -305,8 +333,8 @@ def compare(
     expected.image,
     expected.regions[0] if expected.regions else None,
     attended.entropy.reshape(batch_size, -1),
-    of_views(attended.student_bag),
-    of_views(attended.teacher_bag),
+    _join_bags(attended.student_bag, batch_size),
+    _join_bags(attended.teacher_bag, batch_size),
     logit_bag,
     student.attention,
     teacher.matches,
