@@ -18,7 +18,6 @@ from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.batch import Batch
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
-from cmd_jax.methods.base import Method
 from cmd_jax.models import make_encoder
 from cmd_jax.training.recipe import (
   make_method_maker,
@@ -145,7 +144,6 @@ def make_step(
   mesh: Mesh,
   *,
   mode: str = 'jit',
-  change: Callable[[Method], Method] = lambda method: method,
 ) -> Step:
   """Builds the step as the program does.
 
@@ -154,7 +152,6 @@ def make_step(
     mesh: the devices.
     mode: one of `parallel.MODES`. For 'pmap' the same program is made by
       shard_map, which can be compiled without being called.
-    change: what is done to the method before the step is built.
   """
   named = make_schedules(config, STEPS_PER_EPOCH, TOTAL_STEPS)
 
@@ -168,11 +165,12 @@ def make_step(
     is_frozen,
     make_encoder(**config.model),
   )
-  method_for = make_method_maker(config, named, is_frozen)
+  platform = mesh.devices.flat[0].platform
+  method_for = make_method_maker(config, named, is_frozen, platform=platform)
 
   def make(axis_name, mesh):
     return make_train_step(
-      method=change(method_for(axis_name, mesh)),
+      method=method_for(axis_name, mesh),
       augment=multi_crop.make_augment(mesh=mesh, **config.augment),
       optimizer=optimizer,
       teacher_momentum=named['teacher_momentum'],

@@ -1,7 +1,7 @@
 """The whole train step: images/s, share of the ceilings, peak memory.
 
   python -m benchmarks.train_step [--num_prototypes=4096] [--batch_size=4]
-    [--plain] [--parts] [--dtype=bfloat16] [--num_devices=8] [--profile=FOLDER]
+    [--parts] [--dtype=bfloat16] [--num_devices=8] [--profile=FOLDER]
 
 The published recipe (2 x 224 and 8 x 96 views, canvases of 256 pixels made up
 of noise). The matmul ceiling is the fastest of a few products of the step's own
@@ -11,12 +11,9 @@ FLOPs are counted by hand from the shapes and, to check, from the products of
 the compiled program, as are its bytes; its loops count as often as they run
 (cmd_jax/compile_ahead). Bytes are those that instructions read and write, so
 that what a cache holds counts as memory and the share of the attainable may
-exceed 1. Peak memory is the process's after the first step; that of the plain
-losses includes what came before.
+exceed 1. Peak memory is the process's after the first step.
 
---plain also runs the step with the losses of the whole batch at once and
-automatic differentiation, in turns with the usual one. --parts times the
-augmentation and the encoder alone, compiled apart.
+--parts times the augmentation and the encoder alone, compiled apart.
 """
 
 from __future__ import annotations
@@ -30,7 +27,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import ceilings, record
@@ -38,9 +34,6 @@ from benchmarks.step import METHODS, Step, make_config, make_step
 from cmd_jax.compile_ahead import hlo
 from cmd_jax.compile_ahead.flops import count_flops
 from cmd_jax.devices import host_memory, sharding
-from cmd_jax.losses import blockwise
-from cmd_jax.methods.base import Loss
-from cmd_jax.methods.distillation import Distillation
 from cmd_jax.models import make_encoder
 
 # Measured elsewhere, on another machine of two cores, float32, ViT-Ti/16, CMD:
@@ -88,29 +81,6 @@ def compile_variant(step: Step) -> Variant:
   host_memory.give_back_freed()
   jax.block_until_ready(compiled(step.init(), step.noise(), jax.random.key(1)))
   return Variant(step, compiled, seconds, record.peak_memory_mib(), [], [])
-
-
-class _Plain(Distillation):
-  """A distillation whose losses look at all prototypes at once."""
-
-  def loss(self, params, teacher_params, state, views, keys, step):
-    output = self.forward(params, teacher_params, state, views, keys, step)
-    losses, reported = blockwise.compare_at_once(
-      self.objective,
-      output.prototypes,
-      (output.context, self.weights(step)),
-      output.student,
-      output.teacher,
-    )
-    terms, watched = jax.tree.map(jnp.mean, jax.lax.stop_gradient(reported))
-    stats = {**watched, **self.stats(output)}
-    return Loss(losses.mean(), terms, stats, self.update(state, output))
-
-
-def plain(method):
-  """The method with the losses of all examples at once."""
-  distillation = method.loss.__self__
-  return _Plain(**vars(distillation)).as_method()
 
 
 def matmul_shapes(config: ConfigDict) -> list[tuple[int, int, int]]:
@@ -314,7 +284,6 @@ def parse(arguments: list[str] | None = None) -> record.Run:
   parser.add_argument('--num_devices', type=int, default=1)
   parser.add_argument('--mode', default='jit', choices=sharding.MODES)
   parser.add_argument('--steps', type=int, default=5)
-  parser.add_argument('--plain', action='store_true')
   parser.add_argument('--parts', action='store_true')
   parser.add_argument('--profile', help='folder for a trace of a few steps')
   parser.add_argument(
@@ -350,10 +319,6 @@ def main() -> None:
   variants = {
     'streamed': compile_variant(make_step(config, mesh, mode=options.mode))
   }
-  if options.plain:
-    variants['plain'] = compile_variant(
-      make_step(config, mesh, mode=options.mode, change=plain)
-    )
   found = take_turns(variants, config, options.steps)
   for name, variant in variants.items():
     rate = config.batch_size / min(variant.seconds)
@@ -361,10 +326,6 @@ def main() -> None:
   rows = [make_row(name, x, config, found) for name, x in variants.items()]
   usual, first = variants['streamed'], rows[0]
   first |= measure_host(usual, max(2, options.steps // 2), options.profile)
-  if options.plain:
-    first['speed_over_plain'] = float(
-      np.median(variants['plain'].seconds) / np.median(usual.seconds)
-    )
   if options.parts:
     parts = measure_parts(usual.step, config, options.steps)
     seconds = parts['seconds_encoder']

@@ -145,20 +145,16 @@ def compare(method, *args):
 
 def compared_of(method, output):
   """Everything the terms are made of, from all prototypes at once."""
-  networks = inside(method).networks
-  scores = features.compute_scores(
+  distillation = inside(method)
+  num_prototypes = distillation.networks.image_head.num_prototypes
+  return features.compare(
     output.prototypes,
     output.context,
     output.student,
     output.teacher,
-    student_temperature=inside(method).setting.student_temperature,
-  )
-  return features.compare(
-    scores,
-    blockwise.normalisers_of(scores),
-    output.student,
-    output.teacher,
-    num_prototypes=networks.image_head.num_prototypes,
+    student_temperature=distillation.setting.student_temperature,
+    bags=distillation.bags,
+    plan=blockwise.Plan(BATCH, num_prototypes, keeps=False),
   )
 
 

@@ -38,6 +38,7 @@ SLICES = ('dynamic-slice', 'slice', 'gather', 'dynamic-update-slice')
 _ARRAY = re.compile(r'\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]')
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.-]+) (?:\(.*)?\{$')
 _INSTRUCTION = re.compile(r'^\s+(ROOT )?%?([\w.-]+) = (.*)$')
+_CONDITION = re.compile(r'condition=%?([\w.-]+)')
 _CALLED = re.compile(r'(?:calls|to_apply|body)=%?([\w.-]+)')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
@@ -152,7 +153,8 @@ def _read_instruction(line: str) -> Instruction | None:
     opcode,
     # Of a parameter its number.
     (rest[:end],) if opcode == 'parameter' else tuple(operands),
-    rest[end + 1 :],
+    # Of a constant its value, too.
+    rest if opcode == 'constant' else rest[end + 1 :],
     bool(root),
   )
 
@@ -178,13 +180,27 @@ def read_program(text: str) -> Program:
   return Program(computations, entry)
 
 
+def _trips(program: Program, loop: Instruction) -> int:
+  """How often a loop runs; 1 where the program does not say."""
+  if trips := _TRIPS.search(loop.attributes):
+    return int(trips.group(1))
+  # A count from 0 ends at the only number that its condition knows.
+  condition = _CONDITION.search(loop.attributes)
+  instructions = program.computations[condition.group(1)] if condition else {}
+  ends = [
+    int(x.attributes.partition(')')[0])
+    for x in instructions.values()
+    if x.opcode == 'constant' and x.shape.startswith('s32[]')
+  ]
+  return ends[0] if len(ends) == 1 else 1
+
+
 def _followed(
-  instruction: Instruction, with_trips: bool
+  program: Program, instruction: Instruction, with_trips: bool
 ) -> Iterator[tuple[str, float]]:
   """Computations an instruction runs, with how often; fusions are not."""
   if instruction.opcode == 'while':
-    trips = _TRIPS.search(instruction.attributes)
-    times = int(trips.group(1)) if trips and with_trips else 1
+    times = _trips(program, instruction) if with_trips else 1
     yield _CALLED.search(instruction.attributes).group(1), times
   elif instruction.opcode == 'conditional':
     names = _BRANCHES.search(instruction.attributes).group(1).split(',')
@@ -208,7 +224,7 @@ def executions(program: Program, with_trips: bool = True) -> dict[str, float]:
   def visit(name, count):
     times[name] = times.get(name, 0) + count
     for instruction in program.computations[name].values():
-      for called, factor in _followed(instruction, with_trips):
+      for called, factor in _followed(program, instruction, with_trips):
         visit(called, count * factor)
 
   visit(program.entry, 1.0)

@@ -2,8 +2,8 @@
 
 The two levels are the image and the bag of its regions. The paper's text beyond
 its abstract was not available and the released expression is undefined at the
-published initialisation, so `bag_distribution` and `cross_level_kl` are the
-definitions of this project; `released_kl` is the released expression where it
+published initialisation, so `cross_level_kl` is the
+definition of this project; `released_kl` is the released expression where it
 is defined.
 """
 
@@ -20,46 +20,27 @@ POOLINGS = ('gated_attention', 'attention', 'mean', 'max')
 KL_DIRECTIONS = ('image_to_bag', 'bag_to_image')
 
 
-def bag_distribution(
-  region_probs: jax.Array, attention: jax.Array | None
-) -> jax.Array:
-  """Pools the distributions of a bag's regions into one.
-
-  P^bag = sum_i a_i P^R_i with attention (uniform attention is mean pooling);
-  without, the maximum over the regions, normalised.
-
-  Args:
-    region_probs: [..., N, K].
-    attention: [..., N] that adds up to 1 over N; None pools by the maximum.
-
-  Returns:
-    [..., K] that adds up to 1.
-  """
-  if attention is not None:
-    return jnp.einsum('...n,...nk->...k', attention, region_probs)
-  peak = region_probs.max(-2)
-  return peak / peak.sum(-1, keepdims=True)
-
-
 def cross_level_kl(
   image_probs: jax.Array, bag_probs: jax.Array, *, direction: str
 ) -> jax.Array:
-  """KL between the image's distribution and its bag's, mean over the views.
+  """KL between the image's distribution and its bag's.
 
   'image_to_bag': KL( stopgrad P^I || P^bag )
   'bag_to_image': KL( P^bag || stopgrad P^I )
 
-  L_S with the student's distributions and L_T with the teacher's; in the
-  latter the attention is all that has a gradient, which teaches it which
-  patches explain the image.
+  P^bag = sum_i a_i P^R_i with attention (uniform attention is mean pooling).
+  The mean over the views is L_S with the student's distributions and L_T with
+  the teacher's; in the latter the attention is all that has a gradient, which
+  teaches it which patches explain the image. The sums over blocks of prototypes
+  add up.
 
   Args:
-    image_probs: [B, V, K].
-    bag_probs: [B, V, K].
+    image_probs: [..., K].
+    bag_probs: [..., K].
     direction: one of `KL_DIRECTIONS`.
 
   Returns:
-    [B] nats.
+    [...] nats.
   """
   image_probs = jax.lax.stop_gradient(image_probs)
   log_image = jnp.log(jnp.maximum(image_probs, _TINY))
@@ -68,7 +49,27 @@ def cross_level_kl(
     divergence = image_probs * (log_image - log_bag)
   else:
     divergence = bag_probs * (log_bag - log_image)
-  return divergence.sum(-1).mean(-1)
+  return divergence.sum(-1)
+
+
+def normalised_kl(
+  divergence: jax.Array, mass: jax.Array, *, direction: str
+) -> jax.Array:
+  """`cross_level_kl` of a bag divided by its sum, from those of the bag itself.
+
+  The maximum over the regions, m_k = max_i P^R_ik, is no distribution before:
+
+    KL( P || m / Z ) = sum_k P_k (log P_k - log m_k) + log Z
+    KL( m / Z || P ) = sum_k m_k (log m_k - log P_k) / Z - log Z
+
+  Args:
+    divergence: [...], `cross_level_kl` with m.
+    mass: [...], Z = sum_k m_k.
+    direction: one of `KL_DIRECTIONS`.
+  """
+  if direction == 'image_to_bag':
+    return divergence + jnp.log(mass)
+  return divergence / mass - jnp.log(mass)
 
 
 def released_kl(image: jax.Array, region_sum: jax.Array) -> jax.Array:

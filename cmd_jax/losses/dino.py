@@ -28,23 +28,31 @@ def num_pairs(num_teacher: int, num_student: int) -> int:
   return num_teacher * num_student - min(num_teacher, num_student)
 
 
-def image_loss(teacher_probs: jax.Array, student_log_probs: jax.Array):
+def image_loss(
+  teacher: jax.Array, student: jax.Array, normalisers: jax.Array
+) -> jax.Array:
   """Mean over the pairs u != v of H(P_t(u), P_s(v)).
 
   L_I of CMD; DINO's loss (main_dino.py `DINOLoss.forward`), which the mean over
-  the batch follows.
+  the batch follows. H(P_t, P_s) = n - sum_k P_t,k z_k with z the student's
+  logits and n their normaliser. The sum is a product of vectors, of P_t with z
+  or, as z is linear, of expected prototypes with the student's features.
 
   Args:
-    teacher_probs: [B, T, K], without gradient.
-    student_log_probs: [B, V, K].
+    teacher: [B, T, D]: the prototypes expected under the teacher's
+      distribution, or that distribution.
+    student: [B, V, D]: features over tau_s, or logits.
+    normalisers: [B, V], logsumexp of the logits.
 
   Returns:
     [B] nats.
   """
-  num_teacher, num_student = teacher_probs.shape[1], student_log_probs.shape[1]
+  num_teacher, num_student = teacher.shape[1], student.shape[1]
   mask = pair_mask(num_teacher, num_student)
-  cross_entropy = -jnp.einsum('buk,bvk->buv', teacher_probs, student_log_probs)
-  total = jnp.sum(cross_entropy * mask, axis=(1, 2))
+  products = jnp.einsum(
+    'bud,bvd->buv', teacher, student, precision=jax.lax.Precision.HIGHEST
+  )
+  total = jnp.sum((normalisers[:, None] - products) * mask, axis=(1, 2))
   return total / num_pairs(num_teacher, num_student)
 
 

@@ -35,20 +35,20 @@ def match_tokens(
 
 
 def matched_targets(
-  teacher_probs: jax.Array, match: jax.Array, mask: np.ndarray
+  teacher: jax.Array, match: jax.Array, mask: np.ndarray
 ) -> jax.Array:
-  """What each student token learns: its matches' distributions, summed.
+  """What each student token learns: the teacher's of its matches, summed.
 
   The loop that the gathers replace:
-    for u, v, i: result[v, i] += mask[u, v] * P_t[u, match[u, v, i]]
+    for u, v, i: result[v, i] += mask[u, v] * teacher[u, match[u, v, i]]
 
   Args:
-    teacher_probs: [B, T, M, K].
+    teacher: [B, T, M, D].
     match: [B, T, V, N] from `match_tokens`.
     mask: [T, V] bool, the pairs of views that are compared.
 
   Returns:
-    [B, V, N, K].
+    [B, V, N, D].
   """
   batch, _, num_student, num_tokens = match.shape
   if mask.all():
@@ -62,7 +62,7 @@ def matched_targets(
   def gather(u, views):
     index = match[:, u, views]
     rows = jnp.take_along_axis(
-      teacher_probs[:, u], index.reshape(batch, -1, 1), axis=1
+      teacher[:, u], index.reshape(batch, -1, 1), axis=1
     )
     return rows.reshape(batch, -1, num_tokens, rows.shape[-1])
 
@@ -73,46 +73,40 @@ def matched_targets(
 
 
 def region_loss(
-  teacher_probs: jax.Array,
-  student_logits: tuple[jax.Array, ...],
-  student_normalisers: tuple[jax.Array, ...],
+  teacher: jax.Array,
+  student: tuple[jax.Array, ...],
+  normalisers: tuple[jax.Array, ...],
   matches: tuple[jax.Array, ...],
-  student_weights: tuple[jax.Array, ...],
-  fraction: float = 1.0,
+  weights: tuple[jax.Array, ...],
 ) -> jax.Array:
   """Mean over the pairs u != v of sum_i a_i H(P_t(u)_{j*(i)}, P_s(v)_i).
 
   L_R of CMD; with uniform a it is EsViT's region term (main_esvit.py
-  `DDINOLoss.forward`). H(P_t, P_s) = n - sum_k P_t,k z_k with z the student's
-  logits and n their normaliser, as P_t adds up to 1.
+  `DDINOLoss.forward`). The cross entropy is that of `dino.image_loss`.
 
   Args:
-    teacher_probs: [B, T, M, K], without gradient.
-    student_logits: [B, V, N, K] of each group of views of one size; the first
-      group holds the teacher's views.
-    student_normalisers: [B, V, N] of them over all prototypes, likewise.
+    teacher: [B, T, M, D]: the prototypes expected under the teacher's
+      distribution, or that distribution.
+    student: [B, V, N, D] of each group of views of one size: features over
+      tau_s, or logits; the first group holds the teacher's views.
+    normalisers: [B, V, N] logsumexp of the logits, likewise.
     matches: [B, T, V, N] from `match_tokens`, likewise.
-    student_weights: [B, V, N] weights a that add up to 1 over N, likewise.
-    fraction: of the prototypes that is here; all fractions add up.
+    weights: [B, V, N] weights a that add up to 1 over N, likewise.
 
   Returns:
     [B] nats.
   """
-  num_teacher = teacher_probs.shape[1]
+  num_teacher = teacher.shape[1]
   total, count = 0.0, 0
-  for group, (logits, normalisers, match, weights) in enumerate(
-    zip(
-      student_logits, student_normalisers, matches, student_weights, strict=True
-    )
+  for group, (rows, normaliser, match, weight) in enumerate(
+    zip(student, normalisers, matches, weights, strict=True)
   ):
-    num_student = logits.shape[1]
+    num_student = rows.shape[1]
     mask = np.ones((num_teacher, num_student), bool)
     if group == 0:
       mask &= ~np.eye(num_teacher, num_student, dtype=bool)
-    targets = matched_targets(teacher_probs, match, mask)
-    per_token = fraction * mask.sum(0)[:, None] * normalisers - (
-      targets * logits
-    ).sum(-1)
-    total += (per_token * weights).sum((1, 2))
+    targets = matched_targets(teacher, match, mask)
+    per_token = mask.sum(0)[:, None] * normaliser - (targets * rows).sum(-1)
+    total += (per_token * weight).sum((1, 2))
     count += mask.sum()
   return total / count

@@ -75,6 +75,7 @@ class Setting(NamedTuple):
     axis_name: axis over which the batch is spread, None if it is global.
     mesh: the devices over which a global batch is spread; None for arrays of
       one device.
+    platform: of the devices that it is compiled for, as JAX names it.
     head: arguments of `heads.PrototypeHead`, for methods with prototypes.
     lora: `rank` and `alpha` of the encoder's adapters; rank 0 for none.
     is_frozen: from `partial.make_is_frozen`.
@@ -90,6 +91,7 @@ class Setting(NamedTuple):
   image_px: int
   axis_name: str | None = None
   mesh: Mesh | None = None
+  platform: str = 'cpu'
   head: Mapping[str, Any] = {}
   lora: Mapping[str, Any] = {'rank': 0, 'alpha': 1.0}
   is_frozen: partial.IsFrozen = lambda path: False

@@ -24,31 +24,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from cmd_jax.errors import UserError
 from cmd_jax.losses import cmd as losses
 from cmd_jax.losses import dino as image_losses
 from cmd_jax.methods import dino, esvit
-from cmd_jax.methods.base import Method, Setting, weighted_terms
+from cmd_jax.methods.base import Method, Setting, Term, weighted_terms
 from cmd_jax.methods.distillation import Distillation
+from cmd_jax.methods.features import BagTerms
 from cmd_jax.methods.networks import make_networks
 from cmd_jax.models import heads
 
 VARIANTS = ('paper', 'released')
-
-
-def _weights(
-  attention: jax.Array | None, probs: jax.Array, pooling: str
-) -> jax.Array | None:
-  """[B, V, N] weights of the bag; None pools by the maximum."""
-  if pooling == 'max':
-    return None
-  if attention is not None:
-    return attention
-  shape = probs.shape[:-1]
-  return jnp.full(shape, 1 / shape[-1])
 
 
 def _paper_values(
@@ -59,58 +45,50 @@ def _paper_values(
       compared, compared.attention if attend_regions else None
     )
 
-  def student_bag(compared):
-    log_probs = compared.student_region_log_probs
-    bags = jnp.concatenate(
-      [
-        losses.bag_distribution(jnp.exp(x), _weights(attention, x, pooling))
-        for x, attention in zip(
-          log_probs,
-          compared.attention or (None,) * len(log_probs),
-          strict=True,
-        )
-      ],
-      axis=1,
-    )
-    image = jnp.exp(compared.student_image_log_probs)
-    return losses.cross_level_kl(image, bags, direction=kl_direction)
-
-  def teacher_bag(compared):
-    probs = compared.teacher_region_probs
-    bags = losses.bag_distribution(
-      probs, _weights(compared.teacher_attention, probs, pooling)
-    )
-    return losses.cross_level_kl(
-      compared.teacher_image_probs, bags, direction=kl_direction
-    )
+  def divergence(sums):
+    if pooling == 'max':
+      divergence = losses.normalised_kl(*sums, direction=kl_direction)
+    else:
+      (divergence,) = sums
+    return divergence.mean(1)
 
   return {
     **dino.VALUES,
     'region': region,
-    'student_bag': student_bag,
-    'teacher_bag': teacher_bag,
+    'student_bag': lambda compared: divergence(compared.student_bag),
+    'teacher_bag': lambda compared: divergence(compared.teacher_bag),
   }
+
+
+def _paper_bags(
+  pooling: str, kl_direction: str, terms: Mapping[str, Term]
+) -> BagTerms:
+  def compare(image, bag):
+    divergence = losses.cross_level_kl(image, bag, direction=kl_direction)
+    return (divergence, bag.sum(-1)) if pooling == 'max' else (divergence,)
+
+  return BagTerms(
+    compare,
+    'attention' if _attends(pooling) else pooling,
+    'student_bag' in terms,
+    'teacher_bag' in terms,
+  )
 
 
 def _released_values(num_prototypes: int) -> Mapping:
   def student_bag(compared):
-    image = compared.student.image
-    sums = [regions.sum(-2) for regions in compared.student.regions]
-    views = losses.released_kl(image, jnp.concatenate(sums, axis=1))
     # A view counts once for every pair that it is in.
     num_teacher, num_student = (
-      compared.teacher_image_probs.shape[1],
-      image.shape[1],
+      compared.expected_images.shape[1],
+      compared.logit_bag.shape[1],
     )
     count = image_losses.pair_mask(num_teacher, num_student).sum(0)
     pairs = image_losses.num_pairs(num_teacher, num_student)
-    return views @ (count / pairs) / num_prototypes
+    return compared.logit_bag @ (count / pairs) / num_prototypes
 
   def teacher_bag(compared):
-    views = losses.released_kl(
-      compared.teacher_image_probs, compared.teacher_region_probs.sum(-2)
-    )
-    return views.mean(1) / num_prototypes
+    (divergence,) = compared.teacher_bag
+    return divergence.mean(1) / num_prototypes
 
   return {
     **esvit.VALUES,
@@ -119,19 +97,31 @@ def _released_values(num_prototypes: int) -> Mapping:
   }
 
 
+def _released_bags(terms: Mapping[str, Term]) -> BagTerms:
+  return BagTerms(
+    lambda image, region_sum: (losses.released_kl(image, region_sum),),
+    'sum',
+    False,
+    'teacher_bag' in terms,
+    losses.released_kl if 'student_bag' in terms else None,
+  )
+
+
 def _attends(pooling: str) -> bool:
   return pooling in ('gated_attention', 'attention')
 
 
 def _make_released(setting: Setting, weights: Mapping[str, float]) -> Method:
+  terms = weighted_terms(
+    _released_values(setting.head['num_prototypes']),
+    weights,
+    setting.term_warmup,
+  )
   return Distillation(
     setting,
     make_networks(setting, regions=True),
-    weighted_terms(
-      _released_values(setting.head['num_prototypes']),
-      weights,
-      setting.term_warmup,
-    ),
+    terms,
+    _released_bags(terms),
   ).as_method()
 
 
@@ -162,6 +152,11 @@ def _make_paper(
   attention = heads.MilAttention(
     gated=pooling == 'gated_attention', dtype=setting.encoder.dtype, **mil
   )
+  terms = weighted_terms(
+    _paper_values(pooling, kl_direction, attend_regions),
+    weights,
+    setting.term_warmup,
+  )
   return Distillation(
     setting,
     make_networks(
@@ -170,13 +165,8 @@ def _make_paper(
       mil=attention if _attends(pooling) else None,
       shared_prototypes=shared_prototypes,
     ),
-    weighted_terms(
-      _paper_values(pooling, kl_direction, attend_regions),
-      weights,
-      setting.term_warmup,
-    ),
-    # The maximum is normalised by its sum over all prototypes.
-    sums_over_prototypes=pooling != 'max',
+    terms,
+    _paper_bags(pooling, kl_direction, terms),
   ).as_method()
 
 

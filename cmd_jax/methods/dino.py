@@ -16,7 +16,9 @@ from cmd_jax.methods.networks import make_networks
 def image_value(compared: Comparison) -> jax.Array:
   """L_I, [B]."""
   return losses.image_loss(
-    compared.teacher_image_probs, compared.student_image_log_probs
+    compared.expected_images,
+    compared.student_images,
+    compared.image_normalisers,
   )
 
 

@@ -65,14 +65,13 @@ class Distillation:
     setting: what it is built for.
     networks: the modules.
     terms: the loss, of `features.Comparison`.
-    sums_over_prototypes: whether the terms are sums over the prototypes, which
-      the blockwise loss makes use of.
+    bags: how images are compared with their regions; None where no term does.
   """
 
   setting: Setting
   networks: Networks
   terms: Mapping[str, Term]
-  sums_over_prototypes: bool = True
+  bags: features.BagTerms | None = None
 
   def as_method(self) -> Method:
     """The method, for the train step.
@@ -163,37 +162,74 @@ class Distillation:
       {'student_stats': student_stats, 'teacher_stats': teacher_stats},
     )
 
-  @property
-  def objective(self) -> blockwise.Objective:
-    """The weighted sum of the terms.
+  def losses(
+    self,
+    plan: blockwise.Plan,
+    prototypes: Prototypes,
+    so_far: Prototypes | None,
+    constants: tuple[TeacherContext, Mapping[str, jax.Array]],
+    student: StudentFeatures,
+    teacher: TeacherFeatures,
+  ) -> tuple[jax.Array, tuple[dict, dict]]:
+    """The weighted sum of the terms, [B], for `blockwise.mean_over_examples`.
 
-    Its constants are the `TeacherContext` and the terms' weights by name; it
-    reports the terms, unweighted, and what is watched, as two dicts.
+    Args:
+      plan: how the batch is taken apart.
+      prototypes: the student's.
+      so_far: the sum of their gradients, see `prototype_attention.attend`.
+      constants: of the teacher, and the terms' weights by name.
+      student: the student's features.
+      teacher: the teacher's features.
+
+    Returns:
+      [B], and what is reported: the terms, unweighted, and what is watched.
+    """
+    context, weights = constants
+    compared = features.compare(
+      prototypes,
+      context,
+      student,
+      teacher,
+      student_temperature=self.setting.student_temperature,
+      bags=self.bags,
+      plan=plan,
+      so_far=so_far,
+    )
+    values = {name: term.value(compared) for name, term in self.terms.items()}
+    total = sum(weights[name] * value for name, value in values.items())
+    return total, (values, metrics.distribution_metrics(compared))
+
+  def mean_loss(
+    self,
+    output: ForwardOutput,
+    step: jax.Array,
+    budget: blockwise.Budget | None = None,
+  ) -> tuple[jax.Array, tuple[dict, dict]]:
+    """Mean of `losses`, and what they report, [B] each.
+
+    Args:
+      output: of both networks.
+      step: number of the step.
+      budget: what logits may take; by the devices' platform without.
     """
 
-    def scores(prototypes, constants, student, teacher):
-      return features.compute_scores(
-        prototypes,
-        constants[0],
-        student,
-        teacher,
-        student_temperature=self.setting.student_temperature,
+    def make_plan(batch_size):
+      return blockwise.make_plan(
+        budget or blockwise.budget_for(self.setting.platform),
+        batch_size=batch_size,
+        num_rows=features.count_rows(output.student, output.teacher),
+        num_prototypes=blockwise.number_of(output.prototypes),
       )
 
-    def compare(scores, normalisers, constants, student, teacher):
-      _, weights = constants
-      compared = features.compare(
-        scores,
-        normalisers,
-        student,
-        teacher,
-        num_prototypes=self.networks.image_head.num_prototypes,
-      )
-      values = {name: term.value(compared) for name, term in self.terms.items()}
-      total = sum(weights[name] * value for name, value in values.items())
-      return total, (values, metrics.distribution_metrics(compared))
-
-    return blockwise.Objective(scores, compare, self.sums_over_prototypes)
+    return blockwise.mean_over_examples(
+      self.losses,
+      make_plan,
+      output.prototypes,
+      (output.context, self.weights(step)),
+      output.student,
+      output.teacher,
+      mesh=self.setting.mesh,
+    )
 
   def weights(self, step: jax.Array) -> dict[str, jax.Array]:
     """The weights of the terms by name."""
@@ -212,14 +248,7 @@ class Distillation:
   ) -> Loss:
     """See `Method`."""
     output = self.forward(params, teacher_params, state, views, keys, step)
-    mean, reported = blockwise.mean_over_examples(
-      self.objective,
-      output.prototypes,
-      (output.context, self.weights(step)),
-      output.student,
-      output.teacher,
-      mesh=self.setting.mesh,
-    )
+    mean, reported = self.mean_loss(output, step)
     terms, watched = jax.tree.map(jnp.mean, reported)
     return Loss(
       mean, terms, {**watched, **self.stats(output)}, self.update(state, output)

@@ -25,16 +25,15 @@ def region_value(
     compared: both networks.
     weights: [B, V, N] of the tokens for each view size; uniform without.
   """
-  logits = compared.student.regions
+  regions = compared.student_regions
   if weights is None:
-    weights = tuple(jnp.full(x.shape[:-1], 1 / x.shape[-2]) for x in logits)
+    weights = tuple(jnp.full(x.shape[:-1], 1 / x.shape[-2]) for x in regions)
   return losses.region_loss(
-    compared.teacher_region_probs,
-    logits,
-    compared.normalisers.regions,
+    compared.expected_regions,
+    regions,
+    compared.region_normalisers,
     compared.matches,
     weights,
-    fraction=compared.fraction,
   )
 
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from cmd_jax.losses.blockwise import Scores
+from cmd_jax.losses import blockwise, prototype_attention
 from cmd_jax.losses.esvit import match_tokens
+from cmd_jax.losses.prototype_tiles import (
+  Attended,
+  Bag,
+  Levels,
+  Settings,
+  Teacher,
+)
 from cmd_jax.methods.networks import Prototypes, ViewFeatures
 from cmd_jax.models.heads import prototype_logits
+from cmd_jax.models.layers import wide
 
 
 class StudentFeatures(NamedTuple):
@@ -66,55 +76,222 @@ class TeacherContext(NamedTuple):
   temperature: jax.Array
 
 
-class Logits(NamedTuple):
-  """A network's logits over its temperature, for all or some prototypes.
+class BagTerms(NamedTuple):
+  """How the image's distribution is compared with that of its regions.
 
   Attributes:
-    image: [B, V, K] over all views; None without an image head.
-    regions: [B, V, N, K] for each view size; empty without a region head.
+    compare: see `prototype_tiles.Bag`.
+    pooling: 'attention', 'mean', 'sum' or 'max' over the regions.
+    of_student: whether a term looks at the student's bags.
+    of_teacher: likewise, at the teacher's.
+    compare_logits: (image's logits / tau_s [..., k], their sum over the regions
+      [..., k]) -> sum over these prototypes [...], with gradient by both; None
+      where no term looks at it.
   """
 
-  image: jax.Array | None
-  regions: tuple[jax.Array, ...]
+  compare: Callable[..., tuple[jax.Array, ...]]
+  pooling: str
+  of_student: bool
+  of_teacher: bool
+  compare_logits: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
 
 class Comparison(NamedTuple):
-  """Everything the terms of the loss are made of, for all or some prototypes.
+  """Everything the terms of the loss are made of; nothing is K long.
+
+  Expected prototypes e are the mean of the student's prototypes under the
+  teacher's distribution. Their product with s / tau_s is the mean logit, so
+  that a cross entropy is the normaliser less that product.
 
   Attributes:
-    fraction: of the prototypes that is here.
-    student: the student's logits over tau_s.
-    normalisers: their logsumexp over all prototypes, [B, V] and [B, V, N].
-    student_image_log_probs: [B, V, K] over all views.
-    student_region_log_probs: [B, V, N, K] for each view size.
-    teacher_image_probs: [B, T, K].
-    teacher_region_probs: [B, T, N, K]; None without a region head.
+    student_images: [B, V, d], s / tau_s over all views.
+    image_normalisers: [B, V], their logsumexp over all prototypes.
+    student_regions: [B, V, N, d] for each view size; empty without a region
+      head.
+    region_normalisers: [B, V, N] likewise.
+    expected_images: e of the teacher's views, [B, T, d].
+    expected_regions: [B, T, N, d]; None without a region head.
+    teacher_entropy: of the teacher's views, [B, T] nats.
+    student_bag: what `BagTerms.compare` says of all views, [B, V] each.
+    teacher_bag: likewise, [B, T] each.
+    logit_bag: what `BagTerms.compare_logits` says, [B, V]; None without it.
     attention: [B, V, N] for each view size.
-    teacher_attention: [B, T, N]; None without MIL head.
     matches: see `TeacherFeatures`.
   """
 
-  fraction: float
-  student: Logits
-  normalisers: Logits
-  student_image_log_probs: jax.Array
-  student_region_log_probs: tuple[jax.Array, ...]
-  teacher_image_probs: jax.Array
-  teacher_region_probs: jax.Array | None
+  student_images: jax.Array
+  image_normalisers: jax.Array
+  student_regions: tuple[jax.Array, ...]
+  region_normalisers: tuple[jax.Array, ...]
+  expected_images: jax.Array
+  expected_regions: jax.Array | None
+  teacher_entropy: jax.Array
+  student_bag: tuple[jax.Array, ...]
+  teacher_bag: tuple[jax.Array, ...]
+  logit_bag: jax.Array | None
   attention: tuple[jax.Array, ...]
-  teacher_attention: jax.Array | None
   matches: tuple[jax.Array, ...]
 
 
-def compute_scores(
+def count_rows(student: StudentFeatures, teacher: TeacherFeatures) -> int:
+  """Rows of logits of an example, of both networks."""
+  rows = (
+    student.image_bottlenecks,
+    student.region_bottlenecks,
+    teacher.image_bottleneck,
+    teacher.region_bottleneck,
+  )
+  return sum(math.prod(x.shape[1:-1]) for x in jax.tree.leaves(rows))
+
+
+def _given(x: jax.Array | None) -> tuple[jax.Array, ...]:
+  return () if x is None else (x,)
+
+
+def _merge(levels: Levels) -> Levels:
+  """[B, V, d] of each size -> [G, d], [B, V, N, d] of each -> [N, B V, d].
+
+  With tokens first, sums over them add whole rows of prototypes.
+  """
+  images = [x.reshape(-1, x.shape[-1]) for x in levels.image]
+  return Levels(
+    (jnp.concatenate(images),), tuple(map(_tokens_first, levels.regions))
+  )
+
+
+def _tokens_first(x: jax.Array) -> jax.Array:
+  """[B, V, N, ...] -> [N, B V, ...]."""
+  x = jnp.moveaxis(x, 2, 0)
+  return x.reshape(len(x), x.shape[1] * x.shape[2], *x.shape[3:])
+
+
+def _tokens_last(x: jax.Array, batch_size: int) -> jax.Array:
+  """Undoes `_tokens_first`."""
+  x = x.reshape(len(x), batch_size, x.shape[1] // batch_size, *x.shape[2:])
+  return jnp.moveaxis(x, 0, 2)
+
+
+def _join_views(sizes: Sequence[jax.Array], batch_size: int) -> jax.Array:
+  """[B V, ...] of each size of views -> [B, V, ...] of all."""
+  views = [x.reshape(batch_size, -1, *x.shape[1:]) for x in sizes]
+  return jnp.concatenate(views, axis=1)
+
+
+def _join_bags(bags: tuple, batch_size: int) -> tuple[jax.Array, ...]:
+  """Sums [G] of each size -> [B, V] of each sum."""
+  return tuple(_join_views(x, batch_size) for x in zip(*bags, strict=True))
+
+
+def _split(levels: Levels, like: Levels) -> Levels:
+  """Undoes `_merge`, for any number of axes; images of all sizes in one."""
+  batch_size = len(like.image[0])
+  ends = np.cumsum([batch_size * x.shape[1] for x in like.image])[:-1]
+  return Levels(
+    _join_views(jnp.split(levels.image[0], ends), batch_size),
+    tuple(_tokens_last(x, batch_size) for x in levels.regions),
+  )
+
+
+def _bag_weights(
+  pooling: str, regions: tuple[jax.Array, ...], attention: tuple
+) -> tuple[jax.Array, ...]:
+  """[N, G] of each size, for [N, G, d] regions and [B, V, N] attention."""
+  if pooling == 'attention':
+    return tuple(map(_tokens_first, attention))
+  return tuple(
+    jnp.full(x.shape[:-1], 1 / len(x) if pooling == 'mean' else 1.0)
+    for x in regions
+  )
+
+
+def _compare_logits(
+  bags: BagTerms | None,
+  prototypes: Prototypes,
+  student: StudentFeatures,
+  temperature: float,
+  size: int,
+) -> jax.Array | None:
+  """[B, V], see `BagTerms`: the sum of logits is the logit of the sum."""
+  if bags is None or bags.compare_logits is None:
+    return None
+  dtype = student.image_bottlenecks[0].dtype
+  images = jnp.concatenate(student.image_bottlenecks, axis=1)
+  sums = jnp.concatenate(
+    [x.astype(wide(dtype)).sum(2) for x in student.region_bottlenecks], axis=1
+  )
+
+  def of_tile(prototypes, features):
+    images, sums = features
+    image, region = (x.kernel().astype(dtype) for x in prototypes)
+    return bags.compare_logits(
+      prototype_logits(images.astype(dtype), image) / temperature,
+      prototype_logits(sums, region) / temperature,
+    )
+
+  # Gradients of the images, too, are added up in float32.
+  rows = (images.astype(sums.dtype), sums)
+  return blockwise.sum_over_prototypes(of_tile, size, prototypes, rows)
+
+
+def _attend(
+  prototypes: Prototypes,
+  context: TeacherContext,
+  student: tuple[Levels, tuple],
+  teacher: tuple[Levels, tuple],
+  bags: BagTerms | None,
+  settings: Settings,
+  so_far: Prototypes | None,
+) -> Attended:
+  """See `prototype_attention.attend`; sets the bags among the settings.
+
+  Args:
+    prototypes: the student's.
+    context: of the teacher.
+    student: features as `_merge` makes them, and the regions' attention.
+    teacher: likewise.
+    bags: see `compare`.
+    settings: but for the bags.
+    so_far: see `compare`.
+  """
+  weights, teacher_weights = (), ()
+  if bags is not None:
+    bag = Bag(bags.compare, bags.pooling == 'max')
+    if bags.of_student:
+      weights = _bag_weights(bags.pooling, student[0].regions, student[1])
+      settings = settings._replace(student_bag=bag)
+    if bags.of_teacher:
+      teacher_weights = _bag_weights(
+        bags.pooling, teacher[0].regions, teacher[1]
+      )
+      settings = settings._replace(teacher_bag=bag)
+  return prototype_attention.attend(
+    settings,
+    Levels(*prototypes),
+    student[0],
+    weights,
+    Teacher(
+      teacher[0],
+      Levels(*context.prototypes),
+      Levels(context.centres['image'], context.centres.get('region')),
+      context.temperature,
+    ),
+    teacher_weights,
+    None if so_far is None else Levels(*so_far),
+  )
+
+
+def compare(
   prototypes: Prototypes,
   context: TeacherContext,
   student: StudentFeatures,
   teacher: TeacherFeatures,
   *,
   student_temperature: float,
-) -> Scores:
-  """Computes both networks' `Logits` over all or some prototypes.
+  bags: BagTerms | None,
+  plan: blockwise.Plan,
+  so_far: Prototypes | None = None,
+) -> Comparison:
+  """Compares both networks' distributions, softmax(logits / tau).
 
   Args:
     prototypes: the student's.
@@ -122,85 +299,45 @@ def compute_scores(
     student: the student's features.
     teacher: the teacher's features.
     student_temperature: tau_s.
+    bags: how bags of regions are compared; None where no term does.
+    plan: how many prototypes are seen at a time.
+    so_far: sum of the prototypes' gradients, see `prototype_attention.attend`.
   """
-
-  def of_network(prototypes, images, regions, scale):
-    image, regions = None, tuple(regions)
-    if images and prototypes.image is not None:
-      image = scale(
-        'image',
-        prototype_logits(
-          jnp.concatenate(images, axis=1), prototypes.image.kernel()
-        ),
-      )
-    if regions:
-      kernel = prototypes.region.kernel()
-      regions = tuple(
-        scale('region', prototype_logits(x, kernel)) for x in regions
-      )
-    return Logits(image, regions)
-
-  def of_student(_, logits):
-    return logits / student_temperature
-
-  def of_teacher(name, logits):
-    return (logits - context.centres[name]) / context.temperature
-
-  def given(x):
-    return () if x is None else (x,)
-
-  return Scores(
-    of_network(
-      prototypes,
-      student.image_bottlenecks,
-      student.region_bottlenecks,
-      of_student,
-    ),
-    of_network(
-      context.prototypes,
-      given(teacher.image_bottleneck),
-      given(teacher.region_bottleneck),
-      of_teacher,
-    ),
+  batch_size = len(student.image_bottlenecks[0])
+  of_student = Levels(student.image_bottlenecks, student.region_bottlenecks)
+  of_teacher = Levels(
+    _given(teacher.image_bottleneck), _given(teacher.region_bottleneck)
   )
-
-
-def compare(
-  scores: Scores,
-  normalisers: Scores,
-  student: StudentFeatures,
-  teacher: TeacherFeatures,
-  *,
-  num_prototypes: int,
-) -> Comparison:
-  """Adds the distributions, softmax(logits / tau).
-
-  Args:
-    scores: `Logits` of both networks for all or some prototypes.
-    normalisers: their logsumexp over all prototypes.
-    student: the student's features.
-    teacher: the teacher's features.
-    num_prototypes: K.
-  """
-
-  def log_probs(logits, normaliser):
-    return logits - normaliser[..., None]
-
-  log_p = jax.tree.map(log_probs, scores.student, normalisers.student)
-  probs = jax.tree.map(
-    lambda *x: jnp.exp(log_probs(*x)), scores.teacher, normalisers.teacher
+  attended = _attend(
+    prototypes,
+    context,
+    (_merge(of_student), student.attention),
+    (_merge(of_teacher), _given(student.teacher_attention)),
+    bags,
+    Settings(student_temperature, None, None, plan.prototypes, plan.keeps),
+    so_far,
   )
+  logit_bag = _compare_logits(
+    bags, prototypes, student, student_temperature, plan.prototypes
+  )
+  scaled = jax.tree.map(
+    lambda x: x.astype(wide(x.dtype)) / student_temperature, of_student
+  )
+  normalisers = _split(attended.normalisers, of_student)
+  expected = _split(attended.expected, of_teacher)
   return Comparison(
-    fraction=scores.student.image.shape[-1] / num_prototypes,
-    student=scores.student,
-    normalisers=normalisers.student,
-    student_image_log_probs=log_p.image,
-    student_region_log_probs=log_p.regions,
-    teacher_image_probs=probs.image,
-    teacher_region_probs=probs.regions[0] if probs.regions else None,
-    attention=student.attention,
-    teacher_attention=student.teacher_attention,
-    matches=teacher.matches,
+    jnp.concatenate(scaled.image, axis=1),
+    normalisers.image,
+    scaled.regions,
+    normalisers.regions,
+    expected.image,
+    expected.regions[0] if expected.regions else None,
+    attended.entropy.reshape(batch_size, -1),
+    _join_bags(attended.student_bag, batch_size),
+    _join_bags(attended.teacher_bag, batch_size),
+    logit_bag,
+    student.attention,
+    teacher.matches,
   )
 
 

@@ -19,9 +19,11 @@ from cmd_jax.models.layers import wide
 
 def distribution_metrics(compared: Comparison) -> dict[str, jax.Array]:
   """[B] of each, of the distributions."""
-  entropy = losses.entropy(compared.teacher_image_probs).mean(1)
+  entropy = compared.teacher_entropy.mean(1)
   cross_entropy = losses.image_loss(
-    compared.teacher_image_probs, compared.student_image_log_probs
+    compared.expected_images,
+    compared.student_images,
+    compared.image_normalisers,
   )
   return {
     'teacher_entropy': entropy,

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from cmd_jax.data.batch import Views
+from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 from cmd_jax.losses import blockwise, detcon
 from cmd_jax.methods import dino, features, metrics
@@ -212,20 +213,29 @@ class PartContrast:
     """What the terms are made of."""
     if not self.modules.has_image_head:
       return Compared(None, output.parts)
-    scores = features.compute_scores(
-      output.prototypes,
-      output.context,
-      output.student,
-      output.teacher,
-      student_temperature=self.setting.student_temperature,
-    )
-    scores = scores._replace(teacher=jax.lax.stop_gradient(scores.teacher))
-    images = features.compare(
-      scores,
-      blockwise.normalisers_of(scores),
-      output.student,
-      output.teacher,
-      num_prototypes=self.modules.networks.image_head.num_prototypes,
+    setting = self.setting
+
+    def of_device(shared, share, _):
+      student, teacher = share
+      # The parts of a batch are not seen in blocks, nor are its images.
+      num_rows = features.count_rows(student, teacher)
+      plan = blockwise.make_plan(
+        blockwise.budget_for(setting.platform),
+        batch_size=1,
+        num_rows=num_rows * len(teacher.embedding),
+        num_prototypes=blockwise.number_of(output.prototypes),
+      )
+      return (), features.compare(
+        *shared,
+        student,
+        teacher,
+        student_temperature=setting.student_temperature,
+        bags=None,
+        plan=plan,
+      )
+
+    _, images = sharding.on_each_device(of_device, setting.mesh)(
+      (output.prototypes, output.context), (output.student, output.teacher)
     )
     return Compared(images, output.parts)
 

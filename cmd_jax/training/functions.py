@@ -83,6 +83,7 @@ def make_functions(
     made['class_counts'] = class_counts
   if 'teacher' in config.method:
     made['teacher'] = load_teacher(**config.method.teacher)
+  made['platform'] = mesh.devices.flat[0].platform
   method_for = make_method_maker(config, named, is_frozen, **made)
   several = steps.per_call > 1
 

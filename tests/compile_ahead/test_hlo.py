@@ -56,6 +56,29 @@ def test_collectives_of_every_form_are_counted_as_often_as_they_run():
   ]
 
 
+def test_a_loop_without_a_known_count_runs_as_its_condition_says():
+  program = hlo.read_program("""HloModule jit_f
+
+%condition (p: (s32[])) -> pred[] {
+  %p = (s32[]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %end = s32[]{:T(128)} constant(64)
+  ROOT %less = pred[] compare(%i, %end), direction=LT
+}
+
+%body (q: (s32[])) -> (s32[]) {
+  ROOT %q = (s32[]) parameter(0)
+}
+
+ENTRY %main (a: (s32[])) -> (s32[]) {
+  %a = (s32[]) parameter(0)
+  ROOT %w = (s32[]) while(%a), condition=%condition, body=%body
+}
+""")
+  assert hlo.executions(program) == {'main': 1, 'body': 64}
+  assert hlo.executions(program, with_trips=False)['body'] == 1
+
+
 def test_what_is_no_program_is_refused():
   with pytest.raises(ValueError, match='ENTRY'):
     hlo.read_program('HloModule nothing')

@@ -1,0 +1,255 @@
+"""Distributions over prototypes by tiles, against the plain formulas."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmd_jax.losses import cmd, prototype_attention
+from cmd_jax.losses.prototype_tiles import (
+  Attended,
+  Bag,
+  Levels,
+  Settings,
+  Teacher,
+)
+
+_K, _DIM, _TAU = 12, 5, 0.5
+# (tokens, views) of the two sizes of views.
+_SIZES = ((3, 4), (2, 6))
+
+
+class _Weights(NamedTuple):
+  """Prototypes whose kernel is no copy of their arrays."""
+
+  direction: jax.Array
+
+  def kernel(self):
+    return 1.5 * self.direction
+
+
+def _divergence(image, bag):
+  return (cmd.cross_level_kl(image, bag, direction='image_to_bag'),)
+
+
+def _two_sums(image, bag):
+  return cmd.cross_level_kl(image, bag, direction='bag_to_image'), bag.sum(-1)
+
+
+_BAGS = {
+  'none': None,
+  'attention': Bag(_divergence),
+  'maximum': Bag(_two_sums, by_maximum=True),
+}
+
+
+def _inputs(bag, dtype=jnp.float32, num_prototypes=_K):
+  rng = np.random.default_rng(0)
+
+  def normal(*shape):
+    return jnp.array(rng.normal(size=shape), jnp.float32)
+
+  def unit(*shape):
+    x = normal(*shape)
+    return (x / jnp.linalg.norm(x, axis=-1, keepdims=True)).astype(dtype)
+
+  def weights(sizes):
+    if bag is None:
+      return ()
+    shapes = [(tokens, views) for tokens, views in sizes]
+    if bag.by_maximum:
+      return tuple(map(jnp.ones, shapes))
+    return tuple(jax.nn.softmax(normal(*x), axis=0) for x in shapes)
+
+  def levels(sizes):
+    return Levels(
+      (unit(sum(views for _, views in sizes), _DIM),),
+      tuple(unit(tokens, views, _DIM) for tokens, views in sizes),
+    )
+
+  def prototypes():
+    return Levels(*(_Weights(normal(_DIM, num_prototypes)) for _ in range(2)))
+
+  teacher = Teacher(
+    levels(_SIZES[:1]),
+    prototypes(),
+    Levels(normal(num_prototypes), normal(num_prototypes)),
+    jnp.float32(0.2),
+  )
+  return (
+    prototypes(),
+    levels(_SIZES),
+    weights(_SIZES),
+    teacher,
+    weights(_SIZES[:1]),
+  )
+
+
+def _plain(bag, prototypes, student, weights, teacher, teacher_weights):
+  """All logits at once, and automatic differentiation."""
+
+  def logits(rows, prototypes):
+    return tuple(
+      tuple(
+        jnp.dot(x, w.kernel().astype(x.dtype)).astype(jnp.float32) for x in xs
+      )
+      for xs, w in zip(rows, prototypes)
+    )
+
+  z = jax.tree.map(lambda x: x / _TAU, logits(student, prototypes))
+  y = tuple(
+    tuple((x - centre) / teacher.temperature for x in xs)
+    for xs, centre in zip(
+      logits(teacher.features, teacher.prototypes), teacher.centres
+    )
+  )
+  y = jax.lax.stop_gradient(y)
+  p, q = jax.tree.map(jax.nn.softmax, (z, y))
+
+  def bags(probs, weights):
+    if bag is None:
+      return ()
+    if bag.by_maximum:
+      pooled = [x.max(0) for x in probs[1]]
+    else:
+      pooled = [
+        jnp.einsum('ng,ngk->gk', a, x) for a, x in zip(weights, probs[1])
+      ]
+    ends = np.cumsum([len(x) for x in pooled])[:-1]
+    return tuple(map(bag.compare, jnp.split(probs[0][0], ends), pooled))
+
+  return Attended(
+    Levels(*jax.tree.map(lambda x: jax.nn.logsumexp(x, -1), z)),
+    Levels(
+      *(tuple(x @ w.kernel().T for x in xs) for xs, w in zip(q, prototypes))
+    ),
+    -(q[0][0] * jnp.log(q[0][0])).sum(-1),
+    bags(p, weights),
+    bags(q, teacher_weights),
+  )
+
+
+def _tiled(bag, *inputs, size=4, keeps=False):
+  settings = Settings(_TAU, bag, bag, size, keeps)
+  return prototype_attention.attend(settings, *inputs)
+
+
+def _with_gradients(fn, inputs):
+  """The result, and gradients of a sum of its parts, each with its weight."""
+
+  def loss(prototypes, student, weights, teacher_weights, teacher):
+    attended = fn(prototypes, student, weights, teacher, teacher_weights)
+    rng = np.random.default_rng(1)
+    total = sum(
+      (x * rng.uniform(0.5, 1.5, x.shape)).sum()
+      for x in jax.tree.leaves(attended._replace(entropy=None))
+    )
+    return total, attended
+
+  prototypes, student, weights, teacher, teacher_weights = inputs
+  gradient = jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True)
+  (_, attended), gradients = jax.jit(gradient)(
+    prototypes, student, weights, teacher_weights, teacher
+  )
+  return attended, gradients
+
+
+def _assert_same(one, other, tolerance):
+  assert jax.tree.structure(one) == jax.tree.structure(other)
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    assert a.dtype == b.dtype
+    a, b = (np.asarray(x, np.float32) for x in (a, b))
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize(
+  'name, size, keeps',
+  [
+    ('none', 4, False),
+    ('attention', 4, False),
+    ('attention', 3, True),
+    ('attention', _K, True),
+    ('maximum', 4, False),
+  ],
+)
+def test_values_and_gradients_are_those_of_the_plain_formulas(
+  name, size, keeps
+):
+  bag = _BAGS[name]
+  inputs = _inputs(bag)
+  ours = functools.partial(_tiled, bag, size=size, keeps=keeps)
+  _assert_same(
+    _with_gradients(ours, inputs),
+    _with_gradients(functools.partial(_plain, bag), inputs),
+    2e-6,
+  )
+
+
+def test_bfloat16_is_the_plain_formula_but_for_its_noise():
+  bag = _BAGS['attention']
+  inputs = _inputs(bag, jnp.bfloat16)
+  ours = _with_gradients(functools.partial(_tiled, bag), inputs)
+  plain = _with_gradients(functools.partial(_plain, bag), inputs)
+  _assert_same(ours, plain, 3e-2)
+
+
+def test_large_logits_do_not_overflow():
+  bag = _BAGS['attention']
+  inputs = list(_inputs(bag))
+  inputs[0] = jax.tree.map(lambda x: 100 * x, inputs[0])
+  inputs[3] = inputs[3]._replace(temperature=jnp.float32(2e-3))
+  inputs[3] = inputs[3]._replace(
+    centres=jax.tree.map(lambda x: x + 5, inputs[3].centres)
+  )
+  ours = _with_gradients(functools.partial(_tiled, bag), tuple(inputs))
+  for x in jax.tree.leaves(ours):
+    assert np.all(np.isfinite(x))
+
+
+def test_an_image_head_alone():
+  prototypes, student, _, teacher, _ = _inputs(None)
+  teacher = teacher._replace(
+    features=teacher.features._replace(regions=()),
+    prototypes=teacher.prototypes._replace(regions=None),
+    centres=teacher.centres._replace(regions=None),
+  )
+  alone = _with_gradients(
+    functools.partial(_tiled, None),
+    (
+      prototypes._replace(regions=None),
+      student._replace(regions=()),
+      (),
+      teacher,
+      (),
+    ),
+  )
+  both = _with_gradients(functools.partial(_tiled, None), _inputs(None))
+  np.testing.assert_allclose(
+    alone[0].expected.image[0], both[0].expected.image[0], rtol=1e-6
+  )
+  assert alone[0].expected.regions == alone[1][1].regions == ()
+
+
+def test_memory_does_not_grow_with_the_prototypes():
+  """But for gradients, which are as large as the prototypes."""
+
+  def temporaries(num_prototypes):
+    bag = _BAGS['attention']
+    inputs = _inputs(bag, num_prototypes=num_prototypes)
+
+    def loss(prototypes, student, rest):
+      weights, teacher, teacher_weights = rest
+      attended = _tiled(
+        bag, prototypes, student, weights, teacher, teacher_weights, size=64
+      )
+      return sum(x.sum() for x in jax.tree.leaves(attended))
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    compiled = gradient.lower(inputs[0], inputs[1], inputs[2:]).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  grown = temporaries(2**14) - temporaries(2**10)
+  assert grown < 2**14 * _DIM * 4 * 4
