@@ -35,8 +35,9 @@ def test_flops_and_gradients_of_the_step_are_those_of_its_program():
   built = step.make_step(config, sharding.make_mesh(8), mode='pmap')
   program = hlo.read_program(built.lower().compile().as_text())
   counted = sum(count_flops(config).values())
-  # Crops, the attention over patches and the losses' own come on top.
-  assert counted <= hlo.work(program).dot_flops <= 1.1 * counted
+  # Crops, the attention over patches and the losses' own come on top: what the
+  # teacher expects of the prototypes, and its share of their gradient.
+  assert counted <= hlo.work(program).dot_flops <= 1.4 * counted
   traffic = scaling.read_traffic(
     hlo.collectives(program), built.state_like.params, per_device=1
   )

@@ -102,13 +102,18 @@ def test_shapes_and_ranges_of_the_published_recipe(canvases):
   assert np.all((area > 0.045) & (area < 0.41))
 
 
+def _made(views):
+  """What there is of views without parts and labels."""
+  return [x for x in views if x is not None]
+
+
 def test_views_depend_on_the_example_alone(canvases):
   sizes = np.array([[250 + 20 * i, 400 - 10 * i] for i in range(4)])
   keys = _keys(4)
   whole = published(canvases, sizes, keys, STEP_KEY)
   for chosen in (np.array([2, 0, 3, 1]), np.array([3, 1])):
     part = published(canvases[chosen], sizes[chosen], keys[chosen], STEP_KEY)
-    for ours, expected in zip(part[:-1], whole):
+    for ours, expected in zip(_made(part), _made(whole), strict=True):
       np.testing.assert_allclose(ours, expected[chosen], atol=1e-5)
   same = np.tile(canvases[:1], (4, 1, 1, 1))
   views = published(same, np.full((4, 2), 96), keys, STEP_KEY)
@@ -124,7 +129,7 @@ def test_one_by_one_is_as_all_at_once(canvases, monkeypatch):
   monkeypatch.setattr(multi_crop, '_CACHE_BYTES', 1)
   make = multi_crop.make_augment(global_px=24, local_px=12, num_local=2)
   one_by_one = _jit(make)(canvases, sizes, _keys(4), STEP_KEY)
-  for ours, expected in zip(one_by_one[:-1], whole[:-1]):
+  for ours, expected in zip(_made(one_by_one), _made(whole), strict=True):
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
@@ -155,7 +160,7 @@ def test_pmap_equals_jit(canvases):
   views = jax.pmap(published_augment, in_axes=(0, 0, 0, None), devices=devices)(
     shard(canvases), shard(sizes), shard(_keys(4)), STEP_KEY
   )
-  for ours, reference in zip(views[:-1], expected):
+  for ours, reference in zip(_made(views), _made(expected), strict=True):
     np.testing.assert_allclose(
       np.asarray(ours).reshape(reference.shape), reference, atol=1e-5
     )
