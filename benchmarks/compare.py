@@ -60,7 +60,8 @@ def make_parser() -> argparse.ArgumentParser:
   add = parser.add_argument
   add('--workdir', type=pathlib.Path, default=pathlib.Path('runs/compare'))
   add('--set', default='', help='names of sets, separated by commas')
-  add('--tier', default='', choices=('', 'cpu', 'gpu'), help='all its sets')
+  tiers = ('', *compare_rows.TIERS)
+  add('--tier', default='', choices=tiers, help='all its sets')
   add('--rows', default='', help='names of rows; all by default')
   defaults = (
     f'{",".join(map(str, seeds))} for {split}'

@@ -173,8 +173,8 @@ def resolve(of: Set, row: Row, seed: int = 0) -> Resolved:
   """Works out the config of a run.
 
   Fields of `SHARED` are those of `REFERENCE`, whatever the method's own are,
-  and the part methods, whose own `RECIPE` is for other encoders, learn by that
-  of `dino`, whose terms do not wait.
+  and the contrastive methods, whose own `RECIPE` is for other encoders, learn
+  by that of `dino`, whose terms do not wait.
 
   Args:
     of: the set.
@@ -188,7 +188,7 @@ def resolve(of: Set, row: Row, seed: int = 0) -> Resolved:
   words, base, fields = _fields_of_set(of, row.method)
   _, _, reference = _fields_of_set(of, ROW_BY_NAME[REFERENCE].method)
   takes = {SHARED: reference}
-  if row.method in ('particle', 'detcon'):
+  if row.method in ('simclr', 'detcon', 'particle'):
     takes[RECIPE] = _fields_of_set(of, 'dino')[2]
   for prefixes, source in takes.items():
     fields.update(

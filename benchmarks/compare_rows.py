@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 SPLITS = ('test', 'validation')
+# From nothing on a CPU, from nothing on a GPU, from ImageNet's weights.
+TIERS = ('cpu', 'gpu', 'pretrained')
 _PROTOCOLS = ('knn/20', 'linear/logreg', 'retrieval/test-vs-train', 'parts/hit')
 # What all rows of a set have in common with `REFERENCE`.
 SHARED = (
@@ -62,7 +64,7 @@ class Set(NamedTuple):
 
   Attributes:
     name: of the set.
-    tier: 'cpu' or 'gpu', or 'smoke'.
+    tier: one of `TIERS`, or 'smoke'.
     config: stem of the file in configs/.
     overrides: values of config fields, as far as a row's config has them.
     words: of the config's argument, beside the method.
@@ -150,6 +152,7 @@ ROWS = (
   _no_warmup('esvit'),
   _no_warmup('cmd'),
   Row('dino-global-views', 'dino', _GLOBAL_ONLY, 'dino', 'no local views'),
+  Row('simclr', 'simclr', _GLOBAL_ONLY, note=_NO_LOCAL),
   Row('detcon', 'detcon', _GLOBAL_ONLY, note=_NO_LOCAL),
   # Found in an untrained encoder, parts say little before the second round.
   Row(
@@ -166,6 +169,16 @@ MAIN_ROWS = (
   'cmd_released',
   'cmd',
   'dino-global-views',
+  'detcon',
+  'particle',
+)
+# From weights, untrained rows aside.
+PRETRAINED_ROWS = (
+  'dino',
+  'esvit',
+  'cmd',
+  'dino-global-views',
+  'simclr',
   'detcon',
   'particle',
 )
@@ -214,6 +227,9 @@ BUDGETS = {
 _SCORED = {'eval.protocols': _PROTOCOLS}
 # Whatever weights are installed.
 _FROM_NOTHING = ('start=scratch',)
+# EfficientNet-Lite0 by the recipe of configs/folder.py as it is. Parts are
+# found in maps of 14 x 14 tokens.
+_FROM_WEIGHTS = {**_SCORED, 'parts.view_px': 224}
 
 SETS = (
   Set(
@@ -256,6 +272,24 @@ SETS = (
       notes={'esvit': '`region` weighs as much as the image, as published'},
     )
     for name, words in (('vit-s16', ()), ('swin-t', ('encoder=swin',)))
+  ),
+  *(
+    Set(
+      f'{name}-lite0',
+      'pretrained',
+      'folder',
+      {**_FROM_WEIGHTS, **fields},
+      words=('start=pretrained',),
+      folder=folder,
+      rows=PRETRAINED_ROWS,
+    )
+    for name, folder, fields in (
+      ('grocery81', 'grocery81', {}),
+      ('cub20', 'cub20', {}),
+      # Cropped to the box already.
+      ('cars14', 'cars14', {'eval.crop_fraction': 0.0}),
+      ('cub100', 'cub100_box227', {'eval.crop_fraction': 0.0}),
+    )
   ),
 )
 SET_BY_NAME = {x.name: x for x in SETS}
