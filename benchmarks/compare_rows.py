@@ -229,6 +229,8 @@ _SCORED = {'eval.protocols': _PROTOCOLS}
 _FROM_NOTHING = ('start=scratch',)
 # EfficientNet-Lite0 by the recipe of configs/folder.py as it is. Parts are
 # found in maps of 14 x 14 tokens.
+_NO_ANNOTATIONS = {'eval.protocols': _PROTOCOLS[:-1]}
+_CROPPED = {'eval.crop_fraction': 0.0}
 _FROM_WEIGHTS = {**_SCORED, 'parts.view_px': 224}
 
 SETS = (
@@ -284,11 +286,10 @@ SETS = (
       rows=PRETRAINED_ROWS,
     )
     for name, folder, fields in (
-      ('grocery81', 'grocery81', {}),
+      ('grocery81', 'grocery81', _NO_ANNOTATIONS),
       ('cub20', 'cub20', {}),
-      # Cropped to the box already.
-      ('cars14', 'cars14', {'eval.crop_fraction': 0.0}),
-      ('cub100', 'cub100_box227', {'eval.crop_fraction': 0.0}),
+      ('cars14', 'cars14', {**_CROPPED, **_NO_ANNOTATIONS}),
+      ('cub100', 'cub100_box227', _CROPPED),
     )
   ),
 )
