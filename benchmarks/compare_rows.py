@@ -227,10 +227,10 @@ BUDGETS = {
 _SCORED = {'eval.protocols': _PROTOCOLS}
 # Whatever weights are installed.
 _FROM_NOTHING = ('start=scratch',)
-# EfficientNet-Lite0 by the recipe of configs/folder.py as it is. Parts are
-# found in maps of 14 x 14 tokens.
 _NO_ANNOTATIONS = {'eval.protocols': _PROTOCOLS[:-1]}
 _CROPPED = {'eval.crop_fraction': 0.0}
+# EfficientNet-Lite0 by the recipe of configs/folder.py as it is. Parts are
+# found in maps of 14 x 14 tokens.
 _FROM_WEIGHTS = {**_SCORED, 'parts.view_px': 224}
 
 SETS = (
