@@ -153,7 +153,9 @@ def compile_row(
   )
   gradient = make_gradient(
     make_distillation(options.method, num_prototypes, mesh),
-    blockwise.Budget(options.tile_mib * 2**20, 0),
+    blockwise.Budget(
+      options.tile_mib * 2**20, 0, 'compiled' if options.kernels else ''
+    ),
   )
   start = time.perf_counter()
   compiled = (
@@ -181,6 +183,9 @@ def main() -> None:
   parser.add_argument('--num_prototypes', default='4096,65536')
   parser.add_argument('--images', type=int, default=32)
   parser.add_argument('--tile_mib', type=int, default=256)
+  parser.add_argument(
+    '--kernels', action=argparse.BooleanOptionalAction, default=True
+  )
   run = record.begin('compile_loss', parser)
   options = run.options
   if options.topology.partition(':')[0] not in CLOCKS:

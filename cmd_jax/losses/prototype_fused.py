@@ -1,0 +1,366 @@
+"""The attention over prototypes with kernels for the regions.
+
+The same function as `prototype_attention.attend`, whose equations it follows.
+Images, a hundredth of the rows, go through its tiles; regions, and the bags
+that are made of them, through `prototype_kernels`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmd_jax.losses import prototype_kernels as kernels
+from cmd_jax.losses import prototype_passes as reference
+from cmd_jax.losses import prototype_tiles as tiles
+from cmd_jax.losses.prototype_tiles import Attended, Levels, Settings
+
+
+class _Size(NamedTuple):
+  """The regions of one size of views, in blocks.
+
+  Attributes:
+    shape: how they are cut.
+    num_views: G.
+    rows: [blocks, N g, d].
+    normalisers: [blocks, N g], in units of log 2.
+    weights: a, [blocks, N g]; 0 without a bag.
+  """
+
+  shape: kernels.Shape
+  num_views: int
+  rows: jax.Array
+  normalisers: jax.Array
+  weights: jax.Array
+
+
+def serves(settings: Settings, inputs: tiles.Inputs) -> bool:
+  """Whether the kernels take these inputs.
+
+  They want regions, prototypes in whole registers, and sums over bags.
+  """
+  bags = [x for x in (settings.student_bag, settings.teacher_bag) if x]
+  rows = inputs.student.regions
+  if not rows or any(x.by_maximum for x in bags):
+    return False
+  num_prototypes = jax.tree.leaves(inputs.prototypes)[0].shape[-1]
+  return (
+    num_prototypes % kernels.LANES == 0
+    and rows[0].shape[-1] % kernels.LANES == 0
+    and rows[0].dtype in (jnp.float32, jnp.bfloat16)
+  )
+
+
+def _images_alone(
+  settings: Settings, inputs: tiles.Inputs
+) -> tuple[Settings, tiles.Inputs]:
+  teacher = inputs.teacher
+  return (
+    settings._replace(student_bag=None, teacher_bag=None, keeps=False),
+    tiles.Inputs(
+      inputs.prototypes._replace(regions=None),
+      inputs.so_far and inputs.so_far._replace(regions=None),
+      inputs.student._replace(regions=()),
+      (),
+      teacher._replace(
+        features=teacher.features._replace(regions=()),
+        prototypes=teacher.prototypes._replace(regions=None),
+        centres=teacher.centres._replace(regions=None),
+      ),
+      (),
+    ),
+  )
+
+
+def _kernel(
+  columns: jax.Array, centre: jax.Array | None, temperature: Any, dtype
+) -> kernels.Kernel:
+  scale = jnp.asarray(kernels.LOG2_E / temperature, jnp.float32)
+  bias = jnp.zeros(columns.shape[1]) if centre is None else centre * scale
+  return kernels.Kernel(
+    columns.astype(dtype), bias[None].astype(jnp.float32), scale[None]
+  )
+
+
+def _kernels(settings: Settings, inputs: tiles.Inputs) -> tuple[Levels, Levels]:
+  """Of student and teacher, of both levels."""
+  dtype = inputs.student.regions[0].dtype
+  teacher = inputs.teacher
+  student = Levels(
+    *(
+      _kernel(x.kernel(), None, settings.temperature, dtype)
+      for x in inputs.prototypes
+    )
+  )
+  of_teacher = Levels(
+    *(
+      _kernel(x.kernel(), centre, teacher.temperature, dtype)
+      for x, centre in zip(teacher.prototypes, teacher.centres, strict=True)
+    )
+  )
+  return student, of_teacher
+
+
+def _sizes(
+  regions: tuple, weights: tuple, kernel: kernels.Kernel, interpret: bool
+) -> list[_Size]:
+  """Cuts the regions of each size into blocks and normalises them."""
+  sizes = []
+  for index, x in enumerate(regions):
+    tokens, num_views, _ = x.shape
+    num_prototypes = kernel.columns.shape[1]
+    shape = kernels.make_shape(tokens, num_views, num_prototypes)
+    rows = kernels.to_blocks(x, shape.views)
+    normalisers = kernels.normalise(shape, rows, kernel, interpret=interpret)
+    if weights:
+      given = kernels.to_blocks(weights[index], shape.views)
+    else:
+      given = jnp.zeros_like(normalisers)
+    sizes.append(_Size(shape, num_views, rows, normalisers, given))
+  return sizes
+
+
+def _images(
+  sizes: list[_Size],
+  rows: jax.Array,
+  normalisers: jax.Array,
+  kernel: kernels.Kernel,
+  cotangents: tuple | None = None,
+) -> list[kernels.Images]:
+  """The images of each size's bags, which are ordered as the sizes are.
+
+  Args:
+    sizes: of the regions.
+    rows: [G, d] of all sizes.
+    normalisers: [G].
+    kernel: their prototypes.
+    cotangents: of the sums of each size, [G] each.
+  """
+  ends = np.cumsum([x.num_views for x in sizes])[:-1]
+  columns = jnp.split(normalisers * kernels.LOG2_E, ends)
+  found = []
+  for index, (size, x) in enumerate(
+    zip(sizes, jnp.split(rows, ends), strict=True)
+  ):
+    lanes = [columns[index], *(cotangents[index] if cotangents else ())]
+    views = size.shape.views
+    found.append(
+      kernels.Images(
+        kernels.to_blocks(x[None], views),
+        kernels.to_blocks(kernels.to_lanes(*lanes)[None], views),
+        kernel,
+      )
+    )
+  return found
+
+
+def _to_regions(size: _Size, x: jax.Array) -> jax.Array:
+  return kernels.from_blocks(x, size.shape.tokens, size.num_views)
+
+
+def _compare(
+  sizes: list[_Size],
+  images: list | None,
+  kernel: kernels.Kernel,
+  values: jax.Array | None,
+  bag: tiles.Bag | None,
+  interpret: bool,
+) -> tuple[tuple, tuple, tuple]:
+  """Sums, moments and expected of each size; () of what is not wanted."""
+  sums, moments, expected = [], [], []
+  if bag is None and values is None:
+    return (), (), ()
+  for index, size in enumerate(sizes):
+    of_bags, of_rows, means = kernels.compare(
+      size.shape,
+      size.rows,
+      kernels.to_lanes(size.normalisers, size.weights),
+      kernel,
+      images and images[index],
+      values,
+      bag and bag.compare,
+      interpret=interpret,
+    )
+    sums.append(tuple(x.reshape(-1)[: size.num_views] for x in of_bags))
+    moments.append(tuple(_to_regions(size, x) for x in of_rows))
+    expected.append(None if means is None else _to_regions(size, means))
+  if bag is None:
+    return (), (), tuple(expected)
+  return tuple(sums), tuple(moments), tuple(expected)
+
+
+def _forward(settings: Settings, inputs: tiles.Inputs):
+  interpret = settings.kernels == 'interpreted'
+  alone = _images_alone(settings, inputs)
+  attended, residuals = reference.forward(*alone)
+  normalisers = residuals[0]
+  of_student, of_teacher = _kernels(settings, inputs)
+  student = _sizes(
+    inputs.student.regions,
+    inputs.student_weights,
+    of_student.regions,
+    interpret,
+  )
+  teacher = _sizes(
+    inputs.teacher.features.regions,
+    inputs.teacher_weights,
+    of_teacher.regions,
+    interpret,
+  )
+
+  def compare(sizes, rows, normalisers, kernel, values, bag):
+    images = bag and _images(
+      sizes, rows.image[0], normalisers.image[0], kernel.image
+    )
+    return _compare(sizes, images, kernel.regions, values, bag, interpret)
+
+  sums, moments, _ = compare(
+    student,
+    inputs.student,
+    normalisers.student,
+    of_student,
+    None,
+    settings.student_bag,
+  )
+  values = of_student.regions.columns.T
+  teacher_sums, teacher_moments, expected = compare(
+    teacher,
+    inputs.teacher.features,
+    normalisers.teacher,
+    of_teacher,
+    values,
+    settings.teacher_bag,
+  )
+  regions = tuple(
+    _to_regions(x, x.normalisers) * math.log(2.0) for x in student
+  )
+  result = Attended(
+    attended.normalisers._replace(regions=regions),
+    attended.expected._replace(regions=expected),
+    attended.entropy,
+    sums,
+    teacher_sums,
+  )
+  kept = (
+    [x.normalisers for x in student],
+    [x.normalisers for x in teacher],
+  )
+  return result, (residuals, kept, moments, teacher_moments)
+
+
+def _pull_back_regions(
+  settings: Settings,
+  inputs: tiles.Inputs,
+  saved: tuple,
+  of_normalisers: tuple,
+  cotangents: Attended,
+) -> tuple[jax.Array, tuple]:
+  """[d, K], and [N, G, d] of each size."""
+  interpret = settings.kernels == 'interpreted'
+  residuals, (kept, kept_of_teacher), _, _ = saved
+  of_student, of_teacher = _kernels(settings, inputs)
+  columns = jnp.zeros(of_student.regions.columns.shape, jnp.float32)
+  bag, tau = settings.student_bag, settings.temperature
+
+  def cut(regions, index, normalisers):
+    x = regions[index]
+    shape = kernels.make_shape(*x.shape[:2], columns.shape[1])
+    rows = kernels.to_blocks(x, shape.views)
+    return _Size(shape, x.shape[1], rows, normalisers, None)
+
+  sizes = [cut(inputs.student.regions, i, x) for i, x in enumerate(kept)]
+  images = bag and _images(
+    sizes,
+    inputs.student.image[0],
+    residuals[0].student.image[0],
+    of_student.image,
+    cotangents.student_bag,
+  )
+  of_rows = []
+  for index, size in enumerate(sizes):
+    a = kernels.to_blocks(of_normalisers[index], size.shape.views)
+    weights = jnp.zeros_like(a)
+    if bag is not None:
+      weights = kernels.to_blocks(
+        inputs.student_weights[index], size.shape.views
+      )
+    lanes = kernels.to_lanes(size.normalisers, weights, a / tau, weights / tau)
+    found, columns = kernels.pull_back(
+      size.shape,
+      size.rows,
+      lanes,
+      of_student.regions,
+      images and images[index],
+      columns,
+      bag and bag.compare,
+      interpret=interpret,
+    )
+    of_rows.append(_to_regions(size, found).astype(size.rows.dtype))
+  for index, normalisers in enumerate(kept_of_teacher):
+    size = cut(inputs.teacher.features.regions, index, normalisers)
+    columns = kernels.pull_back_expected(
+      size.shape,
+      size.rows,
+      kernels.to_blocks(cotangents.expected.regions[index], size.shape.views),
+      kernels.to_lanes(size.normalisers),
+      of_teacher.regions,
+      columns,
+      interpret=interpret,
+    )
+  return columns, tuple(of_rows)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend(settings: Settings, inputs: tiles.Inputs) -> Attended:
+  """See `prototype_attention.attend`; for inputs that `serves` says yes to."""
+  return _forward(settings, inputs)[0]
+
+
+def _attend_fwd(settings: Settings, inputs: tiles.Inputs):
+  attended, saved = _forward(settings, inputs)
+  return attended, (inputs, saved)
+
+
+def _attend_bwd(settings: Settings, saved: tuple, cotangents: Attended):
+  inputs, saved = saved
+  residuals, _, student_moments, teacher_moments = saved
+  of_weights, of_normalisers, of_teacher_weights = reference.of_bags(
+    settings, inputs, cotangents, student_moments, teacher_moments
+  )
+  of_images, of_image_rows = reference.backward(
+    *_images_alone(settings, inputs),
+    residuals,
+    of_normalisers._replace(regions=()),
+    cotangents._replace(
+      expected=cotangents.expected._replace(regions=()),
+      student_bag=(),
+      teacher_bag=(),
+    ),
+  )
+  columns, of_rows = _pull_back_regions(
+    settings, inputs, saved, of_normalisers.regions, cotangents
+  )
+  _, pull_back = jax.vjp(lambda x: x.kernel(), inputs.prototypes.regions)
+  (of_regions,) = pull_back(columns.astype(_kernel_dtype(inputs)))
+  if inputs.so_far is not None:
+    of_regions = jax.tree.map(jnp.add, of_regions, inputs.so_far.regions)
+  return reference.gradients_of_inputs(
+    settings,
+    inputs,
+    of_images._replace(regions=of_regions),
+    of_image_rows._replace(regions=of_rows),
+    of_weights,
+    of_teacher_weights,
+  )
+
+
+def _kernel_dtype(inputs: tiles.Inputs) -> jnp.dtype:
+  return jax.eval_shape(lambda x: x.kernel(), inputs.prototypes.regions).dtype
+
+
+attend.defvjp(_attend_fwd, _attend_bwd)
