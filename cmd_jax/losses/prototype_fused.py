@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmd_jax.losses import prototype_blocks as blocks
 from cmd_jax.losses import prototype_kernels as kernels
 from cmd_jax.losses import prototype_passes as reference
 from cmd_jax.losses import prototype_tiles as tiles
@@ -32,7 +33,7 @@ class _Size(NamedTuple):
     weights: a, [blocks, N g]; 0 without a bag.
   """
 
-  shape: kernels.Shape
+  shape: blocks.Shape
   num_views: int
   rows: jax.Array
   normalisers: jax.Array
@@ -50,8 +51,8 @@ def serves(settings: Settings, inputs: tiles.Inputs) -> bool:
     return False
   num_prototypes = jax.tree.leaves(inputs.prototypes)[0].shape[-1]
   return (
-    num_prototypes % kernels.LANES == 0
-    and rows[0].shape[-1] % kernels.LANES == 0
+    num_prototypes % blocks.LANES == 0
+    and rows[0].shape[-1] % blocks.LANES == 0
     and rows[0].dtype in (jnp.float32, jnp.bfloat16)
   )
 
@@ -79,10 +80,10 @@ def _images_alone(
 
 def _kernel(
   columns: jax.Array, centre: jax.Array | None, temperature: Any, dtype
-) -> kernels.Kernel:
-  scale = jnp.asarray(kernels.LOG2_E / temperature, jnp.float32)
+) -> blocks.Kernel:
+  scale = jnp.asarray(blocks.LOG2_E / temperature, jnp.float32)
   bias = jnp.zeros(columns.shape[1]) if centre is None else centre * scale
-  return kernels.Kernel(
+  return blocks.Kernel(
     columns.astype(dtype), bias[None].astype(jnp.float32), scale[None]
   )
 
@@ -107,18 +108,18 @@ def _kernels(settings: Settings, inputs: tiles.Inputs) -> tuple[Levels, Levels]:
 
 
 def _sizes(
-  regions: tuple, weights: tuple, kernel: kernels.Kernel, interpret: bool
+  regions: tuple, weights: tuple, kernel: blocks.Kernel, interpret: bool
 ) -> list[_Size]:
   """Cuts the regions of each size into blocks and normalises them."""
   sizes = []
   for index, x in enumerate(regions):
     tokens, num_views, _ = x.shape
     num_prototypes = kernel.columns.shape[1]
-    shape = kernels.make_shape(tokens, num_views, num_prototypes)
-    rows = kernels.to_blocks(x, shape.views)
+    shape = blocks.make_shape(tokens, num_views, num_prototypes)
+    rows = blocks.to_blocks(x, shape.views)
     normalisers = kernels.normalise(shape, rows, kernel, interpret=interpret)
     if weights:
-      given = kernels.to_blocks(weights[index], shape.views)
+      given = blocks.to_blocks(weights[index], shape.views)
     else:
       given = jnp.zeros_like(normalisers)
     sizes.append(_Size(shape, num_views, rows, normalisers, given))
@@ -129,9 +130,9 @@ def _images(
   sizes: list[_Size],
   rows: jax.Array,
   normalisers: jax.Array,
-  kernel: kernels.Kernel,
+  kernel: blocks.Kernel,
   cotangents: tuple | None = None,
-) -> list[kernels.Images]:
+) -> list[blocks.Images]:
   """The images of each size's bags, which are ordered as the sizes are.
 
   Args:
@@ -142,7 +143,7 @@ def _images(
     cotangents: of the sums of each size, [G] each.
   """
   ends = np.cumsum([x.num_views for x in sizes])[:-1]
-  columns = jnp.split(normalisers * kernels.LOG2_E, ends)
+  columns = jnp.split(normalisers * blocks.LOG2_E, ends)
   found = []
   for index, (size, x) in enumerate(
     zip(sizes, jnp.split(rows, ends), strict=True)
@@ -150,9 +151,9 @@ def _images(
     lanes = [columns[index], *(cotangents[index] if cotangents else ())]
     views = size.shape.views
     found.append(
-      kernels.Images(
-        kernels.to_blocks(x[None], views),
-        kernels.to_blocks(kernels.to_lanes(*lanes)[None], views),
+      blocks.Images(
+        blocks.to_blocks(x[None], views),
+        blocks.to_blocks(blocks.to_lanes(*lanes)[None], views),
         kernel,
       )
     )
@@ -160,13 +161,13 @@ def _images(
 
 
 def _to_regions(size: _Size, x: jax.Array) -> jax.Array:
-  return kernels.from_blocks(x, size.shape.tokens, size.num_views)
+  return blocks.from_blocks(x, size.shape.tokens, size.num_views)
 
 
 def _compare(
   sizes: list[_Size],
   images: list | None,
-  kernel: kernels.Kernel,
+  kernel: blocks.Kernel,
   values: jax.Array | None,
   bag: tiles.Bag | None,
   interpret: bool,
@@ -179,7 +180,7 @@ def _compare(
     of_bags, of_rows, means = kernels.compare(
       size.shape,
       size.rows,
-      kernels.to_lanes(size.normalisers, size.weights),
+      blocks.to_lanes(size.normalisers, size.weights),
       kernel,
       images and images[index],
       values,
@@ -269,8 +270,8 @@ def _pull_back_regions(
 
   def cut(regions, index, normalisers):
     x = regions[index]
-    shape = kernels.make_shape(*x.shape[:2], columns.shape[1])
-    rows = kernels.to_blocks(x, shape.views)
+    shape = blocks.make_shape(*x.shape[:2], columns.shape[1])
+    rows = blocks.to_blocks(x, shape.views)
     return _Size(shape, x.shape[1], rows, normalisers, None)
 
   sizes = [cut(inputs.student.regions, i, x) for i, x in enumerate(kept)]
@@ -283,13 +284,13 @@ def _pull_back_regions(
   )
   of_rows = []
   for index, size in enumerate(sizes):
-    a = kernels.to_blocks(of_normalisers[index], size.shape.views)
+    a = blocks.to_blocks(of_normalisers[index], size.shape.views)
     weights = jnp.zeros_like(a)
     if bag is not None:
-      weights = kernels.to_blocks(
+      weights = blocks.to_blocks(
         inputs.student_weights[index], size.shape.views
       )
-    lanes = kernels.to_lanes(size.normalisers, weights, a / tau, weights / tau)
+    lanes = blocks.to_lanes(size.normalisers, weights, a / tau, weights / tau)
     found, columns = kernels.pull_back(
       size.shape,
       size.rows,
@@ -306,8 +307,8 @@ def _pull_back_regions(
     columns = kernels.pull_back_expected(
       size.shape,
       size.rows,
-      kernels.to_blocks(cotangents.expected.regions[index], size.shape.views),
-      kernels.to_lanes(size.normalisers),
+      blocks.to_blocks(cotangents.expected.regions[index], size.shape.views),
+      blocks.to_lanes(size.normalisers),
       of_teacher.regions,
       columns,
       interpret=interpret,

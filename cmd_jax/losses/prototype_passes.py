@@ -99,7 +99,10 @@ def _is_running(x: Any) -> bool:
 
 
 def forward(settings: Settings, inputs: tiles.Inputs) -> tuple[Attended, tuple]:
-  """The result, and (normalisers, moments, logits if kept), which the backward pass needs besides the inputs."""
+  """The result, and what the backward pass needs besides the inputs.
+
+  That is the normalisers, the moments, and the logits if they are kept.
+  """
   running, kept = _normalise(settings, inputs)
   normalisers = jax.tree.map(
     lambda x: x.peak + jnp.log(x.total), running, is_leaf=_is_running
