@@ -107,23 +107,37 @@ def _kernels(settings: Settings, inputs: tiles.Inputs) -> tuple[Levels, Levels]:
   return student, of_teacher
 
 
+def _cut(
+  x: jax.Array,
+  weights: jax.Array | None,
+  kernel: blocks.Kernel,
+  normalisers: jax.Array | None = None,
+) -> _Size:
+  """[N, G, d] regions and [N, G] weights in blocks."""
+  tokens, num_views, _ = x.shape
+  shape = blocks.make_shape(tokens, num_views, kernel.columns.shape[1])
+  rows = blocks.to_blocks(x, shape.views)
+  if weights is None:
+    given = jnp.zeros(rows.shape[:2])
+  else:
+    given = blocks.to_blocks(weights, shape.views)
+  return _Size(shape, num_views, rows, normalisers, given)
+
+
 def _sizes(
   regions: tuple, weights: tuple, kernel: blocks.Kernel, interpret: bool
 ) -> list[_Size]:
   """Cuts the regions of each size into blocks and normalises them."""
-  sizes = []
-  for index, x in enumerate(regions):
-    tokens, num_views, _ = x.shape
-    num_prototypes = kernel.columns.shape[1]
-    shape = blocks.make_shape(tokens, num_views, num_prototypes)
-    rows = blocks.to_blocks(x, shape.views)
-    normalisers = kernels.normalise(shape, rows, kernel, interpret=interpret)
-    if weights:
-      given = blocks.to_blocks(weights[index], shape.views)
-    else:
-      given = jnp.zeros_like(normalisers)
-    sizes.append(_Size(shape, num_views, rows, normalisers, given))
-  return sizes
+  weights = weights or (None,) * len(regions)
+  sizes = [_cut(*x, kernel) for x in zip(regions, weights, strict=True)]
+  return [
+    x._replace(
+      normalisers=kernels.normalise(
+        x.shape, x.rows, kernel, interpret=interpret
+      )
+    )
+    for x in sizes
+  ]
 
 
 def _images(
@@ -254,6 +268,49 @@ def _forward(settings: Settings, inputs: tiles.Inputs):
   return result, (residuals, kept, moments, teacher_moments)
 
 
+def _pull_back_student(
+  settings: Settings,
+  inputs: tiles.Inputs,
+  sizes: list[_Size],
+  kernel: Levels,
+  of_images: jax.Array,
+  of_normalisers: tuple,
+  cotangents: tuple,
+) -> tuple[jax.Array, tuple]:
+  """[d, K], and [N, G, d] of each size.
+
+  Args:
+    settings: of the call.
+    inputs: of the call.
+    sizes: of the student.
+    kernel: the student's.
+    of_images: the images' normalisers.
+    of_normalisers: A_i - a_i sum_k P_ik g_k, [N, G] of each size.
+    cotangents: of the bags' sums.
+  """
+  bag, tau = settings.student_bag, settings.temperature
+  images = bag and _images(
+    sizes, inputs.student.image[0], of_images, kernel.image, cotangents
+  )
+  columns = jnp.zeros(kernel.regions.columns.shape, jnp.float32)
+  of_rows = []
+  for index, size in enumerate(sizes):
+    a = blocks.to_blocks(of_normalisers[index], size.shape.views)
+    lanes = (size.normalisers, size.weights, a / tau, size.weights / tau)
+    found, columns = kernels.pull_back(
+      size.shape,
+      size.rows,
+      blocks.to_lanes(*lanes),
+      kernel.regions,
+      images and images[index],
+      columns,
+      bag and bag.compare,
+      interpret=settings.kernels == 'interpreted',
+    )
+    of_rows.append(_to_regions(size, found).astype(size.rows.dtype))
+  return columns, tuple(of_rows)
+
+
 def _pull_back_regions(
   settings: Settings,
   inputs: tiles.Inputs,
@@ -261,59 +318,42 @@ def _pull_back_regions(
   of_normalisers: tuple,
   cotangents: Attended,
 ) -> tuple[jax.Array, tuple]:
-  """[d, K], and [N, G, d] of each size."""
-  interpret = settings.kernels == 'interpreted'
+  """[d, K] by student and expected, and [N, G, d] of each size."""
   residuals, (kept, kept_of_teacher), _, _ = saved
-  of_student, of_teacher = _kernels(settings, inputs)
-  columns = jnp.zeros(of_student.regions.columns.shape, jnp.float32)
-  bag, tau = settings.student_bag, settings.temperature
-
-  def cut(regions, index, normalisers):
-    x = regions[index]
-    shape = blocks.make_shape(*x.shape[:2], columns.shape[1])
-    rows = blocks.to_blocks(x, shape.views)
-    return _Size(shape, x.shape[1], rows, normalisers, None)
-
-  sizes = [cut(inputs.student.regions, i, x) for i, x in enumerate(kept)]
-  images = bag and _images(
+  kernel, of_teacher = _kernels(settings, inputs)
+  weights = inputs.student_weights or (None,) * len(kept)
+  sizes = [
+    _cut(x, a, kernel.regions, normalisers)
+    for x, a, normalisers in zip(
+      inputs.student.regions, weights, kept, strict=True
+    )
+  ]
+  columns, of_rows = _pull_back_student(
+    settings,
+    inputs,
     sizes,
-    inputs.student.image[0],
+    kernel,
     residuals[0].student.image[0],
-    of_student.image,
+    of_normalisers,
     cotangents.student_bag,
   )
-  of_rows = []
-  for index, size in enumerate(sizes):
-    a = blocks.to_blocks(of_normalisers[index], size.shape.views)
-    weights = jnp.zeros_like(a)
-    if bag is not None:
-      weights = blocks.to_blocks(
-        inputs.student_weights[index], size.shape.views
-      )
-    lanes = blocks.to_lanes(size.normalisers, weights, a / tau, weights / tau)
-    found, columns = kernels.pull_back(
-      size.shape,
-      size.rows,
-      lanes,
-      of_student.regions,
-      images and images[index],
-      columns,
-      bag and bag.compare,
-      interpret=interpret,
-    )
-    of_rows.append(_to_regions(size, found).astype(size.rows.dtype))
-  for index, normalisers in enumerate(kept_of_teacher):
-    size = cut(inputs.teacher.features.regions, index, normalisers)
+  for x, normalisers, expected in zip(
+    inputs.teacher.features.regions,
+    kept_of_teacher,
+    cotangents.expected.regions,
+    strict=True,
+  ):
+    size = _cut(x, None, of_teacher.regions, normalisers)
     columns = kernels.pull_back_expected(
       size.shape,
       size.rows,
-      blocks.to_blocks(cotangents.expected.regions[index], size.shape.views),
+      blocks.to_blocks(expected, size.shape.views),
       blocks.to_lanes(size.normalisers),
       of_teacher.regions,
       columns,
-      interpret=interpret,
+      interpret=settings.kernels == 'interpreted',
     )
-  return columns, tuple(of_rows)
+  return columns, of_rows
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -346,8 +386,8 @@ def _attend_bwd(settings: Settings, saved: tuple, cotangents: Attended):
   columns, of_rows = _pull_back_regions(
     settings, inputs, saved, of_normalisers.regions, cotangents
   )
-  _, pull_back = jax.vjp(lambda x: x.kernel(), inputs.prototypes.regions)
-  (of_regions,) = pull_back(columns.astype(_kernel_dtype(inputs)))
+  like, pull_back = jax.vjp(lambda x: x.kernel(), inputs.prototypes.regions)
+  (of_regions,) = pull_back(columns.astype(like.dtype))
   if inputs.so_far is not None:
     of_regions = jax.tree.map(jnp.add, of_regions, inputs.so_far.regions)
   return reference.gradients_of_inputs(
@@ -358,10 +398,6 @@ def _attend_bwd(settings: Settings, saved: tuple, cotangents: Attended):
     of_weights,
     of_teacher_weights,
   )
-
-
-def _kernel_dtype(inputs: tiles.Inputs) -> jnp.dtype:
-  return jax.eval_shape(lambda x: x.kernel(), inputs.prototypes.regions).dtype
 
 
 attend.defvjp(_attend_fwd, _attend_bwd)

@@ -77,6 +77,18 @@ def _image_specs(images: Images | None, shape, tiles_first: bool) -> list:
   ]
 
 
+def _back_specs(kernel: Kernel, shape: Shape) -> list:
+  """Of rows, of what they are multiplied with across, and of their lanes."""
+  dim, size = len(kernel.columns), shape.tokens * shape.views
+  spec = functools.partial(_block, tiles_first=True)
+  return [
+    spec(size, dim),
+    spec(dim, size),
+    spec(size, LANES),
+    *_kernel_specs(kernel, shape, True),
+  ]
+
+
 def _flat(images: Images | None) -> list[jax.Array]:
   return jax.tree.leaves(images)
 
@@ -84,21 +96,21 @@ def _flat(images: Images | None) -> list[jax.Array]:
 def _call(
   body: Callable,
   arguments: Sequence[jax.Array],
+  kernel: Kernel,
   products: int,
-  *,
-  size: tuple[int, int, int],
   **keywords: Any,
 ) -> Any:
   """`pallas_call` with what it costs.
 
   Args:
     body: of the kernel.
-    arguments: of the call.
+    arguments: of the call, the rows first.
+    kernel: prototypes of the rows.
     products: matrix products of all rows with all prototypes.
-    size: rows, d and K.
     **keywords: of `pallas_call`.
   """
-  rows, dim, num_prototypes = size
+  dim, num_prototypes = kernel.columns.shape
+  rows = arguments[0].size // dim
   out = jax.tree.leaves(keywords['out_shape'])
   return pl.pallas_call(
     body,
@@ -140,8 +152,8 @@ def normalise(
   found = _call(
     functools.partial(bodies.normalise_block, shape),
     (rows, *kernel),
+    kernel,
     1,
-    size=(blocks * size, dim, num_prototypes),
     grid=(blocks, num_prototypes // shape.tile),
     in_specs=[spec(size, dim), *_kernel_specs(kernel, shape, False)],
     out_specs=spec(size, LANES),
@@ -150,6 +162,13 @@ def normalise(
     interpret=interpret,
   )
   return found[..., 0]
+
+
+def _count_sums(shape: Shape, compare_bags: Callable | None) -> int:
+  if compare_bags is None:
+    return 0
+  bag = _like(shape.views, shape.tile)
+  return len(jax.eval_shape(compare_bags, bag, bag))
 
 
 def compare(
@@ -181,10 +200,7 @@ def compare(
   """
   blocks, size, dim = rows.shape
   num_prototypes = kernel.columns.shape[1]
-  count = 0
-  if compare_bags is not None:
-    bag = _like(shape.views, shape.tile)
-    count = len(jax.eval_shape(compare_bags, bag, bag))
+  count = _count_sums(shape, compare_bags)
   spec = functools.partial(_block, tiles_first=False)
   widths = [(shape.views, LANES)] * count + [(size, LANES)] * count
   given = () if values is None else (values,)
@@ -195,8 +211,8 @@ def compare(
       bodies.compare_block, shape, compare_bags, count, values is not None
     ),
     (rows, lanes, *kernel, *_flat(images), *given),
+    kernel,
     1 + len(given),
-    size=(blocks * size, dim, num_prototypes),
     grid=(blocks, num_prototypes // shape.tile),
     in_specs=[
       spec(size, dim),
@@ -245,7 +261,6 @@ def pull_back(
   """
   blocks, size, dim = rows.shape
   num_prototypes = kernel.columns.shape[1]
-  spec = functools.partial(_block, tiles_first=True)
   columns = _tile(dim, shape.tile, axis=1, tiles_first=True)
   arguments = (
     rows,
@@ -259,19 +274,17 @@ def pull_back(
   return _call(
     functools.partial(bodies.pull_back_block, shape, compare_bags),
     arguments,
+    kernel,
     3,
-    size=(blocks * size, dim, num_prototypes),
     grid=(num_prototypes // shape.tile, blocks),
     in_specs=[
-      spec(size, dim),
-      spec(dim, size),
-      spec(size, LANES),
-      *_kernel_specs(kernel, shape, True),
+      *_back_specs(kernel, shape),
       *_image_specs(images, shape, True),
       _tile(shape.tile, dim, axis=0, tiles_first=True),
       columns,
     ],
-    # All rows' gradients stay on the chip: each tile adds to them.
+    # All rows' gradients stay on the chip, as each tile adds to them: 64 MiB
+    # for the rows whose tiles `blockwise.budget_for` allows.
     out_specs=[
       pl.BlockSpec((blocks, size, dim), lambda *_: (0, 0, 0)),
       columns,
@@ -309,23 +322,16 @@ def pull_back_expected(
   """
   blocks, size, dim = rows.shape
   num_prototypes = kernel.columns.shape[1]
-  spec = functools.partial(_block, tiles_first=True)
   columns = _tile(dim, shape.tile, axis=1, tiles_first=True)
   across = cotangents.astype(rows.dtype).swapaxes(1, 2)
   arguments = (rows, across, lanes, *kernel, so_far)
   return _call(
     functools.partial(bodies.expected_block, shape),
     arguments,
+    kernel,
     2,
-    size=(blocks * size, dim, num_prototypes),
     grid=(num_prototypes // shape.tile, blocks),
-    in_specs=[
-      spec(size, dim),
-      spec(dim, size),
-      spec(size, LANES),
-      *_kernel_specs(kernel, shape, True),
-      columns,
-    ],
+    in_specs=[*_back_specs(kernel, shape), columns],
     out_specs=columns,
     out_shape=_like(dim, num_prototypes),
     scratch_shapes=[_scratch(shape, shape.tile, rows.dtype)],
