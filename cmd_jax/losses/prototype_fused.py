@@ -261,10 +261,7 @@ def _forward(settings: Settings, inputs: tiles.Inputs):
     sums,
     teacher_sums,
   )
-  kept = (
-    [x.normalisers for x in student],
-    [x.normalisers for x in teacher],
-  )
+  kept = tuple([x.normalisers for x in sizes] for sizes in (student, teacher))
   return result, (residuals, kept, moments, teacher_moments)
 
 
