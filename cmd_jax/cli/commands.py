@@ -197,6 +197,22 @@ def _on_folder(command: str) -> Callable[[flags.FlagValues], None]:
   return run
 
 
+def _curate(values: flags.FlagValues) -> None:
+  from cmd_jax.curation import run
+
+  _use_compilation_cache(values)
+  request = run.Request(
+    source=values.weights or values.workdir,
+    input=values.input,
+    output=pathlib.Path(values.output or 'curated'),
+    **{
+      name: values[name].value
+      for name in ('select', 'alike_from', 'report_images', 'newest')
+    },
+  )
+  print(run.curate(request))
+
+
 def _compile(values: flags.FlagValues) -> None:
   from cmd_jax.compile_ahead import run
 
@@ -309,6 +325,14 @@ COMMANDS = {
     'Sorts a folder of images into groups that look alike.',
     _on_folder('cluster'),
     (*_FOLDER, 'num_clusters', 'min_cluster_size'),
+    config='optional',
+    workdir='optional',
+    needs_trained=True,
+  ),
+  'curate': Command(
+    'Shows duplicates, outliers, suspicious labels and what to label first.',
+    _curate,
+    (*_FOLDER, 'select', 'alike_from', 'report_images'),
     config='optional',
     workdir='optional',
     needs_trained=True,

@@ -22,13 +22,13 @@ class Option(NamedTuple):
   """A flag that some commands have.
 
   Attributes:
-    kind: str, int or bool, or a tuple of what a string may be.
+    kind: str, int, float or bool, or a tuple of what a string may be.
     default: what it is if it is not given.
     help: what it is, in a sentence.
   """
 
   kind: type | tuple[str, ...]
-  default: str | int | bool | None
+  default: str | int | float | bool | None
   help: str
 
 
@@ -72,6 +72,13 @@ OPTIONS = {
   'query': Option(str, None, 'Image to look for.'),
   'top_k': Option(int, 12, 'Images to find.'),
   'index': Option(('exact', 'faiss'), 'exact', 'What searches.'),
+  'select': Option(int, 100, 'Images to label first.'),
+  'alike_from': Option(
+    float,
+    0.95,
+    'Similarity (cosine, centred) from which on two images count as duplicates '
+    'whatever their pixels say.',
+  ),
   'num_clusters': Option(int, 0, 'Groups to make; 0 finds out.'),
   'min_cluster_size': Option(int, 5, 'Images of a group found, at least.'),
   'topology': Option(
@@ -131,6 +138,7 @@ def _define(name: str, option: Option, values: flags.FlagValues) -> None:
   define: Callable = {
     str: flags.DEFINE_string,
     int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
     bool: flags.DEFINE_boolean,
   }[option.kind]
   define(name, option.default, option.help, flag_values=values)
