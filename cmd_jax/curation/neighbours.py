@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cmd_jax.curation.duplicates import NO_GROUP, Duplicates
-from cmd_jax.curation.photographs import Labels
 from cmd_jax.data.sources.base import UNLABELLED
+from cmd_jax.data.sources.given_labels import Labels
 from cmd_jax.evaluators.nearest import Nearest
 
 # Neighbours that are asked for: duplicates among them are not counted.

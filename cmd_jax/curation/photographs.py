@@ -13,26 +13,10 @@ from cmd_jax.curation.crops import make_greys
 from cmd_jax.data.canvas import Skipped
 from cmd_jax.data.inspect import near_duplicates
 from cmd_jax.data.inspect.near_duplicates import Prints
-from cmd_jax.data.sources.base import UNLABELLED
-from cmd_jax.data.sources.folder import find_images
-from cmd_jax.data.sources.listing import USES
+from cmd_jax.data.sources.given_labels import Labels, read_labels
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators.features import centred, unit_rows
 from cmd_jax.export.images import embed_blocks, list_images, none_readable
-
-
-class Labels(NamedTuple):
-  """What a folder says of N of its images.
-
-  Attributes:
-    labels: [N] int32 index into `class_names`, `UNLABELLED` where unknown.
-    class_names: names of the classes; empty where there are none.
-    splits: [N] names of the splits; '' where none is given.
-  """
-
-  labels: np.ndarray
-  class_names: tuple[str, ...]
-  splits: tuple[str, ...]
 
 
 class Photographs(NamedTuple):
@@ -62,25 +46,6 @@ class Photographs(NamedTuple):
   greys: np.ndarray
   given: Labels
   skipped: tuple[Skipped, ...]
-
-
-def read_labels(folder: pathlib.Path, names: tuple[str, ...]) -> Labels:
-  """Classes and splits of images: of labels.csv, or of the folders' names.
-
-  Args:
-    folder: the folder.
-    names: [N] of images in it; those it gives no class have none.
-
-  Raises:
-    UserError: a labels.csv that is wrong.
-  """
-  found = find_images(str(folder))
-  row_of = {name: row for row, name in enumerate(found.names)}
-  rows = np.array([row_of.get(name, -1) for name in names], int)
-  # The last entry is that of -1.
-  labels = np.append(found.labels, np.int32(UNLABELLED))[rows]
-  splits = np.append(found.splits, np.int8(0))[rows]
-  return Labels(labels, found.class_names, tuple(USES[x] for x in splits))
 
 
 def read_photographs(

@@ -185,7 +185,7 @@ function showGroups() {
       entry(
         el(
           'div',
-          { class: 'pair' },
+          { class: group.photos.length > 3 ? 'pair wide' : 'pair' },
           el('h3', { text: words.filter(Boolean).join(', ') }),
           el('div', { class: 'grid' }, ...tiles),
         ),
