@@ -33,6 +33,8 @@ _COLUMNS = (
   'select_rank',
 )
 _MODEL = 'cmd_jax neighbours'
+# FiftyOne reads null as the word None.
+NO_LABEL = '(no label)'
 
 
 def rows_of(findings: Findings) -> list[dict[str, Any]]:
@@ -159,7 +161,7 @@ def to_fiftyone(
 
   Returns:
     Contents by the name of the file. All that is known of an image are
-    attributes of its label, which is null for one without a class.
+    attributes of its label, which is `NO_LABEL` for one without a class.
   """
   root = findings.photographs.folder.absolute()
   places, labels = {}, {}
@@ -167,7 +169,7 @@ def to_fiftyone(
     key = f'{number:07d}'
     places[key] = str(root / row['file'])
     labels[key] = {
-      'label': row['class_name'] or None,
+      'label': row['class_name'] or NO_LABEL,
       'attributes': _told(row),
     }
   return {
