@@ -218,7 +218,11 @@ def _prepare(values: flags.FlagValues) -> None:
   from cmd_jax.data.sources.prepare import prepare_config
 
   dataset = values.config.dataset.to_dict()
-  print(prepare_config(dataset, manual_dir=values.manual_dir))
+  print(
+    prepare_config(
+      dataset, manual_dir=values.manual_dir, download=values.download
+    )
+  )
 
 
 def _inspect(values: flags.FlagValues) -> None:
@@ -340,9 +344,9 @@ COMMANDS = {
     workdir='optional',
   ),
   'prepare': Command(
-    'Makes a data set of files fetched by hand.',
+    'Makes a data set of published files; --download fetches them.',
     _prepare,
-    ('manual_dir',),
+    ('manual_dir', 'download'),
     workdir='optional',
   ),
   'inspect': Command(

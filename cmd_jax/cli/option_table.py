@@ -39,6 +39,9 @@ OPTIONS = {
   'manual_dir': Option(
     str, None, 'Folder of the files fetched by hand: docs/datasets.md.'
   ),
+  'download': Option(
+    bool, False, 'Fetches what --manual_dir lacks and its authors publish.'
+  ),
   'report_images': Option(int, 5000, 'Photographs on the page at most.'),
   'format': Option(
     ('safetensors', 'stablehlo', 'onnx'), 'safetensors', 'Kind of file.'
