@@ -48,6 +48,19 @@ class Photographs(NamedTuple):
   skipped: tuple[Skipped, ...]
 
 
+def _digest(canvas: np.ndarray) -> bytes:
+  return hashlib.blake2b(canvas.tobytes(), digest_size=16).digest()
+
+
+def _describe(canvases: np.ndarray) -> tuple[Prints, Prints, np.ndarray]:
+  """Fingerprints of canvases and of their mirror images, and grey pictures."""
+  prints, mirrored = (
+    near_duplicates.make_prints(images, progress=False)
+    for images in (canvases, canvases[:, :, ::-1])
+  )
+  return prints, mirrored, make_greys(canvases)
+
+
 def read_photographs(
   encoder: Encoder, folder: pathlib.Path, *, progress: bool = True
 ) -> Photographs:
@@ -68,23 +81,10 @@ def read_photographs(
   names, digests, skipped, blocks = [], [], [], []
   for block in embed_blocks(encoder, folder, listed, progress=progress):
     skipped += block.skipped
-    if not block.names:
-      continue
-    names += block.names
-    digests += [
-      hashlib.blake2b(canvas.tobytes(), digest_size=16).digest()
-      for canvas in block.canvases
-    ]
-    make_prints = near_duplicates.make_prints
-    blocks.append(
-      (
-        block.sizes,
-        block.vectors,
-        make_prints(block.canvases, progress=False),
-        make_prints(block.canvases[:, :, ::-1], progress=False),
-        make_greys(block.canvases),
-      )
-    )
+    if block.names:
+      names += block.names
+      digests += map(_digest, block.canvases)
+      blocks.append((block.sizes, block.vectors, *_describe(block.canvases)))
   if not names:
     raise none_readable(folder, skipped)
   if len(names) < 2:

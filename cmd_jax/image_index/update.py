@@ -15,7 +15,7 @@ from cmd_jax.data.canvas import Skipped
 from cmd_jax.data.sources.base import UNLABELLED
 from cmd_jax.data.sources.given_labels import read_labels
 from cmd_jax.errors import UserError
-from cmd_jax.export.images import embed_blocks, list_images
+from cmd_jax.export.images import embed_blocks, list_images, none_readable
 from cmd_jax.image_index import store
 from cmd_jax.image_index.ranking import with_lists
 from cmd_jax.image_index.store import GONE, LIVE, REPLACED, Index, Items
@@ -121,6 +121,60 @@ def _embed(
   return index, skipped, added
 
 
+class _Plan(NamedTuple):
+  """What is to be done with an index for the files of a folder.
+
+  Attributes:
+    wanted: files to embed: class and stamp by the name in the folder.
+    states: new states of rows.
+    kept: rows of files that are unchanged, and their classes.
+    changed: how many of the files to embed are in the index.
+    vanished: how many files of the index are no more there.
+  """
+
+  wanted: dict[str, tuple[str, np.ndarray]]
+  states: dict[int, int]
+  kept: dict[int, str]
+  changed: int
+  vanished: int
+
+
+def _plan(
+  index: Index,
+  folder: pathlib.Path,
+  listed: Sequence[str],
+  classes: Sequence[str],
+) -> _Plan:
+  """Compares an index with the files below a folder."""
+  items = index.items
+  row_of = {
+    name: row
+    for row, name in enumerate(items.names)
+    if items.states[row] != REPLACED
+  }
+  wanted, states, kept, changed = {}, {}, {}, 0
+  for name, class_name in zip(listed, classes):
+    row = row_of.pop(index.name_of(folder / name), None)
+    now = stamp(folder / name)
+    if row is not None and tuple(items.stamps[row]) == now:
+      kept[row] = class_name
+      if items.states[row] == GONE:
+        states[row] = LIVE
+      continue
+    if row is not None:
+      changed += 1
+      states[row] = REPLACED
+    wanted[name] = class_name, np.array(now)
+  below = f'{os.path.abspath(folder)}{os.sep}'
+  vanished = [
+    row
+    for name, row in row_of.items()
+    if items.states[row] == LIVE and str(index.file_of(name)).startswith(below)
+  ]
+  states |= dict.fromkeys(vanished, GONE)
+  return _Plan(wanted, states, kept, changed, len(vanished))
+
+
 def update(
   encoder: Encoder,
   index: Index,
@@ -150,46 +204,17 @@ def update(
   listed = list_images(folder)
   given = read_labels(folder, listed)
   classes = [given.class_names[x] if x != UNLABELLED else '' for x in given[0]]
-  items = index.items
-  row_of = {
-    name: row
-    for row, name in enumerate(items.names)
-    if items.states[row] != REPLACED
-  }
-  states, wanted, kept = {}, {}, []
-  unchanged = changed = 0
-  for name, class_name in zip(listed, classes):
-    row = row_of.pop(index.name_of(folder / name), None)
-    now = stamp(folder / name)
-    if row is not None and tuple(items.stamps[row]) == now:
-      kept.append((row, class_name))
-      unchanged += 1
-      if items.states[row] == GONE:
-        states[row] = LIVE
-      continue
-    if row is not None:
-      changed += 1
-      states[row] = REPLACED
-    wanted[name] = class_name, np.array(now)
-  below = f'{os.path.abspath(folder)}{os.sep}'
-  vanished = [
-    row
-    for name, row in row_of.items()
-    if items.states[row] == LIVE and str(index.file_of(name)).startswith(below)
-  ]
-  states |= dict.fromkeys(vanished, GONE)
-  vectors = index.vectors() if states else None
-  items = _with_states(items, vectors, states)
-  if kept:
-    items = _relabelled(items, *zip(*kept))
+  plan = _plan(index, folder, listed, classes)
+  vectors = index.vectors() if plan.states else None
+  items = _with_states(index.items, vectors, plan.states)
+  items = _relabelled(items, list(plan.kept), list(plan.kept.values()))
   index, skipped, added = _embed(
-    encoder, index._replace(items=items), folder, wanted, progress
+    encoder, index._replace(items=items), folder, plan.wanted, progress
   )
   if not len(index.items.names):
-    raise UserError(
-      f'{folder}: none of the {len(listed)} images can be read; the first, '
-      f'{skipped[0].file_name}: {skipped[0].reason}; check the files'
-    )
+    raise none_readable(folder, skipped)
   index = store.commit(with_lists(index))
-  counts = Counts(added, changed, unchanged, len(vanished), tuple(skipped))
+  counts = Counts(
+    added, plan.changed, len(plan.kept), plan.vanished, tuple(skipped)
+  )
   return index, counts
