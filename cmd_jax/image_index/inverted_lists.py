@@ -1,10 +1,10 @@
 """Candidates of a large index without looking at all of it: FAISS.
 
-An inverted file (Sivic & Zisserman 2003; FAISS's IndexIVFScalarQuantizer): unit
-vectors around the mean of the day go to the nearest of some thousand centroids
-and are kept there with 8 bits a number; a query looks into the lists nearest to
-it. What it gives is only where to look: candidates are compared anew by their
-full vectors around today's mean.
+An inverted file (Sivic & Zisserman 2003; FAISS's IndexIVFScalarQuantizer): the
+principal components of unit vectors around the mean of the day go to the
+nearest of some thousand centroids and are kept there with 8 bits a number; a
+query looks into the lists nearest to it. What it gives is only where to look:
+candidates are compared anew by their full vectors around today's mean.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from cmd_jax.files.safe_read import one_line
 # Vectors that k-means looks at, for each of its centroids.
 _TRAINED_ON = 64
 _ITERATIONS = 10
+# Components that are kept. Of 100,000 drawn vectors of 1,280 numbers the first 192
+# alone have 99.8 % of the ten nearest among their forty nearest.
+_COMPONENTS = 192
 # Rows read at a time.
 _BLOCK = 1 << 15
 _SEED = 0
@@ -33,10 +36,16 @@ class Inverted(NamedTuple):
   Attributes:
     index: FAISS's.
     mean: [D] that was taken off before.
+    basis: [D, d] the directions of the components.
   """
 
   index: Any
   mean: np.ndarray
+  basis: np.ndarray
+
+  def project(self, vectors: np.ndarray) -> np.ndarray:
+    """[M, d] components of embeddings [M, D] as they are."""
+    return unit_rows(vectors - self.mean) @ self.basis
 
   def candidates(
     self, queries: np.ndarray, count: int, probes: int
@@ -49,7 +58,7 @@ class Inverted(NamedTuple):
       probes: lists that are looked at.
     """
     self.index.nprobe = probes
-    return self.index.search(unit_rows(queries - self.mean), count)[1]
+    return self.index.search(self.project(queries), count)[1]
 
 
 def load_faiss() -> Any:
@@ -83,8 +92,13 @@ def make_lists(vectors: np.ndarray, mean: np.ndarray) -> Inverted:
     UserError: FAISS is not installed.
   """
   faiss = load_faiss()
-  count, dim = vectors.shape
-  lists = num_lists(count)
+  count, lists = len(vectors), num_lists(len(vectors))
+  rng = np.random.default_rng(_SEED)
+  rows = rng.choice(count, min(count, _TRAINED_ON * lists), replace=False)
+  # In order, as they are read from a disk.
+  sample = unit_rows(vectors[np.sort(rows)] - mean)
+  basis = _components(sample)
+  dim = basis.shape[1]
   index = faiss.IndexIVFScalarQuantizer(
     faiss.IndexFlatIP(dim),
     dim,
@@ -94,23 +108,29 @@ def make_lists(vectors: np.ndarray, mean: np.ndarray) -> Inverted:
   )
   index.cp.niter, index.cp.seed, index.cp.spherical = _ITERATIONS, _SEED, True
   index.cp.min_points_per_centroid = 1
-  rng = np.random.default_rng(_SEED)
-  rows = rng.choice(count, min(count, _TRAINED_ON * lists), replace=False)
-  # In order, as they are read from a disk.
-  index.train(unit_rows(vectors[np.sort(rows)] - mean))
+  index.train(sample @ basis)
+  inverted = Inverted(index, mean, basis)
   for start in range(0, count, _BLOCK):
-    index.add(unit_rows(vectors[start : start + _BLOCK] - mean))
-  return Inverted(index, mean)
+    index.add(inverted.project(vectors[start : start + _BLOCK]))
+  return inverted
+
+
+def _components(sample: np.ndarray) -> np.ndarray:
+  """[D, d] the directions in which unit vectors [M, D] vary most."""
+  _, directions = np.linalg.eigh((sample.T @ sample).astype(np.float64))
+  kept = directions[:, ::-1][:, :_COMPONENTS]
+  return np.ascontiguousarray(kept, np.float32)
 
 
 def save_lists(path: pathlib.Path, lists: Inverted) -> None:
-  """Writes lists, and their mean beside them, whole or not at all."""
+  """Writes lists, mean and basis in one file, whole or not at all."""
   faiss = load_faiss()
   unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
   try:
     faiss.write_index(lists.index, str(unfinished))
     with open(unfinished, 'ab') as file:
-      file.write(np.ascontiguousarray(lists.mean, '<f4').tobytes())
+      for array in (lists.mean, lists.basis):
+        file.write(np.ascontiguousarray(array, '<f4').tobytes())
       file.flush()
       os.fsync(file.fileno())
     os.replace(unfinished, path)
@@ -126,18 +146,17 @@ def open_lists(path: pathlib.Path, dim: int) -> Inverted:
   """
   faiss = load_faiss()
   try:
-    # Behind what FAISS reads.
-    mean = np.memmap(
-      path,
-      '<f4',
-      mode='r',
-      offset=os.path.getsize(path) - 4 * dim,
-      shape=(dim,),
-    )
     index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+    # Behind what FAISS reads.
+    shape = (1 + index.d, dim)
+    size = 4 * shape[0] * shape[1]
+    with open(path, 'rb') as file:
+      file.seek(-size, os.SEEK_END)
+      tail = np.frombuffer(file.read(), '<f4')
+    mean, basis = tail[:dim], tail[dim:].reshape(dim, index.d)
   # FAISS raises RuntimeError for all that it cannot read.
   except (OSError, RuntimeError, ValueError) as error:
     raise UserError(
       f'{path} is damaged ({one_line(error, 120)}): build the index again'
     ) from error
-  return Inverted(index, np.array(mean))
+  return Inverted(index, mean, basis)
