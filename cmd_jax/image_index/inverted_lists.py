@@ -22,8 +22,8 @@ from cmd_jax.files.safe_read import one_line
 # Vectors that k-means looks at, for each of its centroids.
 _TRAINED_ON = 64
 _ITERATIONS = 10
-# Components that are kept: the first 192 alone of 100,000 drawn vectors of 1,280
-# numbers have 99.8 % of the ten nearest among the forty nearest.
+# Components that are kept: by the first 192 alone of 100,000 drawn vectors of
+# 1,280 numbers, the forty nearest have 99.8 % of the ten nearest.
 _COMPONENTS = 192
 # Rows read at a time.
 _BLOCK = 1 << 15

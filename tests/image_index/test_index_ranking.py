@@ -8,7 +8,7 @@ import pytest
 from cmd_jax.errors import UserError
 from cmd_jax.export import search
 from cmd_jax.export.images import Embeddings
-from cmd_jax.image_index import ranking, store
+from cmd_jax.image_index import inverted_lists, ranking, store
 
 _ENCODER = store.EncoderId('drawn', '0' * 64, {'view_px': 8})
 
@@ -84,11 +84,16 @@ def test_a_query_is_no_result_of_itself_nor_is_what_is_gone(make_index):
 def test_lists_find_what_comparing_all_finds(make_index, monkeypatch):
   pytest.importorskip('faiss')
   monkeypatch.setattr(ranking, 'EXACT_UP_TO', 500)
+  monkeypatch.setattr(inverted_lists, '_COMPONENTS', 9)
   vectors = _draw(3000)
   index = make_index(vectors[:2600], vectors[2600:])
   # The second block is too small to make lists anew, and is found by itself.
   assert index.lists.rows == 2600
   assert index.lists.recall >= 0.97 or index.lists.probes >= 128
+  lists = inverted_lists.open_lists(index.path / index.lists.file, 12)
+  assert lists.basis.shape == (12, 9)
+  np.testing.assert_allclose(lists.basis.T @ lists.basis, np.eye(9), atol=1e-5)
+  np.testing.assert_allclose(lists.mean, vectors[:2600].mean(0), rtol=1e-5)
   queries = _draw(40, 2)
   found = ranking.rank(index, queries, 10)
   want = ranking.rank(index._replace(lists=None), queries, 10)
