@@ -27,6 +27,7 @@ _EXTRAS = {
   'parquet': ('pyarrow',),
   'faiss': ('faiss',),
   'gcs': ('gcsfs',),
+  'heif': ('pillow_heif',),
   'hub': ('huggingface_hub',),
   'onnx': ('onnx',),
   'parts': ('skimage',),
@@ -118,6 +119,10 @@ def _ask_for_extras(run, photographs):
   yield 'faiss', folder_mode('search', 'f.csv', query=query, index='faiss')
   images = np.zeros((1, 16, 16, 3), np.uint8)
   yield 'parts', lambda: baselines.felzenszwalb_masks(images, max_parts=4)
+  # What the photograph of a telephone begins with.
+  telephone = pathlib.Path('telephone.heic')
+  telephone.write_bytes(b'\0\0\0\x24ftypheic' + bytes(200))
+  yield 'heif', lambda: cmd_jax.load(run)([str(telephone)])
   yield 'pretrained', lambda: cmd_jax.load('efficientnet_lite0')
   yield 'hub', lambda: cmd_jax.load('hf://owner/repository')
   yield 'gcs', lambda: shards.list_urls('gs://bucket/train-*.tar')

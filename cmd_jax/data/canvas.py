@@ -14,7 +14,7 @@ import tqdm
 from PIL import Image, UnidentifiedImageError
 
 from cmd_jax import errors
-from cmd_jax.data import decode
+from cmd_jax.data import decode, image_formats
 from cmd_jax.data.inspect import kinds as kinds_lib
 from cmd_jax.data.sources import base as source_lib
 from cmd_jax.files import safe_read
@@ -103,7 +103,8 @@ def open_rgb(
   to 8, and an animation shows its first frame. Safe to call from threads.
 
   Args:
-    path_or_file: path, or binary file object, of one of `decode.formats`.
+    path_or_file: path, or binary file object, of a format of
+      `image_formats.EXTENSIONS_OF`.
     min_px: if positive, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size,
       much faster, as long as its shorter side keeps this many pixels.
       `true_size` gives the size of the original all the same.
@@ -123,10 +124,11 @@ def open_rgb(
     safe_read.check_regular(path_or_file)
   with decode.quiet_pillow:
     try:
-      with Image.open(path_or_file, formats=decode.formats()) as image:
+      with Image.open(path_or_file, formats=image_formats.available()) as image:
         return decode.upright_rgb(image, min_px, grey16_white)
     except UnidentifiedImageError as error:
-      raise OSError('not an image, or of an unknown format') from error
+      reason = image_formats.explain_unknown(path_or_file)
+      raise OSError(reason) from error
     except Image.DecompressionBombError as error:
       raise ValueError(f'too many pixels to decode safely: {error}') from error
     except (OSError, ValueError, MemoryError):

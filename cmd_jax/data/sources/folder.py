@@ -15,14 +15,12 @@ import numpy as np
 import tqdm
 
 from cmd_jax import errors
-from cmd_jax.data import canvas, decode
+from cmd_jax.data import canvas, image_formats
 from cmd_jax.data.inspect import kinds
 from cmd_jax.data.sources import base as source_lib
 from cmd_jax.data.sources import index, listing, not_photographs
 from cmd_jax.data.sources.labels_file import Labels, list_csv
 
-# By the decoder, so that nothing it opens is left out for its name.
-IMAGE_EXTENSIONS = decode.extensions()
 SPLITS = ('train', 'pretrain', 'test', 'val')
 _LABELS_FILE = 'labels.csv'
 # Smaller folders are listed faster than anyone notices.
@@ -117,7 +115,7 @@ def _sort_in(
   # Unlike the entry's own test, this one doesn't raise for a looping link.
   if os.path.isdir(entry.path) if is_link else entry.is_dir():
     (links if is_link else folders).append(name)
-  elif name.lower().endswith(IMAGE_EXTENSIONS) and (
+  elif name.lower().endswith(image_formats.EXTENSIONS) and (
     # A link to nowhere is listed, so that it is reported as unreadable.
     is_link or entry.is_file()
   ):
@@ -254,6 +252,8 @@ def _list_once(
     'test_fraction': test_fraction,
     'seed': seed,
     'splits': listing.USES,
+    # Found by an earlier version, a folder may lack some.
+    'extensions': image_formats.EXTENSIONS,
   }
   path = pathlib.Path(index_file).expanduser()
   if not index_file:
@@ -362,7 +362,7 @@ def folder_source(
   if not len(found.names):
     raise errors.UserError(
       f'{path} has no images; put files there that end in'
-      f' {", ".join(IMAGE_EXTENSIONS)}'
+      f' {", ".join(image_formats.EXTENSIONS)}'
     )
   wanted = ('train', listing.UNLABELED) if split == 'pretrain' else (split,)
   rows = np.isin(found.splits, [listing.USES.index(name) for name in wanted])

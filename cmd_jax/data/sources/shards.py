@@ -28,11 +28,10 @@ import fsspec
 import numpy as np
 import tqdm
 
-from cmd_jax.data import canvas
+from cmd_jax.data import canvas, image_formats
 from cmd_jax.data.inspect import kinds
 from cmd_jax.data.sources import index, shard_samples
 from cmd_jax.data.sources.base import UNLABELLED, Example, Source
-from cmd_jax.data.sources.folder import IMAGE_EXTENSIONS
 from cmd_jax.errors import UserError, missing_extra
 from cmd_jax.files.safe_read import one_line
 
@@ -125,7 +124,7 @@ def _list_shard(url: str, title: str) -> _Listed:
       fsspec.open(url, 'rb') as file,
       tarfile.open(fileobj=file, mode='r:') as tar,
     ):
-      samples = shard_samples.samples_of(tar, IMAGE_EXTENSIONS)
+      samples = shard_samples.samples_of(tar, image_formats.EXTENSIONS)
       for image in samples.images:
         listed.names.append(f'{title}/{image.name}')
         listed.labels.append(image.label)
@@ -303,7 +302,7 @@ def shards_source(
     told = f' ({"; ".join(notes)})' if notes else ''
     raise UserError(
       f'{pattern} has no images{told}: put files there that end in '
-      f'{", ".join(IMAGE_EXTENSIONS)}'
+      f'{", ".join(image_formats.EXTENSIONS)}'
     )
   is_number = all(map(_NUMBER.fullmatch, known))
   class_names = sorted(known, key=int if is_number else None)
