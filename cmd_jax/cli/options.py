@@ -53,7 +53,12 @@ OPTIONS = {
   ),
   'report_images': Option(int, 5000, 'Photographs on the page at most.'),
   'format': Option(
-    ('safetensors', 'stablehlo', 'onnx'), 'safetensors', 'Kind of file.'
+    ('safetensors', 'stablehlo', 'onnx', 'transformers'),
+    'safetensors',
+    'Kind of file; of transformers a folder.',
+  ),
+  'dtype': Option(
+    ('float32', 'float16'), 'float32', 'What --format=onnx computes in.'
   ),
   'attention': Option(
     bool, False, 'Writes the attention too, beside the embedding.'
