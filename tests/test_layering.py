@@ -67,7 +67,7 @@ _ALLOWED = {
     'rundir',
     'training',
   },
-  'export': {'api', 'convert', 'data', 'evaluators', 'files'},
+  'export': {'api', 'convert', 'data', 'evaluators', 'files', 'models'},
   '__main__': {'cli', 'devices'},
 }
 _EXCEPTIONS = {

@@ -69,12 +69,15 @@ def _command_line(command: str, workdir: str) -> str:
 
 def _train(values: flags.FlagValues) -> int:
   _use_compilation_cache(values)
+  if values.profile_steps:
+    values.config.log.profile_steps = values.profile_steps
   return _train_in(values.config, values.workdir)
 
 
 def _train_in(config: ConfigDict, workdir: str | os.PathLike[str]) -> int:
   from cmd_jax.training import loop, run, summary
 
+  run.check_logging(config)
   with run.opened(config, workdir) as opened:
     try:
       results = run.train_in(opened)
@@ -251,7 +254,7 @@ COMMANDS = {
   'train': Command(
     'Trains an encoder; the same command again goes on where it stopped.',
     _train,
-    ('workdir', *_PROCESSES, *_CACHE),
+    ('workdir', 'profile_steps', *_PROCESSES, *_CACHE),
     is_distributed=True,
   ),
   'evaluate': Command(

@@ -394,6 +394,14 @@ FIELDS: dict[str, Field] = {
     'less than twenty lines.',
     1,
   ),
+  'log.trackers': _text(
+    'Experiment trackers, separated by commas: wandb, mlflow, trackio; each '
+    'needs the extra of its name.'
+  ),
+  'log.project': _text('Project of the trackers, or experiment of MLflow.'),
+  'log.profile_steps': _text(
+    'First and last step that the profiler traces, as 10:15; empty for none.'
+  ),
   'checkpoint.every_steps': _count('Steps between checkpoints.', 1),
   'checkpoint.keep': _count('Checkpoints kept.', 1),
   'checkpoint.keep_best': _choice(
