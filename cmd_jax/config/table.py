@@ -197,6 +197,13 @@ FIELDS: dict[str, Field] = {
   ),
   'model.pool': _choice('Image embedding of a ViT.', 'cls', 'mean'),
   'model.class_token': _switch('Whether a ViT has a class token.'),
+  'model.channels': Field(
+    int,
+    'Channels of the images that a ViT or ResNet takes; other than 3 are kept '
+    'in 16 bits: docs/datasets.md.',
+    least=1,
+    most=64,
+  ),
   'model.gelu': _choice(
     "Of a ViT's MLPs; tanh approximates it, as in Google's weights.",
     'exact',

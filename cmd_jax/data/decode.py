@@ -70,7 +70,7 @@ def to_rgb(
 
   Args:
     image: of any mode.
-    grey16_white: see `canvas.open_rgb`.
+    grey16_white: see `image_files.open_rgb`.
 
   Raises:
     ValueError: more than 8 bits whose range has no meaning as an image.
@@ -102,7 +102,7 @@ def upright_rgb(
     min_px: if positive, a JPEG may be decoded at a smaller scale, and the
       result's info tells under `FULL_SIZE` the size decoded and, as height and
       width, that of the original.
-    grey16_white: see `canvas.open_rgb`.
+    grey16_white: see `image_files.open_rgb`.
 
   Raises:
     ValueError: more pixels on a side than is safe.

@@ -152,14 +152,26 @@ def _write(
   return sidecar
 
 
+def _check_photographs(encoder: Encoder) -> None:
+  """Refuses other channels, for which no file of weights is read back."""
+  channels = encoder.preprocessing.get('channels', 3)
+  if channels != 3:
+    raise UserError(
+      f'{encoder.source} takes images of {channels} channels, which '
+      '--format=safetensors does not know: use --format=onnx, stablehlo or '
+      'transformers'
+    )
+
+
 def _write_folder(path: pathlib.Path, encoder: Encoder) -> str:
   """Writes the folder of `transformers.convert`, and says what it is."""
   converted = transformers.convert(encoder)
   side = encoder.preprocessing['view_px']
+  channels = encoder.preprocessing.get('channels', 3)
   told = {VERSION_FIELD: _FORMAT_VERSION, 'embedding': converted.embedding}
   told |= describe(
     encoder,
-    inputs=[{'name': 'pixel_values', 'shape': ['batch', 3, side, side]}],
+    inputs=[{'name': 'pixel_values', 'shape': ['batch', channels, side, side]}],
     outputs=[],
     notes=list(converted.notes),
   )
@@ -209,6 +221,7 @@ def export_model(request: Request) -> str:
     request.source, network=request.network, newest=request.newest
   )
   if request.format == 'safetensors':
+    _check_photographs(encoder)
     constructor = export_weights(encoder, path)
     return f'{path}: the state dict of\n{constructor}'
   if request.format == 'transformers':

@@ -230,7 +230,8 @@ def to_onnx(
     outputs.append(PROBABILITIES)
   if attention:
     outputs.append(ATTENTION)
-  return function_to_onnx(encode, variables, (3, side, side), tuple(outputs))
+  shape = (encoder.preprocessing.get('channels', 3), side, side)
+  return function_to_onnx(encode, variables, shape, tuple(outputs))
 
 
 def _check_float16(encoder: Encoder) -> None:

@@ -118,7 +118,7 @@ def _convert_vit(encoder: Encoder, module: VisionTransformer) -> Converted:
     'num_attention_heads': module.num_heads,
     'image_size': side,
     'patch_size': module.patch_px,
-    'num_channels': 3,
+    'num_channels': module.channels,
     'layer_norm_eps': module.norm_epsilon,
     'hidden_act': _ACTIVATIONS[module.gelu],
     'qkv_bias': True,
@@ -160,7 +160,7 @@ def _convert_resnet(encoder: Encoder, module: ResNet) -> Converted:
     raise _refuse(encoder, f'a last stage of stride {module.last_stride}')
   factor = 4 if module.bottleneck else 1
   config = {
-    'num_channels': 3,
+    'num_channels': module.channels,
     'embedding_size': STEM_CHANNELS,
     'hidden_sizes': [module.base_channels * factor * 2**i for i in range(4)],
     'depths': list(module.stage_sizes),
@@ -190,6 +190,11 @@ def _finish(
   config = {'model_type': family.model_type, 'dtype': 'float32'} | config
   config['architectures'] = [f'{family.name}Model']
   notes, classifier = [], encoder.classifier
+  if encoder.module.channels != 3:
+    notes.append(
+      'AutoImageProcessor knows photographs alone: make the views as '
+      'cmd_jax.json says'
+    )
   if classifier is not None and not family.classifier:
     notes.append(
       f'the classifier is left out: the class {family.name}Model has none'

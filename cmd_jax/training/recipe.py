@@ -91,6 +91,18 @@ def explain_forgetting(config: ConfigDict) -> str | None:
   )
 
 
+def explain_channels(config: ConfigDict) -> str | None:
+  """Says what is left out of the views of other than photographs."""
+  channels = config.model.get('channels', 3)
+  if channels == 3:
+    return None
+  return (
+    f'config.model.channels is {channels}: saturation, hue and grayscale are '
+    'left out of the views, and mean and deviation of the channels are those '
+    'of the training images'
+  )
+
+
 def warnings_about(
   config: ConfigDict, steps_per_epoch: int, total_steps: int
 ) -> tuple[str, ...]:
@@ -107,6 +119,7 @@ def warnings_about(
     more,
     explain_short_run(config, steps_per_epoch, total_steps),
     explain_forgetting(config),
+    explain_channels(config),
   )
   return tuple(x for x in said if x)
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cmd_jax import errors
-from cmd_jax.data import canvas, image_formats
+from cmd_jax.data import canvas, image_files, image_formats
 from cmd_jax.data.inspect import kinds
 from cmd_jax.data.sources import base, folder
 
@@ -119,7 +119,7 @@ def test_the_extensions_are_those_of_what_is_opened(tmp_path):
       continue
     written += 1
     try:
-      canvas.open_rgb(tmp_path / f'a{extension}')
+      image_files.open_rgb(tmp_path / f'a{extension}')
       opens = True
     except (OSError, ValueError):
       opens = False
@@ -134,7 +134,7 @@ def test_usual_extensions_are_not_misnamed(tmp_path):
   Image.new('RGB', (3, 2)).save(tmp_path / 'b.dib', 'BMP')
   Image.new('RGB', (3, 2)).save(tmp_path / 'b.jpg', 'PNG')
   for path in tmp_path.iterdir():
-    noted = np.array([kinds.noted_kinds(canvas.open_rgb(path))])
+    noted = np.array([kinds.noted_kinds(image_files.open_rgb(path))])
     is_misnamed = len(kinds.rows_of_kind(noted, 'misnamed')) == 1
     assert is_misnamed == (path.name == 'b.jpg'), path.name
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmd_jax.data import canvas, image_formats
+from cmd_jax.data import canvas, image_files, image_formats
 from cmd_jax.data.inspect import kinds
 from cmd_jax.data.sources import folder
 
@@ -67,7 +67,7 @@ def test_every_format_is_opened(tmp_path, name):
   path = tmp_path / f'a{image_formats.EXTENSIONS_OF[name][0]}'
   options = {'quality': 95} if name in LOSSY - {'GIF', 'JPEG2000'} else {}
   picture().save(path, name, **options)
-  image = canvas.open_rgb(path)
+  image = image_files.open_rgb(path)
   assert image.mode == 'RGB' and image.size == (64, 40)
   # The middle of a quarter, away from where colours are smoothed.
   got = np.asarray(image, int)[10::20, 16::32]
@@ -80,7 +80,7 @@ def test_every_format_is_opened(tmp_path, name):
 def test_a_turned_heic_is_upright():
   exif = Image.Exif()
   exif[0x0112] = 6
-  image = canvas.open_rgb(as_heic(exif=exif.tobytes()))
+  image = image_files.open_rgb(as_heic(exif=exif.tobytes()))
   assert image.size == (40, 64)
   red = np.asarray(image, int)[16, 30]
   assert np.abs(red - (200, 40, 40)).max() <= 8
@@ -106,7 +106,7 @@ def test_a_damaged_heic_is_one_line():
   content = as_heic().getvalue()
   for damaged in (content[: len(content) // 2], content[:60]):
     with pytest.raises((OSError, ValueError)) as caught:
-      canvas.open_rgb(io.BytesIO(damaged))
+      image_files.open_rgb(io.BytesIO(damaged))
     assert '\n' not in str(caught.value)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import tqdm
 
 from cmd_jax import errors
-from cmd_jax.data import canvas, image_formats
+from cmd_jax.data import canvas, image_files, image_formats
 from cmd_jax.data.inspect import kinds
 from cmd_jax.data.sources import base as source_lib
 from cmd_jax.data.sources import index, listing, not_photographs
@@ -300,11 +300,14 @@ def _load(
   file_names: Sequence[str],
   decode_px: int,
   grey16_white: int,
+  channels: int,
   index: int,
 ) -> source_lib.Example:
   path = os.path.join(root, file_names[index])
   return source_lib.Example(
-    canvas.open_rgb(path, min_px=decode_px, grey16_white=grey16_white)
+    image_files.open_image(
+      path, channels=channels, min_px=decode_px, grey16_white=grey16_white
+    )
   )
 
 
@@ -317,6 +320,7 @@ def folder_source(
   seed: int = 0,
   decode_px: int = 0,
   grey16_white: int = kinds.TOP,
+  channels: int = 3,
   index_file: str = '',
 ) -> source_lib.Source:
   """Lists the images of a folder, with classes and splits where it has them.
@@ -345,9 +349,11 @@ def folder_source(
       starts; '' for a file in the user's folder of caches. It is made anew
       when a folder's time stamp or the labels file has changed.
     decode_px: if positive, JPEG files may be decoded at a smaller scale, with
-      at least this many pixels on their shorter side: see `canvas.open_rgb`.
+      at least this many pixels on their shorter side: see
+      `image_files.open_rgb`.
     grey16_white: value that is white in grey files of 16 bits, see
-      `canvas.open_rgb`.
+      `image_files.open_rgb`.
+    channels: C of the images, see `image_files.open_image`.
 
   Returns:
     The source, sorted by file name; it may have no examples. All splits of a
@@ -373,6 +379,9 @@ def folder_source(
     class_names=found.class_names,
     file_names=file_names,
     labels=found.labels[rows],
-    load=functools.partial(_load, root, file_names, decode_px, grey16_white),
+    load=functools.partial(
+      _load, root, file_names, decode_px, grey16_white, channels
+    ),
     notes=found.notes,
+    channels=channels,
   )

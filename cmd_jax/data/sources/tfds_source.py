@@ -59,9 +59,10 @@ def tfds_source(
       TFDS_DATA_DIR or else ~/tensorflow_datasets.
     builder_config: which of the builder's configs; None for its default.
     decode_px: if positive, JPEG images may be decoded at a smaller scale, with
-      at least this many pixels on their shorter side: see `canvas.open_rgb`.
+      at least this many pixels on their shorter side: see
+      `image_files.open_rgb`.
     grey16_white: value that is white in grey files of 16 bits, see
-      `canvas.open_rgb`.
+      `image_files.open_rgb`.
     progress: whether to show progress bars while a set is prepared.
 
   Returns:
