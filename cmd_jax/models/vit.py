@@ -121,6 +121,7 @@ class VisionTransformer(nn.Module):
     class_token: whether there is a class token; without, the attention is what
       a patch receives, the mean over all queries.
     gelu: of the MLPs, a key of `layers.GELUS`.
+    channels: C of the images.
     device: where it is trained, see `make_encoder`.
   """
 
@@ -143,6 +144,7 @@ class VisionTransformer(nn.Module):
   remat: str = 'none'
   class_token: bool = True
   gelu: str = 'exact'
+  channels: int = 3
   device: jax.Device | None = None
 
   @property
@@ -169,11 +171,11 @@ class VisionTransformer(nn.Module):
     return rows, columns
 
   def _patches(self, images: jax.Array, rows: int, columns: int) -> jax.Array:
-    """[B, H, W, 3] -> [B, N, patch_px^2 3], row by row."""
+    """[B, H, W, C] -> [B, N, patch_px^2 C], row by row."""
     batch, patch_px = len(images), self.patch_px
     if self.patch_stride_px == patch_px:
       x = images[:, : rows * patch_px, : columns * patch_px]
-      x = x.reshape(batch, rows, patch_px, columns, patch_px, 3)
+      x = x.reshape(batch, rows, patch_px, columns, patch_px, -1)
     else:
       x = images
       for axis, count in ((1, rows), (3, columns)):
@@ -322,6 +324,7 @@ def make_vit(
   remat: str = 'none',
   class_token: bool = True,
   gelu: str = 'exact',
+  channels: int = 3,
 ) -> VisionTransformer:
   """Builds a ViT from a preset; width, depth and num_heads override it.
 
@@ -399,4 +402,5 @@ def make_vit(
     remat=remat,
     class_token=class_token,
     gelu=gelu,
+    channels=channels,
   )
