@@ -14,13 +14,18 @@ import numpy as np
 from flax import linen as nn
 
 from cmd_jax.errors import UserError
-from cmd_jax.models.attention import Attention, cudnn_serves
+from cmd_jax.models.attention import (
+  Attention,
+  cudnn_serves,
+  keeps_heads_apart,
+)
 from cmd_jax.models.layers import (
   DTYPES,
   GELUS,
   REMATS,
   Dense,
   EncoderOutput,
+  LayerScale,
   Mlp,
   SwiGlu,
   check_choice,
@@ -39,18 +44,6 @@ from cmd_jax.models.positions import (
 )
 
 
-class LayerScale(nn.Module):
-  """Multiplies every channel by a parameter (Touvron et al. 2021b)."""
-
-  init_value: float
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[..., D] -> [..., D]."""
-    init = nn.initializers.constant(self.init_value)
-    return x * self.param('gamma', init, x.shape[-1:]).astype(x.dtype)
-
-
 class Block(nn.Module):
   """Pre-norm transformer block with stochastic depth on both branches."""
 
@@ -63,6 +56,7 @@ class Block(nn.Module):
   dtype: jnp.dtype
   fused: bool = False
   gelu: str = 'exact'
+  apart: bool = False
 
   @nn.compact
   def __call__(
@@ -83,7 +77,9 @@ class Block(nn.Module):
     def norm(name):
       return nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name=name)
 
-    attention = Attention(self.num_heads, self.dtype, self.fused, name='attn')
+    attention = Attention(
+      self.num_heads, self.dtype, self.fused, self.apart, name='attn'
+    )
     attended, weights = attention(norm('norm1')(x), turn)
     x = x + branch(attended, 0)
     if self.ffn == 'swiglu':
@@ -255,6 +251,7 @@ class VisionTransformer(nn.Module):
         self.dtype,
         fused,
         self.gelu,
+        keeps_heads_apart(self.device),
         name=f'block_{index}',
       )(x, None if uniforms is None else uniforms[:, index], turn)
     x = nn.LayerNorm(self.norm_epsilon, dtype=wide(x.dtype), name='norm')(x)
