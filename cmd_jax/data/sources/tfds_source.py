@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 import tfds_builders
-from cmd_jax.data.canvas import open_rgb
+from cmd_jax.data.image_files import open_rgb
 from cmd_jax.data.inspect import kinds
 from cmd_jax.data.sources.base import UNLABELLED, Example, Source
 from cmd_jax.errors import UserError, missing_extra
