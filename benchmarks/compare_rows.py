@@ -227,11 +227,11 @@ BUDGETS = {
 _SCORED = {'eval.protocols': _PROTOCOLS}
 # Whatever weights are installed.
 _FROM_NOTHING = ('start=scratch',)
-_NO_ANNOTATIONS = {'eval.protocols': _PROTOCOLS[:-1]}
 _CROPPED = {'eval.crop_fraction': 0.0}
-# EfficientNet-Lite0 by the recipe of configs/folder.py as it is. Parts are
-# found in maps of 14 x 14 tokens.
-_FROM_WEIGHTS = {**_SCORED, 'parts.view_px': 224}
+# EfficientNet-Lite0 by the recipe of configs/folder.py as it is. It has no
+# attention that `parts/hit` could ask for in all rows. Parts are found in maps
+# of 14 x 14 tokens.
+_FROM_WEIGHTS = {'eval.protocols': _PROTOCOLS[:-1], 'parts.view_px': 224}
 
 SETS = (
   Set(
@@ -286,9 +286,9 @@ SETS = (
       rows=PRETRAINED_ROWS,
     )
     for name, folder, fields in (
-      ('grocery81', 'grocery81', _NO_ANNOTATIONS),
+      ('grocery81', 'grocery81', {}),
       ('cub20', 'cub20', {}),
-      ('cars14', 'cars14', {**_CROPPED, **_NO_ANNOTATIONS}),
+      ('cars14', 'cars14', _CROPPED),
       ('cub100', 'cub100_box227', _CROPPED),
     )
   ),

@@ -5,6 +5,7 @@
     TPU_LIBRARY_PATH=FOLDER/libtpu/libtpu.so
     python -m benchmarks.compile_loss [--topology=v5e:2x4] [--method=cmd]
     [--num_prototypes=4096,65536] [--images=32] [--tile_mib=256]
+    [--no-kernels]
 
 Value and gradient by prototypes, bottlenecks and attention, for the published
 recipe (2 x 224 and 8 x 96 views, ViT of 16 x 16 patches, bottlenecks of 256
@@ -31,8 +32,8 @@ from tqdm import tqdm
 
 from benchmarks import record
 from benchmarks.step import make_config
-from cmd_jax.compile_ahead import estimate, hlo
-from cmd_jax.devices import sharding
+from cmd_jax.compile_ahead import estimate, hlo, targets
+from cmd_jax.devices import chips, sharding
 from cmd_jax.errors import UserError
 from cmd_jax.losses import blockwise
 from cmd_jax.methods import features, networks
@@ -44,8 +45,6 @@ METHODS = ('cmd', 'esvit', 'dino')
 # (views, tokens) of each size.
 SIZES = ((2, 196), (8, 36))
 DIM = 256
-# Cycles a second, by the first word of the topology.
-CLOCKS = {'v5e': 1.5e9, 'v5p': 1.75e9, 'v6e': 1.75e9}
 
 
 def make_mesh(topology: str) -> Mesh:
@@ -153,7 +152,9 @@ def compile_row(
   )
   gradient = make_gradient(
     make_distillation(options.method, num_prototypes, mesh),
-    blockwise.Budget(options.tile_mib * 2**20, 0),
+    blockwise.Budget(
+      options.tile_mib * 2**20, 0, 'compiled' if options.kernels else ''
+    ),
   )
   start = time.perf_counter()
   compiled = (
@@ -162,11 +163,14 @@ def compile_row(
   seconds = time.perf_counter() - start
   program = hlo.read_program(compiled.as_text())
   cycles = sum(estimate.cycles_by_part(program).values())
+  chip = chips.CHIPS[mesh.devices.flat[0].device_kind]
+  of_xla, kernels = cycles / chip.clock, estimate.kernels(program, chip)
   memory = compiled.memory_analysis()
   return {
     'K': num_prototypes,
     'images a chip': options.images,
-    'ms, estimated': 1e3 * cycles / CLOCKS[options.topology.partition(':')[0]],
+    'ms, estimated': 1e3 * (of_xla + kernels.seconds),
+    'of it kernels at their roofline': 1e3 * kernels.seconds,
     'temporaries, MiB': round(memory.temp_size_in_bytes / 2**20),
     'arguments, MiB': round(memory.argument_size_in_bytes / 2**20),
     'compile, s': seconds,
@@ -181,12 +185,16 @@ def main() -> None:
   parser.add_argument('--num_prototypes', default='4096,65536')
   parser.add_argument('--images', type=int, default=32)
   parser.add_argument('--tile_mib', type=int, default=256)
+  parser.add_argument(
+    '--kernels', action=argparse.BooleanOptionalAction, default=True
+  )
   run = record.begin('compile_loss', parser)
   options = run.options
-  if options.topology.partition(':')[0] not in CLOCKS:
+  kind, _ = targets.parse_name(options.topology)
+  if kind not in targets.TPUS:
     raise UserError(
-      f'--topology={options.topology} is of no chip whose clock is known: '
-      f'choose one of {", ".join(CLOCKS)}, as in v5e:2x4'
+      f'--topology={options.topology} is of no chip whose compiler estimates '
+      f'times: choose one of {", ".join(targets.TPUS)}, as in v5e:2x4'
     )
   mesh = make_mesh(options.topology)
   numbers = [int(x) for x in options.num_prototypes.split(',')]

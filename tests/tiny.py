@@ -128,12 +128,12 @@ def inside(method):
 def encode(method, params, stats, images):
   """What the encoder of a method says of images."""
   encoder = inside(method).networks.encoder
-  return encoder.apply(method.encoder_variables(params, stats), images)
+  return jax.jit(encoder.apply)(method.encoder_variables(params, stats), images)
 
 
 def forward(method, params, teacher, state, views, keys, step=0):
   """What both networks of a method say."""
-  return inside(method).forward(
+  return jax.jit(inside(method).forward)(
     params, teacher, state, views, keys, jnp.int32(step)
   )
 

@@ -67,12 +67,14 @@ class Original(NamedTuple):
     size: bytes; 0 if unknown.
     sha256: SHA-256 in hexadecimal digits; '' if unknown.
     where: where it is usually found.
+    url: what `cmd-jax prepare --download` asks for; '' for nothing.
   """
 
   name: str
   size: int
   sha256: str
   where: str
+  url: str = ''
 
   def __str__(self) -> str:
     return f'{self.name} ({self.size:,} bytes)' if self.size else self.name
@@ -262,9 +264,10 @@ class ManualFolder:
 
 def missing(folder: pathlib.Path, *originals: Original) -> UserError:
   """The error for files that a folder lacks."""
+  fetched = ', or let --download fetch it' if originals[0].url else ''
   return UserError(
     f'{folder} lacks {list_originals(originals)}. Put it there, or give its '
-    f'folder as --manual_dir of cmd-jax prepare; {_DOCS}'
+    f'folder as --manual_dir of cmd-jax prepare{fetched}; {_DOCS}'
   )
 
 
@@ -368,15 +371,8 @@ def manual_folder(dl_manager: tfds.download.DownloadManager) -> ManualFolder:
     path = dl_manager.manual_dir
   except AssertionError:
     # How TFDS says that the directory is missing or empty.
-    path = default_manual_dir(dl_manager)
+    path = pathlib.Path(dl_manager.download_dir, 'manual')
   return ManualFolder(path)
-
-
-def default_manual_dir(
-  dl_manager: tfds.download.DownloadManager,
-) -> pathlib.Path:
-  """Where TFDS looks for files fetched by hand unless told otherwise."""
-  return pathlib.Path(dl_manager.download_dir, 'manual')
 
 
 def one_line(error: Exception) -> str:

@@ -16,6 +16,8 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
+from cmd_jax.cli import on_photographs
+from cmd_jax.cli.compilation_cache import use_compilation_cache
 from cmd_jax.devices import processes
 from cmd_jax.errors import UserError
 
@@ -25,7 +27,8 @@ class Command(NamedTuple):
 
   Attributes:
     help: what it does, in a line.
-    run: (values of the flags) -> exit status; None for 0.
+    run: (values of the flags) -> exit status; None for 0. Where there are
+      actions it is given one as `action` too.
     options: the flags that it has, beside `--config`.
     config: 'required' or 'optional', in which case a run's own is read; None
       where there is none.
@@ -34,28 +37,22 @@ class Command(NamedTuple):
     is_distributed: whether several processes may run it together.
     words: (workdir or None, weights or None) -> words by key that `--config`
       gets where it has none of that key; None for no words.
+    actions: what it does one of, named behind the command; empty for one
+      thing alone.
     config_of_run: file of the package whose `get_config` makes a config of a
       work directory, where fields are given without `--config`.
   """
 
   help: str
-  run: Callable[[flags.FlagValues], int | None]
+  run: Callable[..., int | None]
   options: tuple[str, ...]
   config: str | None = 'required'
   workdir: str = 'required'
   needs_trained: bool = False
   is_distributed: bool = False
   words: Callable[[str | None, str | None], Mapping[str, str]] | None = None
+  actions: tuple[str, ...] = ()
   config_of_run: str = 'rundir/saved_run.py'
-
-
-def _use_compilation_cache(values: flags.FlagValues) -> None:
-  import jax
-
-  if values.compilation_cache:
-    jax.config.update('jax_compilation_cache_dir', values.compilation_cache)
-    # Dozens of small programs take seconds together: all are kept.
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 def _command_line(command: str, workdir: str) -> str:
@@ -68,7 +65,7 @@ def _command_line(command: str, workdir: str) -> str:
 
 
 def _train(values: flags.FlagValues) -> int:
-  _use_compilation_cache(values)
+  use_compilation_cache(values)
   if values.profile_steps:
     values.config.log.profile_steps = values.profile_steps
   return _train_in(values.config, values.workdir)
@@ -95,7 +92,7 @@ def _train_in(config: ConfigDict, workdir: str | os.PathLike[str]) -> int:
 def _finetune(values: flags.FlagValues) -> int:
   from cmd_jax.training import finetune
 
-  _use_compilation_cache(values)
+  use_compilation_cache(values)
   start = finetune.read_start(values.workdir, values.weights)
   config = values.config
   if config is None:
@@ -124,7 +121,7 @@ def _words_of_finetune(
 def _evaluate(values: flags.FlagValues) -> None:
   from cmd_jax.training import run, scoring
 
-  _use_compilation_cache(values)
+  use_compilation_cache(values)
   results = run.evaluate(values.config, values.workdir, newest=values.newest)
   print(scoring.explained_table(results['init'], results.get('final', {})))
 
@@ -133,7 +130,7 @@ def _report(values: flags.FlagValues) -> None:
   from cmd_jax.report.write import write_report
   from cmd_jax.training import run
 
-  _use_compilation_cache(values)
+  use_compilation_cache(values)
   output = values.output and pathlib.Path(values.output)
   with run.opened(values.config, values.workdir, reads_only=True) as opened:
     print(
@@ -150,7 +147,7 @@ def _report(values: flags.FlagValues) -> None:
 def _discover(values: flags.FlagValues) -> None:
   from cmd_jax.training import run
 
-  _use_compilation_cache(values)
+  use_compilation_cache(values)
   print(f'part masks in {run.discover(values.config, values.workdir)}')
 
 
@@ -158,7 +155,7 @@ def _export(values: flags.FlagValues) -> None:
   from cmd_jax.export.model import Request, export_model
   from cmd_jax.rundir.workdir import Workdir
 
-  _use_compilation_cache(values)
+  use_compilation_cache(values)
   network = ''
   if values.config is not None:
     network = values.config.eval.network
@@ -183,7 +180,7 @@ def _on_folder(command: str) -> Callable[[flags.FlagValues], None]:
   def run(values: flags.FlagValues) -> None:
     from cmd_jax.export import folders
 
-    _use_compilation_cache(values)
+    use_compilation_cache(values)
     request = folders.Request(
       source=('weights' in values and values.weights) or values.workdir,
       input=values.input,
@@ -225,7 +222,11 @@ def _prepare(values: flags.FlagValues) -> None:
   from cmd_jax.data.sources.prepare import prepare_config
 
   dataset = values.config.dataset.to_dict()
-  print(prepare_config(dataset, manual_dir=values.manual_dir))
+  print(
+    prepare_config(
+      dataset, manual_dir=values.manual_dir, download=values.download
+    )
+  )
 
 
 def _inspect(values: flags.FlagValues) -> None:
@@ -317,6 +318,22 @@ COMMANDS = {
     workdir='optional',
     needs_trained=True,
   ),
+  'curate': Command(
+    'Shows duplicates, outliers, suspicious labels and what to label first.',
+    on_photographs.curate,
+    (*_FOLDER, 'select', 'alike_from', 'report_images'),
+    config='optional',
+    workdir='optional',
+    needs_trained=True,
+  ),
+  'index': Command(
+    'Builds an index of images, adds to it and searches it for many.',
+    on_photographs.index,
+    (*_FOLDER, 'index_dir', 'query', 'query_class', 'top_k'),
+    config='optional',
+    workdir='optional',
+    actions=('build', 'add', 'search'),
+  ),
   'compile': Command(
     'Says what the train step costs on TPUs or GPUs that are not here.',
     _compile,
@@ -331,9 +348,9 @@ COMMANDS = {
     workdir='optional',
   ),
   'prepare': Command(
-    'Makes a data set of files fetched by hand.',
+    'Makes a data set of published files; --download fetches them.',
     _prepare,
-    ('manual_dir',),
+    ('manual_dir', 'download'),
     workdir='optional',
   ),
   'inspect': Command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import signal
@@ -45,7 +46,8 @@ def _help_of(name: str, argv: Sequence[str]) -> str:
   described = options.describe(
     command.options, with_config=command.config is not None
   )
-  text = f'usage: cmd-jax {name} --flags\n\n{command.help}\n\n{described}'
+  start = ' '.join(filter(None, ['cmd-jax', name, '|'.join(command.actions)]))
+  text = f'usage: {start} --flags\n\n{command.help}\n\n{described}'
   argv = [x for x in argv if x not in _HELP]
   if not any(x.startswith('--config') for x in argv):
     return text
@@ -103,7 +105,10 @@ def _check(name: str, command: Command, values: flags.FlagValues) -> None:
 
 def _run_command(name: str, argv: Sequence[str], names: Sequence[str]) -> int:
   """Runs a command, which may be given flags of these names."""
-  command = COMMANDS[name]
+  command, run = COMMANDS[name], COMMANDS[name].run
+  if command.actions:
+    action, argv = options.take_action(argv, name, command.actions)
+    run = functools.partial(run, action=action)
   values = options.parse(
     argv,
     names,
@@ -119,7 +124,7 @@ def _run_command(name: str, argv: Sequence[str], names: Sequence[str]) -> int:
     disk_errors.explaining(None),
     stopping.during('start-up' if name == 'train' else name),
   ):
-    return command.run(values) or 0
+    return run(values) or 0
 
 
 def _escape_what_cannot_be_printed() -> None:

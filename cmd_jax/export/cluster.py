@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import pathlib
-import shutil
-import tempfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +12,7 @@ import numpy as np
 from cmd_jax.errors import UserError, missing_extra
 from cmd_jax.evaluators.features import principal_components, unit_rows
 from cmd_jax.export.images import Embeddings
+from cmd_jax.files.atomic import new_folder
 
 ALONE = -1
 _CSV = 'clusters.csv'
@@ -146,25 +145,14 @@ def save_clusters(
     UserError: the folder is there, or can't be written.
   """
   check_output(folder)
-  folder = folder.absolute()
-  unfinished = None
   try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = pathlib.Path(
-      tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.')
-    )
-    os.chmod(unfinished, 0o755)
-    _write_links(unfinished, embeddings, clusters)
-    _write_table(unfinished / _CSV, embeddings, clusters)
-    # Over an empty folder, or over nothing.
-    os.replace(unfinished, folder)
+    with new_folder(folder) as unfinished:
+      _write_links(unfinished, embeddings, clusters)
+      _write_table(unfinished / _CSV, embeddings, clusters)
   except OSError as error:
     raise UserError(
       f'{folder} cannot be written ({error.strerror}): choose another --output'
     ) from error
-  finally:
-    if unfinished is not None:
-      shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _write_links(

@@ -6,7 +6,7 @@ import concurrent.futures
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -125,6 +125,75 @@ def _decoded_blocks(
     pool.shutdown(cancel_futures=True)
 
 
+class Block(NamedTuple):
+  """Images that were decoded and embedded together.
+
+  Attributes:
+    names: [B] of the readable ones.
+    canvases: [B, R, R, 3] uint8.
+    sizes: [B, 2] int32 height and width of the originals.
+    vectors: [B, D] float32.
+    skipped: the unreadable ones.
+  """
+
+  names: tuple[str, ...]
+  canvases: np.ndarray
+  sizes: np.ndarray
+  vectors: np.ndarray
+  skipped: tuple[Skipped, ...]
+
+
+def embed_blocks(
+  encoder: Encoder,
+  root: pathlib.Path,
+  names: list[str],
+  *,
+  progress: bool = True,
+) -> Iterator[Block]:
+  """Embeds images in the order of their names, so that few are held at once.
+
+  Args:
+    encoder: from `cmd_jax.load`.
+    root: a folder.
+    names: of images in it.
+    progress: shows a progress bar on stderr.
+
+  Yields:
+    What was decoded together; a block without a readable image has no vectors
+    and no canvases.
+  """
+  done = 0
+  with tqdm.tqdm(
+    total=len(names), desc='embed', unit='image', disable=not progress
+  ) as bar:
+    for decoded in _decoded_blocks(encoder, root, names):
+      of_block = names[done : done + len(decoded)]
+      skipped = tuple(x for x in decoded if isinstance(x, Skipped))
+      kept = [
+        (name, *result)
+        for name, result in zip(of_block, decoded)
+        if not isinstance(result, Skipped)
+      ]
+      if kept:
+        readable, canvases, sizes = zip(*kept)
+        canvases, sizes = np.stack(canvases), np.int32(sizes)
+        vectors = encoder.embed_canvases(canvases, sizes)
+        yield Block(readable, canvases, sizes, vectors, skipped)
+      else:
+        none = np.zeros(0, np.uint8)
+        yield Block((), none, none, none, skipped)
+      done += len(decoded)
+      bar.update(len(decoded))
+
+
+def none_readable(root: pathlib.Path, skipped: Sequence[Skipped]) -> UserError:
+  """The error of a folder of which no image can be read."""
+  return UserError(
+    f'{root}: none of the {len(skipped)} images can be read; the first, '
+    f'{skipped[0].file_name}: {skipped[0].reason}; check the files'
+  )
+
+
 def embed_folder(
   encoder: Encoder, folder: str | os.PathLike[str], *, progress: bool = True
 ) -> Embeddings:
@@ -142,30 +211,14 @@ def embed_folder(
     UserError: no folder, no images, or none that can be read.
   """
   root = pathlib.Path(folder).expanduser()
-  names = list_images(root)
-  kept, blocks, skipped = [], [], []
-  with tqdm.tqdm(
-    total=len(names), desc='embed', unit='image', disable=not progress
-  ) as bar:
-    done = 0
-    for decoded in _decoded_blocks(encoder, root, names):
-      readable = []
-      for name, result in zip(names[done : done + len(decoded)], decoded):
-        if isinstance(result, Skipped):
-          skipped.append(result)
-        else:
-          kept.append(name)
-          readable.append(result)
-      if readable:
-        canvases, sizes = zip(*readable)
-        blocks.append(
-          encoder.embed_canvases(np.stack(canvases), np.int32(sizes))
-        )
-      done += len(decoded)
-      bar.update(len(decoded))
+  kept, vectors, skipped = [], [], []
+  for block in embed_blocks(
+    encoder, root, list_images(root), progress=progress
+  ):
+    skipped += block.skipped
+    if block.names:
+      kept += block.names
+      vectors.append(block.vectors)
   if not kept:
-    raise UserError(
-      f'{root}: none of the {len(names)} images can be read; the first, '
-      f'{skipped[0].file_name}: {skipped[0].reason}; check the files'
-    )
-  return Embeddings(root, tuple(kept), np.concatenate(blocks), tuple(skipped))
+    raise none_readable(root, skipped)
+  return Embeddings(root, tuple(kept), np.concatenate(vectors), tuple(skipped))

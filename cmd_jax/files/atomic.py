@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import shutil
 import tempfile
+from collections.abc import Iterator
 
 
 def make_place(path: pathlib.Path) -> None:
@@ -22,6 +24,34 @@ def make_place(path: pathlib.Path) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryFile(dir=path.parent):
     pass
+
+
+@contextlib.contextmanager
+def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Lets a folder appear only when all of it is written.
+
+  Args:
+    path: of the folder; nothing is there, or an empty folder.
+
+  Yields:
+    A hidden folder beside it to write into, which takes its place if the block
+    ends well and is removed if it does not.
+
+  Raises:
+    OSError: it can't be made.
+  """
+  path = path.absolute()
+  path.parent.mkdir(parents=True, exist_ok=True)
+  unfinished = pathlib.Path(
+    tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}.')
+  )
+  try:
+    os.chmod(unfinished, 0o755)
+    yield unfinished
+    # Over an empty folder, or over nothing.
+    os.replace(unfinished, path)
+  finally:
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:

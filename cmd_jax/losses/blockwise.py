@@ -31,10 +31,12 @@ class Budget(NamedTuple):
     tile_bytes: the logits of a tile of prototypes: on a CPU they should stay
       in its cache; elsewhere they should keep matrix units busy.
     kept_bytes: logits that are kept for the later passes.
+    kernels: see `prototype_tiles.Settings`.
   """
 
   tile_bytes: int
   kept_bytes: int
+  kernels: str = ''
 
 
 class Plan(NamedTuple):
@@ -44,11 +46,13 @@ class Plan(NamedTuple):
     examples: of a block.
     prototypes: of a tile.
     keeps: whether logits are kept for the later passes.
+    kernels: see `prototype_tiles.Settings`.
   """
 
   examples: int
   prototypes: int
   keeps: bool
+  kernels: str = ''
 
 
 def budget_for(platform: str) -> Budget:
@@ -56,7 +60,8 @@ def budget_for(platform: str) -> Budget:
   if platform == 'cpu':
     return Budget(8 * 2**20, 320 * 2**20)
   # Products are cheap there and memory is not: logits are computed anew.
-  return Budget(256 * 2**20, 0)
+  kernels = 'compiled' if platform == 'tpu' else ''
+  return Budget(256 * 2**20, 0, kernels)
 
 
 def make_plan(
@@ -85,7 +90,7 @@ def make_plan(
   # A number without a fitting divisor is not worth thousands of tiny tiles.
   if 16 * prototypes < min(most, num_prototypes):
     prototypes = num_prototypes
-  return Plan(examples, prototypes, keeps)
+  return Plan(examples, prototypes, keeps, budget.kernels)
 
 
 def cut_block(tree: Any, number: jax.Array, size: int) -> Any:

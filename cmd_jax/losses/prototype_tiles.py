@@ -68,6 +68,8 @@ class Settings(NamedTuple):
     prototypes: of a tile, a divisor of K.
     keeps: whether the first pass keeps the logits for the others, which takes
       memory and saves their products.
+    kernels: 'compiled' for Pallas kernels of TPUs where they serve,
+      'interpreted' to run these step by step, '' for XLA's.
   """
 
   temperature: float
@@ -75,6 +77,7 @@ class Settings(NamedTuple):
   teacher_bag: Bag | None
   prototypes: int
   keeps: bool = False
+  kernels: str = ''
 
 
 class Attended(NamedTuple):

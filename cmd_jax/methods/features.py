@@ -314,7 +314,14 @@ def compare(
     (_merge(of_student), student.attention),
     (_merge(of_teacher), _given(student.teacher_attention)),
     bags,
-    Settings(student_temperature, None, None, plan.prototypes, plan.keeps),
+    Settings(
+      student_temperature,
+      None,
+      None,
+      plan.prototypes,
+      plan.keeps,
+      plan.kernels,
+    ),
     so_far,
   )
   logit_bag = _compare_logits(

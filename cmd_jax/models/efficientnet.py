@@ -191,6 +191,14 @@ class EfficientNet(nn.Module):
     """`block_names` and what has parameters after them."""
     return (*self.block_names, 'conv_head', 'bn_head')
 
+  @property
+  def token_layer_names(self) -> tuple[str, ...]:
+    """Those of `layer_names` that the tokens are made by."""
+    if self.tokens == 'stride32':
+      return self.layer_names
+    last = max(i for i, stride in enumerate(STRIDES) if stride > 1)
+    return self.block_names[: sum(self.stage_sizes[:last])]
+
   @nn.compact
   def stages(
     self,

@@ -169,6 +169,18 @@ class SwiGlu(nn.Module):
     return Dense(dim, dtype=self.dtype, name='fc2')(nn.silu(gate) * x)
 
 
+class LayerScale(nn.Module):
+  """Multiplies every channel by a parameter (Touvron et al. 2021b)."""
+
+  init_value: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., D] -> [..., D]."""
+    init = nn.initializers.constant(self.init_value)
+    return x * self.param('gamma', init, x.shape[-1:]).astype(x.dtype)
+
+
 class BatchNorm(nn.Module):
   """Batch normalisation over all axes but the last, as torch has it.
 

@@ -63,6 +63,20 @@ def make_is_frozen(
   return lambda path: path[0] == 'encoder' and path[1] not in trained
 
 
+def moves_tokens(encoder: nn.Module, is_frozen: IsFrozen) -> bool:
+  """Whether anything that is trained of an encoder changes its tokens.
+
+  The tokens of an EfficientNet may be of a map before its last blocks, so that
+  no objective of tokens reaches these.
+
+  Args:
+    encoder: the encoder.
+    is_frozen: of `make_is_frozen`.
+  """
+  names = getattr(encoder, 'token_layer_names', encoder.layer_names)
+  return not all(is_frozen(('encoder', name)) for name in names)
+
+
 def make_layer_scale(
   encoder: nn.Module, *, encoder_scale: float, layer_decay: float
 ) -> Callable[[tuple[str, ...]], float]:

@@ -157,11 +157,12 @@ def rotary_turn(
 
 
 def rotate(x: jax.Array, turn: tuple[np.ndarray, np.ndarray]) -> jax.Array:
-  """Turns the last N of [B, M, heads, d] tokens by a turn of [N, d] each."""
-  cos, sin = (part[:, None] for part in turn)
-  num_prefix = x.shape[1] - len(cos)
-  prefix, patches = x[:, :num_prefix], x[:, num_prefix:].astype(wide(x.dtype))
+  """Turns the last N of [B, heads, M, d] tokens by a turn of [N, d] each."""
+  cos, sin = turn
+  num_prefix = x.shape[2] - len(cos)
+  prefix, patches = jnp.split(x, [num_prefix], axis=2)
+  patches = patches.astype(wide(x.dtype))
   first, second = jnp.split(patches, 2, axis=-1)
   turned = jnp.concatenate([-second, first], axis=-1)
   patches = (patches * cos + turned * sin).astype(x.dtype)
-  return jnp.concatenate([prefix, patches], axis=1)
+  return jnp.concatenate([prefix, patches], axis=2)

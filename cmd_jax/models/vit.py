@@ -14,13 +14,18 @@ import numpy as np
 from flax import linen as nn
 
 from cmd_jax.errors import UserError
-from cmd_jax.models.attention import Attention, cudnn_serves
+from cmd_jax.models.attention import (
+  Attention,
+  cudnn_serves,
+  keeps_heads_apart,
+)
 from cmd_jax.models.layers import (
   DTYPES,
   GELUS,
   REMATS,
   Dense,
   EncoderOutput,
+  LayerScale,
   Mlp,
   SwiGlu,
   check_choice,
@@ -39,18 +44,6 @@ from cmd_jax.models.positions import (
 )
 
 
-class LayerScale(nn.Module):
-  """Multiplies every channel by a parameter (Touvron et al. 2021b)."""
-
-  init_value: float
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[..., D] -> [..., D]."""
-    init = nn.initializers.constant(self.init_value)
-    return x * self.param('gamma', init, x.shape[-1:]).astype(x.dtype)
-
-
 class Block(nn.Module):
   """Pre-norm transformer block with stochastic depth on both branches."""
 
@@ -63,6 +56,7 @@ class Block(nn.Module):
   dtype: jnp.dtype
   fused: bool = False
   gelu: str = 'exact'
+  apart: bool = False
 
   @nn.compact
   def __call__(
@@ -83,7 +77,9 @@ class Block(nn.Module):
     def norm(name):
       return nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name=name)
 
-    attention = Attention(self.num_heads, self.dtype, self.fused, name='attn')
+    attention = Attention(
+      self.num_heads, self.dtype, self.fused, self.apart, name='attn'
+    )
     attended, weights = attention(norm('norm1')(x), turn)
     x = x + branch(attended, 0)
     if self.ffn == 'swiglu':
@@ -107,8 +103,7 @@ class VisionTransformer(nn.Module):
     hidden_dim: hidden dimension of a block's feed-forward layers.
     ffn: 'mlp', or 'swiglu' of DINOv2's and DINOv3's largest models.
     positions: 'learned' embeddings, or 'rotary' (DINOv3).
-    interpolation: how learned embeddings meet another grid, a key of
-      `positions.INTERPOLATIONS`.
+    interpolation: how they meet another grid, of `positions.INTERPOLATIONS`.
     num_registers: tokens beside the class token that stand for no patch.
     layer_scale: initial value of the layer scale; 0 for none.
     norm_epsilon: epsilon of the layer normalisations.
@@ -116,10 +111,8 @@ class VisionTransformer(nn.Module):
     pool: 'cls' takes the class token as the image embedding (DINO), 'mean'
       the mean of the patch tokens; 'cls' needs `class_token`.
     dtype: dtype of the computation; parameters are float32.
-    remat: what of a block is computed again for its gradient, a key of
-      `layers.REMATS`.
-    class_token: whether there is a class token; without, the attention is what
-      a patch receives, the mean over all queries.
+    remat: what a block computes again for its gradient, of `layers.REMATS`.
+    class_token: without one, attention is what a patch receives on average.
     gelu: of the MLPs, a key of `layers.GELUS`.
     channels: C of the images.
     device: where it is trained, see `make_encoder`.
@@ -255,6 +248,7 @@ class VisionTransformer(nn.Module):
         self.dtype,
         fused,
         self.gelu,
+        keeps_heads_apart(self.device),
         name=f'block_{index}',
       )(x, None if uniforms is None else uniforms[:, index], turn)
     x = nn.LayerNorm(self.norm_epsilon, dtype=wide(x.dtype), name='norm')(x)

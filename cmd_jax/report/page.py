@@ -9,16 +9,21 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# In the order in which they need each other.
-_SCRIPTS = (
-  'base.js',
-  'overview.js',
-  'curves.js',
-  'browser.js',
-  'map.js',
-  'confusion.js',
-  'start.js',
-)
+# The scripts of each page, in the order in which they need each other; its
+# template has its name.
+_SCRIPTS = {
+  'report': (
+    'elements.js',
+    'base.js',
+    'overview.js',
+    'curves.js',
+    'browser.js',
+    'map.js',
+    'confusion.js',
+    'start.js',
+  ),
+  'curation': ('elements.js', 'curation.js'),
+}
 
 
 def _read(name: str) -> str:
@@ -31,7 +36,7 @@ def _csp_hash(text: str) -> str:
   return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def render(data: Mapping[str, Any]) -> str:
+def render(data: Mapping[str, Any], name: str = 'report') -> str:
   """Fills the template.
 
   The page allows itself its own script, its own style and pictures that it
@@ -39,12 +44,13 @@ def render(data: Mapping[str, Any]) -> str:
 
   Args:
     data: what the scripts show; JSON can represent it.
+    name: of the page, 'report' or 'curation'.
 
   Returns:
     HTML of ASCII characters wherever data are.
   """
   style = _read('page.css')
-  script = '\n'.join(_read(name) for name in _SCRIPTS)
+  script = '\n'.join(map(_read, _SCRIPTS[name]))
   # Within a script element only '<' can end it or open a comment.
   content = json.dumps(data, allow_nan=False, separators=(',', ':'))
   content = content.replace('<', '\\u003c')
@@ -55,6 +61,6 @@ def render(data: Mapping[str, Any]) -> str:
   # The template is cut once, so that no content is searched for placeholders.
   parts = {'policy': policy, 'style': style, 'data': content, 'script': script}
   pieces = []
-  for piece in _read('page.html').split('@@'):
+  for piece in _read(f'{name}.html').split('@@'):
     pieces.append(parts.get(piece, piece))
   return ''.join(pieces)

@@ -262,7 +262,9 @@ def build(
     ),
     rng=steps_rng,
     steps=steps,
-    warnings=warnings_about(config, steps.per_epoch, steps.total),
+    warnings=warnings_about(
+      config, encoder, is_frozen, steps.per_epoch, steps.total
+    ),
     evaluation=_make_evaluation(
       config, encoder, Splits(data.pretrain, data.test)
     ),

@@ -91,6 +91,29 @@ def explain_forgetting(config: ConfigDict) -> str | None:
   )
 
 
+# Whose terms are of tokens, all or some of them.
+_OF_TOKENS = ('esvit', 'cmd', 'detcon', 'particle')
+
+
+def explain_still_tokens(
+  config: ConfigDict, encoder: nn.Module, is_frozen: partial.IsFrozen
+) -> str | None:
+  """Says that terms of patches train no encoder; None if they do."""
+  blocks = config.optim.train_last_blocks
+  # Without any block it is heads alone that are asked for.
+  is_meant = not blocks or config.lora.rank
+  if is_meant or config.method.name not in _OF_TOKENS:
+    return None
+  if partial.moves_tokens(encoder, is_frozen):
+    return None
+  return (
+    f'config.model.tokens={config.model.tokens} are made before the '
+    f'{blocks} blocks of config.optim.train_last_blocks, so that what '
+    f'{config.method.name} asks of patches trains no part of the encoder: '
+    'choose config.model.tokens=stride32, or train more blocks'
+  )
+
+
 def explain_channels(config: ConfigDict) -> str | None:
   """Says what is left out of the views of other than photographs."""
   channels = config.model.get('channels', 3)
@@ -104,9 +127,13 @@ def explain_channels(config: ConfigDict) -> str | None:
 
 
 def warnings_about(
-  config: ConfigDict, steps_per_epoch: int, total_steps: int
+  config: ConfigDict,
+  encoder: nn.Module,
+  is_frozen: partial.IsFrozen,
+  steps_per_epoch: int,
+  total_steps: int,
 ) -> tuple[str, ...]:
-  """What of the learning rate and the length may surprise, a sentence each."""
+  """What of a config may surprise, a sentence each."""
   epochs = total_steps // max(steps_per_epoch, 1)
   more = None
   if epochs > config.total_epochs:
@@ -119,6 +146,7 @@ def warnings_about(
     more,
     explain_short_run(config, steps_per_epoch, total_steps),
     explain_forgetting(config),
+    explain_still_tokens(config, encoder, is_frozen),
     explain_channels(config),
   )
   return tuple(x for x in said if x)

@@ -50,6 +50,10 @@ def test_the_version(capsys):
     (['train', '--config=folder'], ['--workdir is missing']),
     (['search', '--input=x'], ['one of --workdir, a run, and --weights']),
     (['search', '--workdir=x', '--weights=y'], ['one of --workdir']),
+    (['index'], ['cmd-jax index build|add|search --flags']),
+    (['index', 'fly', '--input=x'], ['index fly', 'build|add|search']),
+    (['curate', '--input=x'], ['one of --workdir, a run, and --weights']),
+    (['curate', '--alike_from=x'], ['--alike_from=x: give a number']),
     (['train', '--query=bird.jpg'], ['query']),
     (['embed', '--workdir=x', '--top_k=3'], ['top_k']),
     (
@@ -214,7 +218,8 @@ def test_commands_of_one_process_are_refused_to_several(
     os, 'environ', {'SLURM_PROCID': '0', 'SLURM_STEP_NUM_TASKS': '2'}
   )
   workdir = ['--workdir=x'] * ('workdir' in COMMANDS[name].options)
-  assert program.run([name, '--config=folder', *workdir]) == 2
+  action = COMMANDS[name].actions[:1]
+  assert program.run([name, *action, '--config=folder', *workdir]) == 2
   assert 'runs in one process' in capsys.readouterr().err
 
 

@@ -158,7 +158,12 @@ def test_blocks_keep_to_the_budget(budget, expected):
   plan = blockwise.make_plan(
     blockwise.Budget(*budget), batch_size=8, num_rows=6, num_prototypes=12
   )
-  assert plan == expected
+  assert plan == (*expected, '')
+
+
+def test_tpus_alone_have_kernels():
+  budgets = map(blockwise.budget_for, ('tpu', 'gpu', 'cpu'))
+  assert [x.kernels for x in budgets] == ['compiled', '', '']
 
 
 def test_a_prime_number_of_prototypes_is_taken_whole():

@@ -70,7 +70,7 @@ def test_every_sample_finds_its_part_among_all_others(local_negatives):
 def test_gradient_is_that_of_the_predictions_alone():
   predictions, *rest = _draw(1, batch=2, samples=3, parts=3)
   check_grads(
-    lambda x: _contrast(x, *rest).sum(),
+    jax.jit(lambda x: _contrast(x, *rest).sum()),
     (predictions,),
     order=1,
     modes=['rev'],
@@ -78,7 +78,9 @@ def test_gradient_is_that_of_the_predictions_alone():
     rtol=1e-2,
   )
   targets, *ids = rest
-  gradient = jax.grad(lambda x: _contrast(predictions, x, *ids).sum())(targets)
+  gradient = jax.jit(jax.grad(lambda x: _contrast(predictions, x, *ids).sum()))(
+    targets
+  )
   np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
 
 
@@ -89,7 +91,9 @@ def _mean_and_gradient(arrays, axis_name=None):
     values = _contrast(predictions, *rest, axis_name=axis_name)
     return values.mean(), values
 
-  (_, values), gradient = jax.value_and_grad(loss, has_aux=True)(predictions)
+  (_, values), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+    predictions
+  )
   return values, gradient
 
 

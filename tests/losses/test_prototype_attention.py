@@ -1,6 +1,9 @@
 """Distributions over prototypes by tiles, against the plain formulas."""
 
 import functools
+import importlib.util
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
@@ -8,10 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax.losses import cmd, prototype_attention
+from cmd_jax.losses import (
+  cmd,
+  prototype_attention,
+  prototype_blocks,
+  prototype_fused,
+)
 from cmd_jax.losses.prototype_tiles import (
   Attended,
   Bag,
+  Inputs,
   Levels,
   Settings,
   Teacher,
@@ -46,7 +55,7 @@ _BAGS = {
 }
 
 
-def _inputs(bag, dtype=jnp.float32, num_prototypes=_K):
+def _inputs(bag, dtype=jnp.float32, num_prototypes=_K, dim=_DIM):
   rng = np.random.default_rng(0)
 
   def normal(*shape):
@@ -66,12 +75,12 @@ def _inputs(bag, dtype=jnp.float32, num_prototypes=_K):
 
   def levels(sizes):
     return Levels(
-      (unit(sum(views for _, views in sizes), _DIM),),
-      tuple(unit(tokens, views, _DIM) for tokens, views in sizes),
+      (unit(sum(views for _, views in sizes), dim),),
+      tuple(unit(tokens, views, dim) for tokens, views in sizes),
     )
 
   def prototypes():
-    return Levels(*(_Weights(normal(_DIM, num_prototypes)) for _ in range(2)))
+    return Levels(*(_Weights(normal(dim, num_prototypes)) for _ in range(2)))
 
   teacher = Teacher(
     levels(_SIZES[:1]),
@@ -253,3 +262,130 @@ def test_memory_does_not_grow_with_the_prototypes():
 
   grown = temporaries(2**14) - temporaries(2**10)
   assert grown < 2**14 * _DIM * 4 * 4
+
+
+def _by_kernels(bag, *inputs, so_far=None, kernels='interpreted'):
+  settings = Settings(_TAU, bag, bag, 128, False, kernels)
+  return prototype_attention.attend(settings, *inputs, so_far)
+
+
+@pytest.mark.parametrize(
+  'name, dtype, tolerance',
+  [('attention', jnp.float32, 5e-6), ('none', jnp.bfloat16, 3e-3)],
+)
+def test_kernels_are_the_tiles(name, dtype, tolerance):
+  """With rows that are no multiple of a block, and three tiles."""
+  bag = _BAGS[name]
+  inputs = _inputs(bag, dtype, 384, 128)
+  ours = _with_gradients(functools.partial(_by_kernels, bag), inputs)
+  tiled = functools.partial(_tiled, bag, size=128)
+  _assert_same(ours, _with_gradients(tiled, inputs), tolerance)
+
+
+def test_kernels_add_to_the_gradients_so_far():
+  bag = _BAGS['attention']
+  prototypes, *rest = _inputs(bag, num_prototypes=128, dim=128)
+  so_far = jax.tree.map(lambda x: 0 * x, prototypes)
+
+  def gradient(kernels):
+    def loss(so_far):
+      attended = _by_kernels(
+        bag, prototypes, *rest, so_far=so_far, kernels=kernels
+      )
+      return sum(
+        x.sum() for x in jax.tree.leaves(attended._replace(entropy=None))
+      )
+
+    return jax.jit(jax.grad(loss))(so_far)
+
+  # The kernels see the prototypes' gradients and add what is given.
+  _assert_same(gradient('interpreted'), gradient(''), 5e-6)
+
+
+@pytest.mark.parametrize(
+  'name, num_prototypes, dim, expected',
+  [
+    ('attention', 256, 128, True),
+    ('none', 256, 128, True),
+    ('maximum', 256, 128, False),
+    ('attention', 192, 128, False),
+    ('attention', 256, 64, False),
+  ],
+)
+def test_kernels_serve_whole_registers_and_sums(
+  name, num_prototypes, dim, expected
+):
+  bag = _BAGS[name]
+  prototypes, student, weights, teacher, others = _inputs(
+    bag, num_prototypes=num_prototypes, dim=dim
+  )
+  inputs = Inputs(prototypes, None, student, weights, teacher, others)
+  settings = Settings(_TAU, bag, bag, 128, False, 'compiled')
+  assert prototype_fused.serves(settings, inputs) is expected
+
+
+@pytest.mark.parametrize(
+  'tokens, num_views, num_prototypes, expected',
+  [
+    (196, 64, 65536, (196, 16, 512, 28)),
+    (36, 256, 65536, (36, 64, 512, 9)),
+    (36, 80, 4096, (36, 16, 1024, 36)),
+    (784, 16, 65536, (784, 16, 128, 28)),
+    (3, 4, 384, (3, 16, 128, 3)),
+  ],
+)
+def test_blocks_of_rows_and_tiles_fit(
+  tokens, num_views, num_prototypes, expected
+):
+  shape = prototype_blocks.make_shape(tokens, num_views, num_prototypes)
+  assert shape == expected
+
+
+def test_blocks_hold_whole_bags_and_come_apart():
+  x = jnp.arange(3 * 5 * 2.0).reshape(3, 5, 2)
+  cut = prototype_blocks.to_blocks(x, 4)
+  assert cut.shape == (2, 12, 2)
+  np.testing.assert_array_equal(cut[1, ::4], x[:, 4])
+  np.testing.assert_array_equal(prototype_blocks.from_blocks(cut, 3, 5), x)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None,
+  reason="compiles for a TPU: needs libtpu, pip install 'cmd_jax[tpu]'",
+)
+def test_kernels_compile_for_a_tpu():
+  """In a process of its own: libtpu is loaded before JAX finds its devices."""
+  code = """
+import jax, jax.numpy as jnp
+from cmd_jax.compile_ahead import targets
+targets.prepare_process()
+from cmd_jax.devices import sharding
+from tests.losses import test_prototype_attention as cases
+target = targets.find_target('v5e:1x1')
+mesh = sharding.make_mesh(1, target.devices)
+print(cases.compile_kernels(sharding.replicated(mesh)))
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  # Three for each of the student's view sizes. Of the teacher's three, one has
+  # no part in these gradients.
+  assert int(done.stdout.split()[-1]) == 8
+
+
+def compile_kernels(where) -> int:
+  """How many kernels a program has that is compiled for a device."""
+  bag = _BAGS['attention']
+  inputs = _inputs(bag, jnp.bfloat16, 512, 128)
+  like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), inputs
+  )
+
+  def loss(prototypes, *rest):
+    attended = _by_kernels(bag, prototypes, *rest, kernels='compiled')
+    return sum(x.sum() for x in jax.tree.leaves(attended))
+
+  text = jax.jit(jax.grad(loss, (0, 1))).lower(*like).compile().as_text()
+  return text.count('custom_call_target="tpu_custom_call"')

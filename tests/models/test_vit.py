@@ -40,7 +40,7 @@ def test_presets_have_the_published_number_of_parameters(variant, count):
 def test_shapes_at_any_size(pool, px):
   encoder = _tiny(pool=pool)
   variables, _ = _init(encoder)
-  output = encoder.apply(variables, jnp.ones((3, px, px, 3)))
+  output = jax.jit(encoder.apply)(variables, jnp.ones((3, px, px, 3)))
   count = (px // 8) ** 2
   assert output.image.shape == (3, 96)
   assert output.tokens.shape == (3, count, 96)

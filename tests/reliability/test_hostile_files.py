@@ -20,7 +20,7 @@ _MODULES = (
   test_hostile_runs,
   test_hostile_annotations,
 )
-_FEW, _MANY = 3, 10_000
+_FEW, _MANY = 2, 10_000
 
 
 @pytest.fixture

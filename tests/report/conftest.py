@@ -124,3 +124,36 @@ def make_data():
     }
 
   return make
+
+
+@pytest.fixture
+def make_curation():
+  """() -> what `page.render` takes for the page of curation."""
+
+  def make():
+    shown = _describe_photos(4, 1, 1, True)
+    classes = ['robin', 'wren', 'robin', 'wren']
+    names = ('names', 'sizes', 'thumbnails')
+    counts = (
+      'images classes unreadable groups spare conflicts suspects outliers '
+      'selected pool'
+    )
+    suspect = dict(photo=0, suggested='wren', margin=0.75, neighbours=[1, 3])
+    group = dict(
+      photos=[1, 3], kinds=['', 'crop'], differs=True, splits=False, size=3
+    )
+    return {
+      'folder': '/birds',
+      'encoder': 'a stub',
+      'counts': dict.fromkeys(counts.split(), 1),
+      'kinds': {'crop': 1},
+      'coverage': [0.7, 0.6],
+      'notes': ['1 unreadable <image>'],
+      'photos': {name: shown[name] for name in names} | {'classes': classes},
+      'suspects': [suspect],
+      'groups': [group],
+      'outliers': [dict(photo=2, typicality=0.1, is_outlier=True)],
+      'selected': [0],
+    }
+
+  return make

@@ -55,9 +55,9 @@ def browser(tmp_path_factory):
 def show(browser, tmp_path):
   """Opens a page of some data; at the end it must have been quiet."""
 
-  def show(data):
+  def show(data, name='report'):
     path = tmp_path / 'report.html'
-    path.write_text(page.render(data), encoding='utf-8')
+    path.write_text(page.render(data, name), encoding='utf-8')
     for kind in ('browser', 'performance'):
       browser.get_log(kind)
     browser.get(path.as_uri())
@@ -327,6 +327,30 @@ def test_it_fits_a_telephone_in_both_colour_schemes(
   finally:
     browser.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})
     browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'features': []})
+
+
+def test_curation_shows_marks_and_searches(browser, show, make_curation):
+  data = make_curation()
+  show(data, 'curation')
+  assert browser.title == 'Curation of /birds'
+  assert _one(browser, '#notes').text == data['notes'][0]
+  assert [x.text for x in _all(browser, '.pair h3')] == [
+    'robin → wren 0.75',
+    '3 images, different labels, 1 not shown',
+  ]
+  assert len(_all(browser, '#suspects .mark')) == 2
+  names = data['photos']['names']
+  # A photograph that is there twice is marked in both places.
+  _one(browser, '#first [data-photo="0"]').click()
+  pressed = _all(browser, '[aria-pressed="true"]')
+  assert len(pressed) == 2
+  area = _one(browser, '#marked-names')
+  assert area.get_attribute('value') == names[0] and names[0].startswith('<')
+  _one(browser, '#search').send_keys('00002')
+  assert _one(browser, '#found').text == '1 found'
+  assert not _one(browser, '#suspects .pair').is_displayed()
+  browser.execute_script("document.getElementById('unmark').click()")
+  assert not area.is_displayed()
 
 
 @pytest.mark.slow

@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmd_jax.data.sources import tfds_source
-from cmd_jax.errors import UserError
 from tests.tfds_builders import layouts
 from tests.tfds_builders.preparing import examples, prepare, refusal
 from tfds_builders.cub_200_2011 import cub_200_2011_dataset_builder as cub
@@ -183,53 +181,6 @@ def test_masks_of_another_size_are_left_out_aloud(tmp_path, caplog):
   assert f'1 images have no mask of their size, the first is {name}' in (
     caplog.text
   )
-
-
-class _Downloads:
-  """Gives archives that were downloaded before, under names of TFDS."""
-
-  def __init__(self, folder, archives):
-    self.download_dir = folder
-    self.urls = []
-    self._archives = archives
-
-  @property
-  def manual_dir(self):
-    raise AssertionError('Manual directory does not exist')
-
-  def download(self, urls):
-    self.urls = list(urls.values())
-    if not self._archives:
-      raise OSError('no route to host')
-    return {name: self._archives / name for name in urls}
-
-
-def test_the_archives_are_downloaded_unless_a_directory_is_named(
-  unpacked, tmp_path, monkeypatch
-):
-  archives = tmp_path / 'archives'
-  _pack(unpacked, archives)
-  manager = _Downloads(tmp_path, archives)
-  builder = tfds_source.make_builder(
-    cub.Builder, data_dir=tmp_path / 'data', config='quicktest'
-  )
-  splits = builder._split_generators(manager)
-  assert manager.urls == [
-    'https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz'
-    '?download=1',
-    'https://data.caltech.edu/records/w9d68-gec53/files/segmentations.tgz'
-    '?download=1',
-  ]
-  names = [name for name, _, is_train in layouts.cub_names() if is_train]
-  found = dict(splits['train'])
-  assert sorted(found) == sorted(names)
-  assert all(example['segmentation_mask'] for example in found.values())
-
-  manager = _Downloads(tmp_path, None)
-  with pytest.raises(UserError) as error:
-    builder._split_generators(manager)
-  assert 'no route to host' in str(error.value)
-  assert 'CUB_200_2011.tgz (1,150,585,339 bytes)' in str(error.value)
 
 
 def test_the_official_list_of_classes():

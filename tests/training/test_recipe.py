@@ -1,11 +1,15 @@
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cmd_jax.config import builtin, published, vocabulary
 from cmd_jax.errors import UserError
+from cmd_jax.models import make_encoder, partial
 from cmd_jax.training import recipe, timetable
+from tests import tiny
 
 
 def _config(argument='', **fields):
@@ -149,5 +153,54 @@ def test_small_sets_are_seen_more_often(images, epochs, steps):
   config = _config(batch_size=8, total_epochs=10, min_steps=100)
   assert timetable.count_epochs(config, images) == epochs
   assert timetable.make_steps(config, images, None).total == steps
-  said = recipe.warnings_about(config, images // 8, steps)
+  said = recipe.warnings_about(
+    config, tiny.make_tiny_encoder(), lambda path: False, images // 8, steps
+  )
   assert (f'trained on for {epochs} epochs' in ''.join(said)) == (epochs > 10)
+
+
+@pytest.mark.parametrize('method', ['cmd', 'esvit', 'particle', 'dino'])
+@pytest.mark.parametrize(
+  'tokens, blocks, is_told',
+  [('stride16', 5, True), ('stride16', 6, False), ('stride32', 1, False)],
+)
+def test_terms_of_patches_that_reach_no_block_are_told(
+  method, tokens, blocks, is_told
+):
+  config = _config(
+    f'method={method},encoder=efficientnet',
+    **{
+      'model.tokens': tokens,
+      'model.variant': 'lite0',
+      'optim.train_last_blocks': blocks,
+    },
+  )
+  encoder = make_encoder(**config.model)
+  is_frozen = partial.make_is_frozen(
+    encoder, train_last_blocks=blocks, lora_rank=0
+  )
+  said = recipe.explain_still_tokens(config, encoder, is_frozen)
+  assert bool(said) == (is_told and method != 'dino')
+  if said:
+    assert 'config.model.tokens=stride16' in said and '5 blocks' in said
+
+
+def test_tokens_change_with_the_blocks_that_are_said_to_make_them():
+  encoder = tiny.make_tiny_encoder('efficientnet')
+  images = np.random.default_rng(0).normal(size=(1, 32, 32, 3))
+  images = images.astype(np.float32)
+  shapes = jax.eval_shape(encoder.init, jax.random.key(0), images)
+  variables = tiny.draw_like(shapes)
+  gradient = jax.jit(
+    jax.grad(
+      lambda params: jnp.sum(
+        encoder.apply({**variables, 'params': params}, images).tokens ** 2
+      )
+    )
+  )(variables['params'])
+  moved = {
+    name
+    for name in encoder.layer_names
+    if any(np.any(x != 0) for x in jax.tree.leaves(gradient[name]))
+  }
+  assert moved == set(encoder.token_layer_names)

@@ -44,12 +44,14 @@ IMAGES = manual.Original(
   1_150_585_339,
   '0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081',
   f'{_RECORD}/65de6-vp158',
+  f'{_RECORD}/65de6-vp158/files/CUB_200_2011.tgz?download=1',
 )
 MASKS = manual.Original(
   'segmentations.tgz',
   39_272_883,
   'dc77f6cffea0cbe2e41d4201115c8f29a6320ecb04fffd2444f51b8066e4b84f',
   f'{_RECORD}/w9d68-gec53',
+  f'{_RECORD}/w9d68-gec53/files/segmentations.tgz?download=1',
 )
 NUMBERS = {
   'images in train': 5_994,
@@ -76,6 +78,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   RELEASE_NOTES = {'1.0.0': 'First release.'}
   BUILDER_CONFIGS = [manual.WHOLE, manual.QUICKTEST]
   MANUAL_DOWNLOAD_INSTRUCTIONS = manual.list_originals((IMAGES, MASKS))
+  ORIGINALS = (IMAGES, MASKS)
 
   def _info(self) -> tfds.core.DatasetInfo:
     n = len(PART_NAMES)
@@ -113,7 +116,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       found = repacked.find(folder, CLASS_NAMES, is_whole=is_whole)
       if found:
         return self._repacked(found)
-      archive, mask_archive = _download(dl_manager, folder)
+      raise manual.missing(folder.path, IMAGES)
     if is_whole and archive:
       manual.verify(archive, IMAGES)
     if is_whole and mask_archive:
@@ -260,27 +263,3 @@ def _fitting_mask(data: bytes | None, photo: photos.Photo) -> bytes | None:
   file = io.BytesIO()
   mask.convert('L').save(file, 'PNG')
   return file.getvalue()
-
-
-def _download(
-  dl_manager: tfds.download.DownloadManager, folder: manual.ManualFolder
-) -> tuple[pathlib.Path, pathlib.Path]:
-  """Downloads both archives, unless a manual directory was named.
-
-  Raises:
-    UserError: a directory was named, or the download fails.
-  """
-  if folder.path != manual.default_manual_dir(dl_manager):
-    raise manual.missing(folder.path, IMAGES)
-  originals = (IMAGES, MASKS)
-  try:
-    paths = dl_manager.download(
-      {o.name: f'{o.where}/files/{o.name}?download=1' for o in originals}
-    )
-  except Exception as e:
-    # TFDS and what it downloads with have exceptions of many kinds.
-    raise UserError(
-      f'{IMAGES.name} could not be downloaded ({manual.one_line(e)}). '
-      + str(manual.missing(folder.path, IMAGES))
-    ) from e
-  return tuple(pathlib.Path(paths[o.name]) for o in originals)

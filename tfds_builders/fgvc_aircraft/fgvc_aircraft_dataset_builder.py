@@ -35,7 +35,11 @@ _HOME = 'https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft'
 # No checksum of it is published where it can be relied on; the lists within
 # and their counts are checked instead, and gzip's own checksum.
 ARCHIVE = manual.Original(
-  'fgvc-aircraft-2013b.tar.gz', 0, '', f'{_HOME} (2.75 GB)'
+  'fgvc-aircraft-2013b.tar.gz',
+  0,
+  '',
+  f'{_HOME} (2.75 GB)',
+  f'{_HOME}/archives/fgvc-aircraft-2013b.tar.gz',
 )
 SPLITS = ('train', 'val', 'trainval', 'test')
 NUMBERS = {
@@ -112,6 +116,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     AircraftConfig(**dataclasses.asdict(manual.QUICKTEST)),
   ]
   MANUAL_DOWNLOAD_INSTRUCTIONS = manual.list_originals((ARCHIVE,))
+  ORIGINALS = (ARCHIVE,)
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(

@@ -138,7 +138,7 @@ def _note_on_others(others: collections.Counter[str]) -> list[str]:
   ]
 
 
-def _check_arguments(path: str, split: str, test_fraction: float) -> str:
+def _check_arguments(path: str, test_fraction: float) -> str:
   """Gives the path of the folder, or raises for one that is none."""
   if not path:
     raise errors.UserError(
@@ -150,10 +150,6 @@ def _check_arguments(path: str, split: str, test_fraction: float) -> str:
     raise errors.UserError(
       f'{path} {problem}; set --config.dataset.path to a folder of images'
     )
-  if split not in SPLITS:
-    raise errors.UserError(
-      f'{path}: unknown split {split!r}; choose one of {", ".join(SPLITS)}'
-    )
   if not 0 <= test_fraction < 1:
     raise errors.UserError(
       f'{path}: test_fraction is {test_fraction}; set it to at least 0 and less'
@@ -162,7 +158,7 @@ def _check_arguments(path: str, split: str, test_fraction: float) -> str:
   return root
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
   """What is in a folder.
 
   Attributes:
@@ -182,7 +178,7 @@ class _Found(NamedTuple):
 
 def _list(
   root: str, scanned: _Scanned, csv_path: str, test_fraction: float, seed: int
-) -> _Found:
+) -> Found:
   """Gives the images found their classes and splits."""
   others = scanned.others.copy()
   notes = scanned.notes()
@@ -205,7 +201,7 @@ def _list(
       f'{kept:,} images of the folder are kept for validation, which '
       'config.eval.every_epochs asks for'
     )
-  return _Found(
+  return Found(
     listed.names,
     np.array(of_class, np.int32)[listed.class_ids],
     splits,
@@ -226,7 +222,7 @@ def _stamps(paths: Sequence[str]) -> np.ndarray:
   return stamps
 
 
-def _from_index(kept: Mapping[str, np.ndarray]) -> _Found | None:
+def _from_index(kept: Mapping[str, np.ndarray]) -> Found | None:
   """What an index has; None if its arrays do not fit together."""
   names = index.names_of(kept)
   class_names, notes = (
@@ -239,12 +235,12 @@ def _from_index(kept: Mapping[str, np.ndarray]) -> _Found | None:
     and index.has_numbers(kept, 'splits', len(names), 0, len(listing.USES))
   ):
     return None
-  return _Found(names, kept['labels'], kept['splits'], class_names, notes)
+  return Found(names, kept['labels'], kept['splits'], class_names, notes)
 
 
 def _list_once(
   root: str, labels_file: str, test_fraction: float, seed: int, index_file: str
-) -> _Found:
+) -> Found:
   """Lists a folder, or reads what an earlier listing of it found."""
   key = {
     'folder': os.path.realpath(root),
@@ -311,6 +307,24 @@ def _load(
   )
 
 
+def find_images(
+  path: str,
+  labels_file: str = _LABELS_FILE,
+  test_fraction: float = 0.0,
+  seed: int = 0,
+  index_file: str = '',
+) -> Found:
+  """Lists all images of a folder; arguments and errors as `folder_source`."""
+  root = _check_arguments(path, test_fraction)
+  found = _list_once(root, labels_file, test_fraction, seed, index_file)
+  if not len(found.names):
+    raise errors.UserError(
+      f'{path} has no images; put files there that end in'
+      f' {", ".join(image_formats.EXTENSIONS)}'
+    )
+  return found
+
+
 def folder_source(
   path: str,
   split: str,
@@ -363,13 +377,12 @@ def folder_source(
     UserError: the folder is missing or has no images, the labels file is wrong,
       or an argument is.
   """
-  root = _check_arguments(path, split, test_fraction)
-  found = _list_once(root, labels_file, test_fraction, seed, index_file)
-  if not len(found.names):
+  if split not in SPLITS:
     raise errors.UserError(
-      f'{path} has no images; put files there that end in'
-      f' {", ".join(image_formats.EXTENSIONS)}'
+      f'{path}: unknown split {split!r}; choose one of {", ".join(SPLITS)}'
     )
+  root = os.path.expanduser(path)
+  found = find_images(path, labels_file, test_fraction, seed, index_file)
   wanted = ('train', listing.UNLABELED) if split == 'pretrain' else (split,)
   rows = np.isin(found.splits, [listing.USES.index(name) for name in wanted])
   rows = np.flatnonzero(rows)

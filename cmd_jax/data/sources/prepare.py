@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cmd_jax.data.sources import download as download_lib
 from cmd_jax.data.sources import tfds_source
 from cmd_jax.devices import stopping
 from cmd_jax.errors import UserError
@@ -47,6 +48,7 @@ def prepare_config(
   dataset: Mapping[str, Any],
   *,
   manual_dir: str | None = None,
+  download: bool = False,
   progress: bool = True,
 ) -> Prepared:
   """Prepares the data set that a config names.
@@ -54,6 +56,7 @@ def prepare_config(
   Args:
     dataset: `config.dataset` of cmd_jax/config/published.py as a dict.
     manual_dir: see `prepare`.
+    download: see `prepare`.
     progress: see `prepare`.
 
   Returns:
@@ -74,6 +77,7 @@ def prepare_config(
     builder_config=dataset['builder_config'] or None,
     data_dir=dataset['data_dir'] or None,
     manual_dir=manual_dir,
+    download=download,
     progress=progress,
   )
 
@@ -84,13 +88,14 @@ def prepare(
   data_dir: str | None = None,
   builder_config: str | None = None,
   manual_dir: str | None = None,
+  download: bool = False,
   progress: bool = True,
 ) -> Prepared:
   """Prepares a data set as ArrayRecord files, unless it is there already.
 
   A set appears in `data_dir` when it is complete. After an interruption the
   same command starts the set anew, without what the interrupted one left;
-  finished downloads are kept and not repeated. Processes may call this at once
+  downloads are kept and gone on with. Processes may call this at once
   under the conditions of `tfds_source`.
 
   Args:
@@ -101,14 +106,16 @@ def prepare(
     builder_config: which of the builder's configs; None for its default.
     manual_dir: folder of the files that were fetched by hand; None for
       `downloads/manual` in `data_dir`.
+    download: whether to fetch what its authors publish and the folder lacks,
+      and let a set of TFDS fetch what it needs. Nothing else ever does.
     progress: whether to show progress bars.
 
   Returns:
     What was prepared.
 
   Raises:
-    UserError: there is no such builder, config or folder, or a file in it is
-      missing, damaged or another than the published one.
+    UserError: there is no such builder, config or folder, a file in it is
+      missing, damaged or another than the published one, or cannot be fetched.
   """
   name, _, config_in_name = name.partition('/')
   config = builder_config or config_in_name or None
@@ -120,6 +127,8 @@ def prepare(
   builder = make()
   if builder.data_path.exists():
     return _describe(builder, is_new=False)
+  if download and builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+    manual_dir = _fetch(builder, manual_dir, progress)
   folder = _check_manual_dir(builder, manual_dir)
   set_name = builder.info.full_name.replace('/', '-')
   try:
@@ -130,13 +139,30 @@ def prepare(
       if is_new:
         _remove_leftovers(builder)
         with stopping.giving_back(lambda: _remove_leftovers(builder)):
-          _download_and_prepare(builder, folder, progress)
+          _prepare_from(builder, folder, download, progress)
   except OSError as e:
     raise UserError(
       f'{builder.info.full_name} could not be prepared in {builder.data_dir}: '
       + tfds_source.one_line(str(e))
     ) from e
   return _describe(builder, is_new=is_new)
+
+
+def _fetch(
+  builder: tfds.core.DatasetBuilder, manual_dir: str | None, progress: bool
+) -> str:
+  """Fetches what the folder of manual files lacks, and gives the folder."""
+  originals = getattr(builder, 'ORIGINALS', ())
+  if not originals:
+    raise UserError(
+      f'--download: {builder.name} is not published where a program can fetch '
+      'it; give as --manual_dir a folder of '
+      + tfds_source.one_line(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)
+    )
+  folder = os.path.expanduser(manual_dir or tfds_source.manual_dir(builder))
+  for original in originals:
+    download_lib.download(original, folder, progress=progress)
+  return folder
 
 
 def _check_manual_dir(
@@ -174,13 +200,16 @@ def _remove_leftovers(builder: tfds.core.DatasetBuilder) -> None:
     shutil.rmtree(path)
 
 
-def _download_and_prepare(
-  builder: tfds.core.DatasetBuilder, manual_dir: str | None, progress: bool
+def _prepare_from(
+  builder: tfds.core.DatasetBuilder,
+  manual_dir: str | None,
+  download: bool,
+  progress: bool,
 ) -> None:
   import tensorflow_datasets as tfds
 
   try:
-    with tfds_source.quiet(progress):
+    with tfds_source.quiet(progress), tfds_source.downloads(builder, download):
       builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(manual_dir=manual_dir),
         file_format='array_record',

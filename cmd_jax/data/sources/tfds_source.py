@@ -185,7 +185,7 @@ def _prepared(
 def _prepare(builder: tfds.core.DatasetBuilder, progress: bool) -> None:
   name = builder.info.full_name
   instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
-  folder = os.path.join(builder.data_dir_root, 'downloads', 'manual')
+  folder = manual_dir(builder)
   if instructions is not None and not (
     os.path.isdir(folder) and os.listdir(folder)
   ):
@@ -196,7 +196,7 @@ def _prepare(builder: tfds.core.DatasetBuilder, progress: bool) -> None:
       'and --manual_dir=FOLDER of the files makes it'
     )
   try:
-    with quiet(progress):
+    with quiet(progress), downloads(builder, allowed=False):
       builder.download_and_prepare(file_format='array_record')
   except ImportError as e:
     raise UserError(
@@ -212,6 +212,44 @@ def _prepare(builder: tfds.core.DatasetBuilder, progress: bool) -> None:
       f'{name} needs files that must be fetched by hand and put into {folder}: '
       + one_line(instructions)
     ) from e
+
+
+def manual_dir(builder: tfds.core.DatasetBuilder) -> str:
+  """Where files fetched by hand are looked for unless told otherwise."""
+  return os.path.join(builder.data_dir_root, 'downloads', 'manual')
+
+
+@contextlib.contextmanager
+def downloads(
+  builder: tfds.core.DatasetBuilder, allowed: bool
+) -> Iterator[None]:
+  """Whether TFDS may fetch files meanwhile, which may be many gigabytes.
+
+  Raises:
+    UserError: it may not, and wants to.
+  """
+  if allowed:
+    yield
+    return
+  from tensorflow_datasets import download
+
+  def refuse(*args, **kwargs):
+    del args, kwargs
+    raise UserError(
+      f'{builder.info.full_name} is not prepared in {builder.data_dir_root}: '
+      '`cmd-jax prepare --download` with this --config fetches it'
+    )
+
+  manager = download.DownloadManager
+  names = ('download', 'download_and_extract', 'download_kaggle_data')
+  before = {name: getattr(manager, name) for name in names}
+  for name in names:
+    setattr(manager, name, refuse)
+  try:
+    yield
+  finally:
+    for name, method in before.items():
+      setattr(manager, name, method)
 
 
 def one_line(text: str) -> str:

@@ -1,9 +1,5 @@
-'use strict';
-
-const DATA = JSON.parse(document.getElementById('data').textContent);
 const PHOTOS = DATA.photos;
 const COUNT = PHOTOS.names.length;
-const SVG = 'http://www.w3.org/2000/svg';
 
 function bytesOf(base64) {
   const text = atob(base64);
@@ -21,27 +17,6 @@ const NEIGHBOURS = {
 };
 const POINTS = new Uint16Array(bytesOf(PHOTOS.map.points).buffer);
 const HAS_LABELS = PHOTOS.labels.some((label) => label >= 0);
-
-const byId = (id) => document.getElementById(id);
-
-function add(node, properties, children) {
-  for (const [name, value] of Object.entries(properties)) {
-    if (name === 'text') node.textContent = value;
-    else if (name === 'class') node.setAttribute('class', value);
-    else if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== false) {
-      node.setAttribute(name, value === true ? '' : value);
-    }
-  }
-  node.append(...children.filter((child) => child !== null));
-  return node;
-}
-
-// File names and classes reach the page only as text nodes and attributes.
-const el = (tag, properties = {}, ...children) =>
-  add(document.createElement(tag), properties, children);
-const svg = (tag, properties = {}, ...children) =>
-  add(document.createElementNS(SVG, tag), properties, children);
 
 const thumbnail = (i) => `data:image/webp;base64,${PHOTOS.thumbnails[i]}`;
 const className = (label) => (label < 0 ? 'no label' : DATA.classes[label]);
@@ -193,13 +168,4 @@ const listeners = [];
 
 function choose(i) {
   for (const listener of listeners) listener(i);
-}
-
-function factList(entries) {
-  const list = el('dl', { class: 'facts' });
-  for (const [name, value] of entries) {
-    if (value === null || value === undefined || value === '') continue;
-    list.append(el('dt', { text: name }), el('dd', { text: value }));
-  }
-  return list;
 }

@@ -1,0 +1,1 @@
+"""Embeddings of images on disk, to be searched again and again."""
