@@ -94,11 +94,11 @@ class Decoded(NamedTuple):
 
 
 def true_size(image: Image.Image | np.ndarray) -> tuple[int, int]:
-  """Gives the size of the original of an image from `open_rgb`.
+  """Gives the size of the original of an image from `image_files.open_rgb`.
 
   Args:
-    image: any image; if `open_rgb` decoded it at a smaller scale, and it was
-      not cropped or resized since, the size before that is meant.
+    image: any image; if `image_files.open_rgb` decoded it at a smaller scale,
+      and it was not cropped or resized since, the size before that is meant.
 
   Returns:
     Height and width in pixels.

@@ -103,8 +103,7 @@ class VisionTransformer(nn.Module):
     hidden_dim: hidden dimension of a block's feed-forward layers.
     ffn: 'mlp', or 'swiglu' of DINOv2's and DINOv3's largest models.
     positions: 'learned' embeddings, or 'rotary' (DINOv3).
-    interpolation: how learned embeddings meet another grid, a key of
-      `positions.INTERPOLATIONS`.
+    interpolation: how they meet another grid, of `positions.INTERPOLATIONS`.
     num_registers: tokens beside the class token that stand for no patch.
     layer_scale: initial value of the layer scale; 0 for none.
     norm_epsilon: epsilon of the layer normalisations.
@@ -112,10 +111,8 @@ class VisionTransformer(nn.Module):
     pool: 'cls' takes the class token as the image embedding (DINO), 'mean'
       the mean of the patch tokens; 'cls' needs `class_token`.
     dtype: dtype of the computation; parameters are float32.
-    remat: what of a block is computed again for its gradient, a key of
-      `layers.REMATS`.
-    class_token: whether there is a class token; without, the attention is what
-      a patch receives, the mean over all queries.
+    remat: what a block computes again for its gradient, of `layers.REMATS`.
+    class_token: without one, attention is what a patch receives on average.
     gelu: of the MLPs, a key of `layers.GELUS`.
     channels: C of the images.
     device: where it is trained, see `make_encoder`.

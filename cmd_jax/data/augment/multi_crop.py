@@ -31,7 +31,6 @@ _CACHE_BYTES = 9 * 2**20
 # The size of global view for which `blur_sigma` is given.
 _BLUR_REFERENCE_PX = 224
 
-
 Augment = Callable[..., Views]
 
 
@@ -327,8 +326,7 @@ def make_eval_view(
 
   Args:
     view_px: side G of the view.
-    crop_fraction: side of the central square as a fraction of the original's
-      shorter side; None takes the whole original, squashed to a square.
+    crop_fraction: side of the central square over the shorter side; None for all.
     mean: mean of the channels, in 0..1.
     std: their standard deviation.
 
