@@ -23,7 +23,7 @@ from benchmarks import record
 from cmd_jax.curation.duplicates import KINDS
 from cmd_jax.curation.findings import Findings, examine
 from cmd_jax.curation.photographs import read_photographs
-from cmd_jax.data.canvas import open_rgb
+from cmd_jax.data.image_files import open_rgb
 from cmd_jax.errors import UserError
 
 

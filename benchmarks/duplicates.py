@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from benchmarks import record
-from cmd_jax.data.canvas import make_canvas, open_rgb
+from cmd_jax.data.canvas import make_canvas
+from cmd_jax.data.image_files import open_rgb
 from cmd_jax.data.inspect import near_duplicates
 
 CANVAS_PX = 96

@@ -26,7 +26,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import record
-from cmd_jax.data.canvas import make_canvas, open_rgb
+from cmd_jax.data.canvas import make_canvas
+from cmd_jax.data.image_files import open_rgb
 from cmd_jax.training import experiment
 from configs import folder
 

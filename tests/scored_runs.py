@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmd_jax.data.canvas import Canvases
+from cmd_jax.data.channels import IMAGENET
 from cmd_jax.devices import sharding
 from cmd_jax.evaluators import Splits, make_evaluators
 from cmd_jax.models import make_encoder
@@ -80,6 +81,7 @@ def make_experiment(
     imported=None,
     start_is_lost=False,
     data=types.SimpleNamespace(
+      statistics=IMAGENET,
       name='birds/train',
       sha256=DATA_SHA256,
       pretrain=splits.train,

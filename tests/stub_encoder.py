@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from cmd_jax.data import canvas
+from cmd_jax.data import canvas, image_files
 
 CANVAS_PX = 64
 
@@ -22,7 +22,7 @@ class StubEncoder:
 
   def make_canvas(self, image):
     if isinstance(image, str | pathlib.Path):
-      image = canvas.open_rgb(image)
+      image = image_files.open_rgb(image)
     elif isinstance(image, np.ndarray):
       image = Image.fromarray(image)
     return canvas.make_canvas(image, CANVAS_PX), canvas.true_size(image)

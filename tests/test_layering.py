@@ -71,7 +71,7 @@ _ALLOWED = {
   },
   'curation': {'api', 'data', 'evaluators', 'export', 'files', 'report'},
   'image_index': {'api', 'data', 'evaluators', 'export', 'files'},
-  'export': {'api', 'convert', 'data', 'evaluators', 'files'},
+  'export': {'api', 'convert', 'data', 'evaluators', 'files', 'models'},
   '__main__': {'cli', 'devices'},
 }
 _EXCEPTIONS = {

@@ -66,12 +66,15 @@ def _command_line(command: str, workdir: str) -> str:
 
 def _train(values: flags.FlagValues) -> int:
   use_compilation_cache(values)
+  if values.profile_steps:
+    values.config.log.profile_steps = values.profile_steps
   return _train_in(values.config, values.workdir)
 
 
 def _train_in(config: ConfigDict, workdir: str | os.PathLike[str]) -> int:
   from cmd_jax.training import loop, run, summary
 
+  run.check_logging(config)
   with run.opened(config, workdir) as opened:
     try:
       results = run.train_in(opened)
@@ -163,6 +166,7 @@ def _export(values: flags.FlagValues) -> None:
     network=network,
     output=values.output,
     format=values.format,
+    dtype=values.dtype,
     attention=values.attention,
     canvases=values.canvases,
     newest=values.newest,
@@ -251,7 +255,7 @@ COMMANDS = {
   'train': Command(
     'Trains an encoder; the same command again goes on where it stopped.',
     _train,
-    ('workdir', *_PROCESSES, *_CACHE),
+    ('workdir', 'profile_steps', *_PROCESSES, *_CACHE),
     is_distributed=True,
   ),
   'evaluate': Command(
@@ -283,9 +287,9 @@ COMMANDS = {
     config='optional',
   ),
   'export': Command(
-    'Writes an encoder for timm, as StableHLO or as ONNX.',
+    'Writes an encoder for timm or transformers, as StableHLO or as ONNX.',
     _export,
-    (*_TRAINED, 'output', 'format', 'attention', 'canvases', *_CACHE),
+    (*_TRAINED, 'output', 'format', 'dtype', 'attention', 'canvases', *_CACHE),
     config='optional',
     workdir='optional',
     needs_trained=True,

@@ -36,6 +36,7 @@ OPTIONS = {
     str, None, 'Folder of images, or a file that `embed` has written.'
   ),
   'output': Option(str, None, 'What to write.'),
+  'profile_steps': Option(str, None, 'Steps to trace, as 10:15: docs/runs.md.'),
   'manual_dir': Option(
     str, None, 'Folder of the files fetched by hand: docs/datasets.md.'
   ),
@@ -44,8 +45,11 @@ OPTIONS = {
   ),
   'report_images': Option(int, 5000, 'Photographs on the page at most.'),
   'format': Option(
-    ('safetensors', 'stablehlo', 'onnx'), 'safetensors', 'Kind of file.'
+    ('safetensors', 'stablehlo', 'onnx', 'transformers'),
+    'safetensors',
+    'Kind of file; of transformers a folder.',
   ),
+  'dtype': Option(('float32', 'float16'), 'float32', 'Of --format=onnx.'),
   'attention': Option(
     bool, False, 'Writes the attention too, beside the embedding.'
   ),

@@ -96,6 +96,7 @@ def lower_step(
   )
   batch = batch_like(
     config.canvas_px,
+    channels=config.model.get('channels', 3),
     batch_size=config.batch_size,
     mesh=mesh,
     with_parts=plan is not None,

@@ -17,6 +17,7 @@ def check_config(config: ConfigDict) -> None:
     UserError: the field, its value and what it may be.
   """
   check_fields(config.to_dict())
+  _check_channels(config)
   for protocol in config.eval.protocols:
     check_protocol(protocol)
   _check_sizes(config)
@@ -37,6 +38,19 @@ def check_config(config: ConfigDict) -> None:
       f'config.checkpoint.patience is {config.checkpoint.patience}, but no '
       'score says what is better: name one by config.checkpoint.keep_best, or '
       'set 0'
+    )
+
+
+def _check_channels(config: ConfigDict) -> None:
+  """Refuses what is made for photographs alone."""
+  channels = config.model.get('channels', 3)
+  if channels == 3:
+    return
+  name = config.method.name
+  if 'parts' in config or 'teacher' in config.method:
+    raise UserError(
+      f'config.model.channels is {channels}, and method={name} is for '
+      'photographs, of 3 channels: use another method, such as method=cmd'
     )
 
 

@@ -166,6 +166,7 @@ def model_fields(name: str) -> ConfigDict:
         name='resnet',
         variant='50',
         width_ratio=1.0,
+        channels=3,
         dtype='bfloat16',
         remat='none',
       )
@@ -227,6 +228,7 @@ def model_fields(name: str) -> ConfigDict:
       # False and 'tanh' for some weights of others (docs/weights.md).
       class_token=True,
       gelu='exact',
+      channels=3,
       dtype='bfloat16',
       remat='none',
     )

@@ -51,8 +51,11 @@ PHOTOGRAPHS = dict(
 )
 
 # Of published EfficientNet-Lite weights. The batches are too small and the
-# views too unlike photographs to renew their statistics.
-_EFFICIENTNET = dict(variant='lite0', batch_statistics='frozen')
+# views too unlike photographs to renew their statistics. Tokens are made by the
+# blocks that are trained, or what is asked of patches would train heads alone.
+_EFFICIENTNET = dict(
+  variant='lite0', batch_statistics='frozen', tokens='stride32'
+)
 _LAST_BLOCKS = 5
 
 

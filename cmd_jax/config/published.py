@@ -133,7 +133,9 @@ def published(argument: vocabulary.Argument) -> ConfigDict:
     # data.pipeline.stream.streamed_batches; 0 workers decode in threads.
     stream=dict(num_workers=0, ahead=2),
     # A short run logs at least twenty times.
-    log=dict(every_steps=50),
+    # trackers names wandb, mlflow and trackio, separated by commas;
+    # profile_steps, such as '10:15', is what --profile_steps sets.
+    log=dict(every_steps=50, trackers='', project='cmd_jax', profile_steps=''),
     # keep_best names a score of cmd_jax.evaluators.validation; patience is
     # after how many evaluations without a better one the run ends, 0 for never.
     checkpoint=dict(every_steps=500, keep=3, keep_best='', patience=0),

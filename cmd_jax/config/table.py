@@ -197,6 +197,13 @@ FIELDS: dict[str, Field] = {
   ),
   'model.pool': _choice('Image embedding of a ViT.', 'cls', 'mean'),
   'model.class_token': _switch('Whether a ViT has a class token.'),
+  'model.channels': Field(
+    int,
+    'Channels of the images that a ViT or ResNet takes; other than 3 are kept '
+    'in 16 bits: docs/datasets.md.',
+    least=1,
+    most=64,
+  ),
   'model.gelu': _choice(
     "Of a ViT's MLPs; tanh approximates it, as in Google's weights.",
     'exact',
@@ -393,6 +400,14 @@ FIELDS: dict[str, Field] = {
     'Steps from one line of metrics to the next; fewer where a run would have '
     'less than twenty lines.',
     1,
+  ),
+  'log.trackers': _text(
+    'Experiment trackers, separated by commas: wandb, mlflow, trackio; each '
+    'needs the extra of its name.'
+  ),
+  'log.project': _text('Project of the trackers, or experiment of MLflow.'),
+  'log.profile_steps': _text(
+    'First and last step that the profiler traces, as 10:15; empty for none.'
   ),
   'checkpoint.every_steps': _count('Steps between checkpoints.', 1),
   'checkpoint.keep': _count('Checkpoints kept.', 1),

@@ -11,6 +11,7 @@ import numpy as np
 from cmd_jax.api import Encoder
 from cmd_jax.curation.crops import make_greys
 from cmd_jax.data.canvas import Skipped
+from cmd_jax.data.channels import as_pictures
 from cmd_jax.data.inspect import near_duplicates
 from cmd_jax.data.inspect.near_duplicates import Prints
 from cmd_jax.data.sources.given_labels import Labels, read_labels
@@ -58,7 +59,7 @@ def _describe(canvases: np.ndarray) -> tuple[Prints, Prints, np.ndarray]:
     near_duplicates.make_prints(images, progress=False)
     for images in (canvases, canvases[:, :, ::-1])
   )
-  return prints, mirrored, make_greys(canvases)
+  return prints, mirrored, make_greys(as_pictures(canvases))
 
 
 def read_photographs(

@@ -7,13 +7,14 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tqdm
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from cmd_jax import errors
+from cmd_jax.data import channels as channels_lib
 from cmd_jax.data import decode
 from cmd_jax.data.inspect import kinds as kinds_lib
 from cmd_jax.data.sources import base as source_lib
@@ -40,7 +41,8 @@ class Canvases(NamedTuple):
 
   Attributes:
     name: name of the data set and split, for messages.
-    images: [N, R, R, 3] uint8 RGB images, squashed to a square.
+    images: [N, R, R, 3] uint8 RGB images, squashed to a square; of another
+      number of channels [N, R, R, C] uint16.
     sizes: [N, 2] int32 height and width of the originals in pixels.
     labels: [N] int32 index into `class_names`, `UNLABELLED` where unknown.
     file_names: [N] name of every example, in the order of the source.
@@ -75,7 +77,7 @@ class Decoded(NamedTuple):
   """An example on its canvas.
 
   Attributes:
-    canvas: [R, R, 3] uint8.
+    canvas: [R, R, 3] uint8, or [R, R, C] uint16.
     size: height and width of the original in pixels.
     part_ids: [R, R] uint8; None if the source has none.
     box: [4] float32, see `Canvases`; None if the source has none.
@@ -91,78 +93,37 @@ class Decoded(NamedTuple):
   value_range: tuple[int, int, int] = (0, 0, 0)
 
 
-def open_rgb(
-  path_or_file: str | os.PathLike[str] | IO[bytes],
-  *,
-  min_px: int = 0,
-  grey16_white: int = kinds_lib.TOP,
-) -> Image.Image:
-  """Opens an image file upright and in RGB, whatever its mode.
-
-  Grayscale is repeated, transparency is composited on white, 16 bits are scaled
-  to 8, and an animation shows its first frame. Safe to call from threads.
+def true_size(image: Image.Image | np.ndarray) -> tuple[int, int]:
+  """Gives the size of the original of an image from `image_files.open_rgb`.
 
   Args:
-    path_or_file: path, or binary file object, of one of `decode.formats`.
-    min_px: if positive, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size,
-      much faster, as long as its shorter side keeps this many pixels.
-      `true_size` gives the size of the original all the same.
-    grey16_white: value that is white in grey files of 16 bits, such as 4095
-      where they hold 12 bits; a larger one is a ValueError. Colours of 16 bits
-      are not scaled by it: Pillow keeps their upper eight bits alone.
-
-  Returns:
-    An RGB image with its pixels loaded.
-
-  Raises:
-    OSError: the file is missing, damaged, truncated, or not an image.
-    ValueError: it is too large to be decoded safely, or its pixels have a range
-      with no meaning as an image.
-  """
-  if isinstance(path_or_file, str | os.PathLike):
-    safe_read.check_regular(path_or_file)
-  with decode.quiet_pillow:
-    try:
-      with Image.open(path_or_file, formats=decode.formats()) as image:
-        return decode.upright_rgb(image, min_px, grey16_white)
-    except UnidentifiedImageError as error:
-      raise OSError('not an image, or of an unknown format') from error
-    except Image.DecompressionBombError as error:
-      raise ValueError(f'too many pixels to decode safely: {error}') from error
-    except (OSError, ValueError, MemoryError):
-      raise
-    except Exception as error:
-      # Pillow's readers raise nearly anything when bytes are damaged.
-      reason = safe_read.one_line(error) or type(error).__name__
-      raise OSError(f'damaged file: {reason}') from error
-
-
-def true_size(image: Image.Image) -> tuple[int, int]:
-  """Gives the size of the original of an image from `open_rgb`.
-
-  Args:
-    image: any image; if `open_rgb` decoded it at a smaller scale, and it was
-      not cropped or resized since, the size before that is meant.
+    image: any image; if `image_files.open_rgb` decoded it at a smaller scale,
+      and it was not cropped or resized since, the size before that is meant.
 
   Returns:
     Height and width in pixels.
   """
+  if isinstance(image, np.ndarray):
+    return image.shape[:2]
   decoded_size, full_size = image.info.get(decode.FULL_SIZE, (None, None))
   if decoded_size == image.size:
     return full_size
   return image.height, image.width
 
 
-def make_canvas(image: Image.Image, canvas_px: int) -> np.ndarray:
+def make_canvas(image: Image.Image | np.ndarray, canvas_px: int) -> np.ndarray:
   """Squashes an image to a square, antialiased (bicubic).
 
   Args:
-    image: image of any size; converted to RGB if it is not.
+    image: image of any size; converted to RGB if it is not. Or [H, W, C]
+      uint16.
     canvas_px: side R of the canvas in pixels.
 
   Returns:
-    [R, R, 3] uint8 canvas.
+    [R, R, 3] uint8 canvas, or [R, R, C] uint16.
   """
+  if isinstance(image, np.ndarray):
+    return channels_lib.squash(image, canvas_px, _REDUCING_GAP)
   resized = decode.to_rgb(image).resize(
     (canvas_px, canvas_px),
     Image.Resampling.BICUBIC,
@@ -205,9 +166,13 @@ def decode_example(
     part_ids = example.part_ids
     if part_ids is not None:
       part_ids = _make_part_canvas(part_ids, size, canvas_px)
-    kinds = kinds_lib.noted_kinds(example.image)
-    value_range = kinds_lib.noted_range(example.image)
-    return Decoded(canvas, size, part_ids, example.box, kinds, value_range)
+    decoded = Decoded(canvas, size, part_ids, example.box)
+    if isinstance(example.image, Image.Image):
+      decoded = decoded._replace(
+        kinds=kinds_lib.noted_kinds(example.image),
+        value_range=kinds_lib.noted_range(example.image),
+      )
+    return decoded
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or str(error)
     reason = safe_read.one_line(reason) or type(error).__name__
@@ -251,10 +216,12 @@ def _decode_all(
     pool.shutdown(cancel_futures=True)
 
 
-def _allocate(source: source_lib.Source, *shape: int) -> np.ndarray:
+def _allocate(
+  source: source_lib.Source, *shape: int, dtype: type = np.uint8
+) -> np.ndarray:
   shape = (len(source.file_names), *shape)
   try:
-    return np.empty(shape, np.uint8)
+    return np.empty(shape, dtype)
   except MemoryError as error:
     raise errors.UserError(
       f'{source.name}: no memory for {np.prod(shape, dtype=float) / 1e9:.1f} GB'
@@ -304,7 +271,9 @@ def make_canvases(
     raise errors.UserError(
       f'{source.name}: canvas_px is {canvas_px}; set it to at least 1 pixel'
     )
-  images = _allocate(source, canvas_px, canvas_px, 3)
+  channels = source.channels
+  dtype = channels_lib.dtype_of(channels)
+  images = _allocate(source, canvas_px, canvas_px, channels, dtype=dtype)
   part_ids = None
   decoded: list[Decoded] = []
   kept: list[int] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import warnings
 
@@ -12,13 +11,6 @@ from PIL import ExifTags, Image
 from cmd_jax.data.inspect import kinds as kinds_lib
 
 FULL_SIZE = 'cmd_jax.full_size'
-# Those of photographs. Pillow opens others too, for some of which it starts
-# programs: Ghostscript for PostScript, whatever the file is called.
-_FORMATS = (
-  *('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'DIB', 'TIFF', 'PPM'),
-  *('AVIF', 'JPEG2000'),
-)
-_USUAL = ('.jpg', '.png', '.tif', '.ppm', '.jp2')
 # Beyond it a row or a column takes more memory than its pixels.
 _MAX_SIDE_PX = 2**16
 _UPRIGHT = {
@@ -30,34 +22,6 @@ _UPRIGHT = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
-
-
-@functools.cache
-def formats() -> tuple[str, ...]:
-  """The formats that are opened, as far as this Pillow knows them."""
-  Image.init()
-  return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-@functools.cache
-def extensions() -> tuple[str, ...]:
-  """The endings of names of the formats that are opened, in lower case.
-
-  Those of one format are together, in the order of `formats`: the usual formats
-  of photographs come first.
-  """
-  known = {'.mpo': 'JPEG'}
-  for extension, name in Image.registered_extensions().items():
-    known.setdefault(extension.lower(), name)
-  # Beginning with the extension that is meant by most: .jpg, not .jfif.
-  return tuple(
-    extension
-    for name in formats()
-    for extension in sorted(
-      (e for e, of in known.items() if of == name),
-      key=lambda e: (e not in _USUAL, e),
-    )
-  )
 
 
 class _QuietPillow:
@@ -106,7 +70,7 @@ def to_rgb(
 
   Args:
     image: of any mode.
-    grey16_white: see `canvas.open_rgb`.
+    grey16_white: see `image_files.open_rgb`.
 
   Raises:
     ValueError: more than 8 bits whose range has no meaning as an image.
@@ -138,7 +102,7 @@ def upright_rgb(
     min_px: if positive, a JPEG may be decoded at a smaller scale, and the
       result's info tells under `FULL_SIZE` the size decoded and, as height and
       width, that of the original.
-    grey16_white: see `canvas.open_rgb`.
+    grey16_white: see `image_files.open_rgb`.
 
   Raises:
     ValueError: more pixels on a side than is safe.

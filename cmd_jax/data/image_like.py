@@ -22,13 +22,21 @@ def as_list(images: ImageLike | Iterable[ImageLike]) -> Sequence[ImageLike]:
   return list(images)
 
 
-def from_array(image: Any) -> Image.Image:
-  """An image of [H, W, 3] uint8.
+def from_array(image: Any, channels: int = 3) -> Image.Image | np.ndarray:
+  """An image of [H, W, 3] uint8; of other channels [H, W, C] uint16 itself.
 
   Raises:
     ValueError: another shape or dtype, or no pixels.
   """
   array = np.asarray(image)
+  if channels != 3:
+    wanted = array.dtype == np.uint16 and array.shape[2:] == (channels,)
+    if not wanted or not array.size:
+      raise ValueError(
+        f'{array.dtype} {list(array.shape)} is no image: give '
+        f'[H, W, {channels}] uint16 with white 65535, or a path'
+      )
+    return array
   if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
     raise ValueError(
       f'{array.dtype} {list(array.shape)} is no image: give [H, W, 3] uint8, a '

@@ -96,7 +96,7 @@ def extract(
     total=count, desc='encode', unit='image', disable=not progress, delay=2
   ) as bar:
     for start in range(0, count, batch_size):
-      canvases = np.asarray(images[start : start + batch_size], np.uint8)
+      canvases = np.asarray(images[start : start + batch_size])
       kept = len(canvases)
       block = encode(
         _fill_up(canvases, batch_size),

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.canvas import Canvases
+from cmd_jax.data.channels import IMAGENET, Statistics
 from cmd_jax.devices import sharding
 from cmd_jax.evaluators.feature_cache import FeatureCache, hash_canvases
 from cmd_jax.evaluators.features import Features, extract
@@ -77,6 +78,7 @@ class FrozenNetwork:
     mil: nn.Module | None = None,
     mil_params: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
+    statistics: Statistics = IMAGENET,
   ):
     """Puts the variables on the devices.
 
@@ -91,6 +93,7 @@ class FrozenNetwork:
       mil: multi-instance attention over its tokens.
       mil_params: parameters of `mil`; without them there is no attention.
       mesh: the devices; None for all.
+      statistics: by which views are normalised.
 
     Raises:
       UserError: the view's size is wrong.
@@ -105,7 +108,8 @@ class FrozenNetwork:
     self._variables = jax.device_put(self._variables, whole)
     self.batch_size = self._shared_out(batch_size)
     self._view_px, self._crop_fraction = view_px, crop_fraction
-    self._view = _make_view(view_px, crop_fraction)
+    self._statistics = statistics
+    self._view = self._make_view(view_px, crop_fraction)
     self._programs: dict[Any, Callable] = {}
     self._remembered: dict[Any, tuple[Canvases, Any]] = {}
     self._cache: FeatureCache | None = None
@@ -287,7 +291,7 @@ class FrozenNetwork:
     **options: Any,
   ) -> np.ndarray:
     """As `_extract`, once, of the whole images."""
-    view = _make_view(view_px or self._view_px, None)
+    view = self._make_view(view_px or self._view_px, None)
     return self._once(
       split,
       name,
@@ -356,6 +360,9 @@ class FrozenNetwork:
     # Whole batches alone can be shared out evenly.
     return -(-batch_size // self._mesh.size) * self._mesh.size
 
-
-def _make_view(view_px: int, crop_fraction: float | None) -> Callable:
-  return multi_crop.make_eval_view(view_px=view_px, crop_fraction=crop_fraction)
+  def _make_view(self, view_px: int, crop_fraction: float | None) -> Callable:
+    return multi_crop.make_eval_view(
+      view_px=view_px,
+      crop_fraction=crop_fraction,
+      **self._statistics._asdict(),
+    )

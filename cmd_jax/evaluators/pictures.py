@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from cmd_jax.data.channels import as_pictures
 from cmd_jax.evaluators.base import Splits
 from cmd_jax.evaluators.features import Features
 from cmd_jax.evaluators.frozen_network import FrozenNetwork
@@ -121,13 +122,14 @@ def save_neighbours(
 
   Args:
     path: PNG file to write.
-    queries: [Q, R, R, 3] uint8.
+    queries: [Q, R, R, 3] uint8, or [Q, R, R, C] uint16.
     query_features: of the queries.
-    gallery: [N, R, R, 3] uint8.
+    gallery: [N, R, R, 3] uint8, likewise.
     gallery_features: of the gallery.
     attention: [Q, patches] of the queries.
     num_neighbours: neighbours shown, at most N.
   """
+  queries, gallery = map(as_pictures, (queries, gallery))
   nearest, _ = find_nearest(
     query_features.vectors, gallery_features.vectors, num_neighbours
   )

@@ -13,9 +13,9 @@ import numpy as np
 import tqdm
 
 from cmd_jax.api import Encoder
+from cmd_jax.data import image_formats
 from cmd_jax.data.canvas import Skipped
 from cmd_jax.data.sources import not_photographs
-from cmd_jax.data.sources.folder import IMAGE_EXTENSIONS
 from cmd_jax.errors import UserError
 from cmd_jax.files import safe_read
 
@@ -78,7 +78,8 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
     found += [
       os.path.relpath(os.path.join(place, name), root).replace(os.sep, '/')
       for name in files
-      if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith('.')
+      if name.lower().endswith(image_formats.EXTENSIONS)
+      and not name.startswith('.')
     ]
   for note in (
     *not_photographs.note_on(not_photographs.WORKDIRS, workdirs),
@@ -88,7 +89,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
   if not found:
     raise UserError(
       f'{root} has no images; put files there that end in '
-      f'{", ".join(IMAGE_EXTENSIONS)}'
+      f'{", ".join(image_formats.EXTENSIONS)}'
     )
   return sorted(found)
 

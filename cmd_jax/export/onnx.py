@@ -198,21 +198,27 @@ def _to_model(
   return model
 
 
-def to_onnx(encoder: Encoder, *, attention: bool = False) -> onnx.ModelProto:
+def to_onnx(
+  encoder: Encoder, *, attention: bool = False, dtype: str = 'float32'
+) -> onnx.ModelProto:
   """Converts an encoder, weights and all, for batches of any size.
 
-  It takes views [B, 3, H, W] float32, normalised, and computes in float32.
+  It takes views [B, 3, H, W] float32, normalised, and gives float32.
 
   Args:
     encoder: the encoder.
     attention: see `function.make_function`.
+    dtype: of the computation, 'float32' or 'float16'; in the latter norms,
+      softmaxes and sums stay float32, and the file has half the size.
 
   Raises:
-    UserError: attention is wanted of a network that has none, or as
-      `function_to_onnx`.
+    UserError: attention is wanted of a network that has none, weights that are
+      too large for float16, or as `function_to_onnx`.
   """
+  if dtype == 'float16':
+    _check_float16(encoder)
   function, variables = make_function(
-    encoder, attention=attention, dtype=jnp.float32
+    encoder, attention=attention, dtype=jnp.dtype(dtype)
   )
 
   def encode(variables, images):
@@ -224,7 +230,21 @@ def to_onnx(encoder: Encoder, *, attention: bool = False) -> onnx.ModelProto:
     outputs.append(PROBABILITIES)
   if attention:
     outputs.append(ATTENTION)
-  return function_to_onnx(encode, variables, (3, side, side), tuple(outputs))
+  shape = (encoder.preprocessing.get('channels', 3), side, side)
+  return function_to_onnx(encode, variables, shape, tuple(outputs))
+
+
+def _check_float16(encoder: Encoder) -> None:
+  """Refuses weights that would become infinite."""
+  largest = max(
+    float(np.abs(x).max(initial=0.0))
+    for x in jax.tree.leaves(jax.device_get(encoder.variables))
+  )
+  if largest > float(np.finfo(np.float16).max):
+    raise UserError(
+      f'{encoder.source} has weights of up to {largest:.3g}, and float16 ends '
+      'at 65504: leave out --dtype'
+    )
 
 
 def describe_onnx(model: onnx.ModelProto) -> dict[str, Any]:

@@ -15,6 +15,11 @@ _CANVAS = (
   'turn it upright and to RGB, and squash all of it to canvas_px x canvas_px '
   "with Pillow's resize, BICUBIC and with a reducing_gap of 3."
 )
+_DEEP_CANVAS = (
+  'Decode the image, turn it upright, scale its channels such that white is '
+  '65535, and squash all of it to canvas_px x canvas_px, channel by channel '
+  "with Pillow's resize of mode F, BICUBIC and with a reducing_gap of 3."
+)
 _CROP = (
   'Of the canvas take the centre that shows the central square of the image, '
   "whose side is crop_fraction of the image's shorter side."
@@ -35,11 +40,13 @@ def describe_preprocessing(
     canvases: the exported function takes canvases and makes the views itself.
   """
   fields = encoder.preprocessing
-  steps = [_CANVAS]
+  is_photograph = 'channels' not in fields
+  steps = [_CANVAS if is_photograph else _DEEP_CANVAS]
   if not canvases:
     steps += [_CROP] if fields['crop_fraction'] else []
-    steps.append(_VIEW)
-  return fields | {'colours': 'RGB', 'interpolation': 'bicubic', 'steps': steps}
+    steps.append(_VIEW if is_photograph else _VIEW.replace('255', '65535'))
+  colours = {'colours': 'RGB'} if is_photograph else {}
+  return fields | colours | {'interpolation': 'bicubic', 'steps': steps}
 
 
 def describe(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cmd_jax.data import canvas
+from cmd_jax.data import canvas, image_files
 from cmd_jax.errors import UserError, missing_extra
 from cmd_jax.evaluators.features import centred, unit_rows
 from cmd_jax.evaluators.nearest import Nearest, find_nearest
@@ -179,7 +179,7 @@ def save_results(
 def _cell(path: pathlib.Path, title: str) -> Image.Image:
   cell = Image.new('RGB', (_CELL_PX, _CELL_PX + _TEXT_PX), 'white')
   try:
-    image = canvas.open_rgb(path, min_px=_CELL_PX)
+    image = image_files.open_rgb(path, min_px=_CELL_PX)
     image.thumbnail((_CELL_PX - 4, _CELL_PX - 4))
     left, top = (_CELL_PX - side for side in image.size)
     cell.paste(image, (left // 2, top // 2))

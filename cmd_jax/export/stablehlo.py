@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from cmd_jax.api import Encoder
 from cmd_jax.data.augment.multi_crop import make_eval_view
+from cmd_jax.data.channels import dtype_of
 from cmd_jax.export.function import make_function
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -34,11 +35,14 @@ def to_stablehlo(
   """
   function, variables = make_function(encoder, attention=attention)
   preprocessing = encoder.preprocessing
+  channels = preprocessing.get('channels', 3)
   (batch,) = jax.export.symbolic_shape('batch')
   if canvases:
     view = make_eval_view(
       view_px=preprocessing['view_px'],
       crop_fraction=preprocessing['crop_fraction'],
+      mean=tuple(preprocessing['mean']),
+      std=tuple(preprocessing['std']),
     )
     one_view = jax.vmap(lambda canvas, size: view(canvas[None], size[None])[0])
 
@@ -47,7 +51,7 @@ def to_stablehlo(
 
     side = preprocessing['canvas_px']
     arguments = (
-      jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8),
+      jax.ShapeDtypeStruct((batch, side, side, channels), dtype_of(channels)),
       jax.ShapeDtypeStruct((batch, 2), jnp.int32),
     )
   else:
@@ -56,7 +60,8 @@ def to_stablehlo(
       return function(variables, images)
 
     side = preprocessing['view_px']
-    arguments = (jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32),)
+    shape = (batch, side, side, channels)
+    arguments = (jax.ShapeDtypeStruct(shape, jnp.float32),)
   return jax.export.export(jax.jit(encode), platforms=PLATFORMS)(*arguments)
 
 

@@ -37,7 +37,7 @@ from cmd_jax.methods.networks import (
   make_networks,
 )
 from cmd_jax.models import partial
-from cmd_jax.models.layers import Dense
+from cmd_jax.models.layers import Dense, images_like
 
 # Salt of the keys of mixup; those of stochastic depth are salted by 0.
 _MIX_UP = 1
@@ -79,7 +79,7 @@ class FineTune:
     rngs = jax.random.split(rng)
     image_px = self.setting.image_px
     params, stats = init_networks(self.networks, rngs[0], image_px)
-    image = jnp.zeros((1, image_px, image_px, 3))
+    image = jnp.zeros(images_like(self.networks.encoder, image_px).shape)
     output, _ = jax.eval_shape(
       self.networks.encoder.init_with_output, rngs[0], image
     )

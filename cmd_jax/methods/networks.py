@@ -14,7 +14,7 @@ from flax import linen as nn
 from cmd_jax.methods.base import Params, Setting
 from cmd_jax.models import partial
 from cmd_jax.models.heads import PrototypeHead, PrototypeWeights
-from cmd_jax.models.layers import EncoderOutput
+from cmd_jax.models.layers import EncoderOutput, images_like
 
 # Running batch statistics by module.
 Stats = Mapping[str, Any]
@@ -47,7 +47,7 @@ class Networks(NamedTuple):
     """Whether what the encoder says of an image depends on its batch."""
     if getattr(self.encoder, 'batch_statistics', '') == 'frozen':
       return False
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    image = images_like(self.encoder, 64)
     variables = jax.eval_shape(self.encoder.init, jax.random.key(0), image)
     return 'batch_stats' in variables
 
@@ -124,7 +124,7 @@ def init_networks(
   """Initial parameters and batch statistics, an entry for each module."""
   names = ('encoder', 'image_head', 'region_head', 'mil')
   rngs = dict(zip(names, jax.random.split(rng, len(names)), strict=True))
-  image = jnp.zeros((1, image_px, image_px, 3))
+  image = jnp.zeros(images_like(networks.encoder, image_px).shape)
   variables = {'encoder': networks.encoder.init(rngs['encoder'], image)}
   output = jax.eval_shape(networks.encoder.apply, variables['encoder'], image)
   for name, like in (

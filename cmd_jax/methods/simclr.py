@@ -35,6 +35,7 @@ from cmd_jax.methods.networks import (
 )
 from cmd_jax.models import partial
 from cmd_jax.models.heads import l2_normalise
+from cmd_jax.models.layers import images_like
 from cmd_jax.models.mlp_heads import MlpHead, make_mlp_head
 
 
@@ -69,7 +70,7 @@ class SimClr:
     rngs = jax.random.split(rng)
     image_px = self.setting.image_px
     params, stats = init_networks(self.networks, rngs[0], image_px)
-    image = jnp.zeros((1, image_px, image_px, 3))
+    image = jnp.zeros(images_like(self.networks.encoder, image_px).shape)
     output, _ = jax.eval_shape(
       self.networks.encoder.init_with_output, rngs[0], image
     )

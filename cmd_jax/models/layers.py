@@ -59,6 +59,17 @@ def check_drop_path_rate(rate: float) -> None:
     )
 
 
+def images_like(encoder: nn.Module, side_px: int) -> jax.ShapeDtypeStruct:
+  """One image that an encoder takes, [1, H, H, C], for its shapes.
+
+  Args:
+    encoder: the encoder; one without the field `channels` takes three.
+    side_px: H.
+  """
+  shape = (1, side_px, side_px, getattr(encoder, 'channels', 3))
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
 def wide(dtype: jnp.dtype) -> jnp.dtype:
   """The dtype of norms, softmaxes and sums: at least float32."""
   return jnp.promote_types(dtype, jnp.float32)

@@ -108,6 +108,7 @@ class ResNet(nn.Module):
     axis_name: axis over which the batch is spread, None if it is global.
     remat: what of a block is computed again for its gradient, a key of
       `layers.REMATS`.
+    channels: C of the images.
   """
 
   bottleneck: bool
@@ -117,6 +118,7 @@ class ResNet(nn.Module):
   dtype: jnp.dtype = jnp.float32
   axis_name: str | None = None
   remat: str = 'none'
+  channels: int = 3
 
   @property
   def depth(self) -> int:
@@ -219,6 +221,7 @@ def make_resnet(
   dtype: str = 'float32',
   remat: str = 'none',
   axis_name: str | None = None,
+  channels: int = 3,
 ) -> ResNet:
   """Builds a ResNet from a preset.
 
@@ -229,6 +232,7 @@ def make_resnet(
     dtype: dtype of the computation, 'float32' or 'bfloat16'.
     remat: key of `layers.REMATS`; convolutions are no products to 'dots'.
     axis_name: axis over which the batch is spread, None if it is global.
+    channels: C of the images.
 
   Raises:
     UserError: an unknown choice, or a width that leaves no channel.
@@ -236,12 +240,12 @@ def make_resnet(
   check_choice('variant', variant, VARIANTS)
   check_choice('dtype', dtype, DTYPES)
   check_choice('remat', remat, REMATS)
-  bottleneck, stage_sizes, channels = VARIANTS[variant]
-  base_channels = int(channels * width_ratio)
+  bottleneck, stage_sizes, width = VARIANTS[variant]
+  base_channels = int(width * width_ratio)
   if base_channels < 1:
     raise UserError(
       f'config.model.width_ratio is {width_ratio}, which leaves no channel of '
-      f'the {channels} of variant {variant}: use at least 1/{channels}'
+      f'the {width} of variant {variant}: use at least 1/{width}'
     )
   return ResNet(
     bottleneck=bottleneck,
@@ -250,4 +254,5 @@ def make_resnet(
     dtype=DTYPES[dtype],
     axis_name=axis_name,
     remat=remat,
+    channels=channels,
   )

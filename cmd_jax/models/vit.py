@@ -103,8 +103,7 @@ class VisionTransformer(nn.Module):
     hidden_dim: hidden dimension of a block's feed-forward layers.
     ffn: 'mlp', or 'swiglu' of DINOv2's and DINOv3's largest models.
     positions: 'learned' embeddings, or 'rotary' (DINOv3).
-    interpolation: how learned embeddings meet another grid, a key of
-      `positions.INTERPOLATIONS`.
+    interpolation: how they meet another grid, of `positions.INTERPOLATIONS`.
     num_registers: tokens beside the class token that stand for no patch.
     layer_scale: initial value of the layer scale; 0 for none.
     norm_epsilon: epsilon of the layer normalisations.
@@ -112,11 +111,10 @@ class VisionTransformer(nn.Module):
     pool: 'cls' takes the class token as the image embedding (DINO), 'mean'
       the mean of the patch tokens; 'cls' needs `class_token`.
     dtype: dtype of the computation; parameters are float32.
-    remat: what of a block is computed again for its gradient, a key of
-      `layers.REMATS`.
-    class_token: whether there is a class token; without, the attention is what
-      a patch receives, the mean over all queries.
+    remat: what a block computes again for its gradient, of `layers.REMATS`.
+    class_token: without one, attention is what a patch receives on average.
     gelu: of the MLPs, a key of `layers.GELUS`.
+    channels: C of the images.
     device: where it is trained, see `make_encoder`.
   """
 
@@ -139,6 +137,7 @@ class VisionTransformer(nn.Module):
   remat: str = 'none'
   class_token: bool = True
   gelu: str = 'exact'
+  channels: int = 3
   device: jax.Device | None = None
 
   @property
@@ -165,11 +164,11 @@ class VisionTransformer(nn.Module):
     return rows, columns
 
   def _patches(self, images: jax.Array, rows: int, columns: int) -> jax.Array:
-    """[B, H, W, 3] -> [B, N, patch_px^2 3], row by row."""
+    """[B, H, W, C] -> [B, N, patch_px^2 C], row by row."""
     batch, patch_px = len(images), self.patch_px
     if self.patch_stride_px == patch_px:
       x = images[:, : rows * patch_px, : columns * patch_px]
-      x = x.reshape(batch, rows, patch_px, columns, patch_px, 3)
+      x = x.reshape(batch, rows, patch_px, columns, patch_px, -1)
     else:
       x = images
       for axis, count in ((1, rows), (3, columns)):
@@ -319,6 +318,7 @@ def make_vit(
   remat: str = 'none',
   class_token: bool = True,
   gelu: str = 'exact',
+  channels: int = 3,
 ) -> VisionTransformer:
   """Builds a ViT from a preset; width, depth and num_heads override it.
 
@@ -396,4 +396,5 @@ def make_vit(
     remat=remat,
     class_token=class_token,
     gelu=gelu,
+    channels=channels,
   )

@@ -14,6 +14,7 @@ import tqdm
 from PIL import Image
 
 from cmd_jax.data.canvas import Canvases
+from cmd_jax.data.channels import as_pictures
 from cmd_jax.parts.sheet import part_colours
 
 # A thumbnail's longer side; at 160 px a photograph takes some 4 kB as WebP.
@@ -107,7 +108,7 @@ def make_thumbnail(canvas: np.ndarray, size: Sequence[int]) -> bytes:
   """A small picture in the shape of the original.
 
   Args:
-    canvas: [R, R, 3] uint8, squashed to a square.
+    canvas: [R, R, 3] uint8, or [R, R, C] uint16, squashed to a square.
     size: height and width of the original.
 
   Returns:
@@ -118,9 +119,9 @@ def make_thumbnail(canvas: np.ndarray, size: Sequence[int]) -> bytes:
   scale = min(1.0, len(canvas) / max(width, height))
   size = (max(round(width * scale), 1), max(round(height * scale), 1))
   buffer = io.BytesIO()
-  Image.fromarray(canvas).resize(size, Image.Resampling.LANCZOS).save(
-    buffer, 'WEBP', quality=_WEBP_QUALITY
-  )
+  Image.fromarray(as_pictures(canvas)).resize(
+    size, Image.Resampling.LANCZOS
+  ).save(buffer, 'WEBP', quality=_WEBP_QUALITY)
   return buffer.getvalue()
 
 

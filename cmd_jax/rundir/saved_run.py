@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from cmd_jax.errors import UserError
 from cmd_jax.models import heads, make_encoder, partial
+from cmd_jax.models.layers import images_like
 from cmd_jax.rundir.best import Choice, choose_step
 from cmd_jax.rundir.workdir import Workdir
 
@@ -166,7 +167,7 @@ def _check_fits(
     return {jax.tree_util.keystr(path): np.shape(x) for path, x in leaves}
 
   there = shapes(variables)
-  images = jax.ShapeDtypeStruct((1, image_px, image_px, 3), np.float32)
+  images = images_like(encoder, image_px)
   here = shapes(jax.eval_shape(encoder.init, jax.random.key(0), images))
   differing = [
     f'{name} is {there.get(name, "missing")} there and '

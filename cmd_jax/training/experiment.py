@@ -228,6 +228,7 @@ def build(
     steps,
     variables,
     count_classes(data.pretrain) if with_labels else None,
+    data.statistics,
   )
   # Put there once, or every step would send it to the other devices.
   steps_rng = jax.jit(
@@ -250,6 +251,7 @@ def build(
       mesh,
       batch_like(
         data.pretrain.images.shape[1],
+        channels=data.pretrain.images.shape[-1],
         batch_size=config.batch_size,
         mesh=mesh,
         with_parts=plan is not None,

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.batch import MultiStepBatch
+from cmd_jax.data.channels import IMAGENET, Statistics
 from cmd_jax.devices import sharding
 from cmd_jax.methods.base import Method
 from cmd_jax.models import partial
@@ -56,6 +57,7 @@ def make_functions(
   steps: Steps,
   variables: Mapping[str, Any] | None,
   class_counts: tuple[int, ...] | None,
+  statistics: Statistics = IMAGENET,
 ) -> Functions:
   """Makes the method, the state and the step of a run.
 
@@ -69,6 +71,7 @@ def make_functions(
     variables: of the encoder to begin with; None draws them.
     class_counts: training images of each class; None for a method without
       labels.
+    statistics: by which views are normalised.
 
   Raises:
     UserError: what the factories of methods and optimisers refuse.
@@ -90,7 +93,9 @@ def make_functions(
   def make_step(axis_name, mesh):
     step = make_train_step(
       method=method_for(axis_name, mesh),
-      augment=multi_crop.make_augment(mesh=mesh, **config.augment),
+      augment=multi_crop.make_augment(
+        mesh=mesh, **statistics._asdict(), **config.augment
+      ),
       optimizer=optimizer,
       teacher_momentum=named['teacher_momentum'],
       schedules=named,

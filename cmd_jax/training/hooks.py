@@ -15,6 +15,7 @@ from cmd_jax.training.collapse import CollapseWatch
 from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.metrics import MetricWriter, Progress
 from cmd_jax.training.non_finite import NonFiniteSteps
+from cmd_jax.training.trackers import Trackers
 
 
 class Hook(Protocol):
@@ -106,7 +107,7 @@ class StopAtNonFinite:
 
 
 class LogMetrics:
-  """Writes metrics.jsonl, TensorBoard events and lines above the bar."""
+  """Writes metrics.jsonl, TensorBoard, trackers and lines above the bar."""
 
   def __init__(
     self,
@@ -128,11 +129,12 @@ class LogMetrics:
     """
     self._steps, self._progress = experiment.steps, progress
     self._non_finite = non_finite
-    self._writer = None
+    self._writer = self._trackers = None
     if processes.is_main_process():
       self._writer = MetricWriter(
         workdir.metrics_file, workdir.tensorboard, step=step
       )
+      self._trackers = Trackers(workdir)
 
   def look(self, step: int, metrics: Mapping[str, float], saved: int) -> None:
     """See `Hook`."""
@@ -146,7 +148,7 @@ class LogMetrics:
     rate = self._progress.images_per_second()
     if rate is not None:
       written['images_per_second'] = rate
-    self._writer.write(step, written)
+    self._write(step, written)
     # The terms of the loss first.
     ordered = sorted(written.items(), key=lambda x: not x[0].startswith('loss'))
     shown = '  '.join(
@@ -164,11 +166,18 @@ class LogMetrics:
       )
       return
     epoch = step / self._steps.per_epoch
-    self._writer.write(step, {**scores, 'epoch': epoch})
+    self._write(step, {**scores, 'epoch': epoch})
     shown = '  '.join(f'{name} {value:.4g}' for name, value in scores.items())
     self._progress.note(f'step {step}  {shown}')
 
   def close(self) -> None:
     """See `Hook`."""
     if self._writer is not None:
-      self._writer.close()
+      try:
+        self._writer.close()
+      finally:
+        self._trackers.close()
+
+  def _write(self, step: int, scalars: Mapping[str, float]) -> None:
+    self._writer.write(step, scalars)
+    self._trackers.write(step, scalars)

@@ -18,6 +18,7 @@ from cmd_jax.convert.load import (
   report_of_lost,
 )
 from cmd_jax.errors import UserError
+from cmd_jax.models.layers import images_like
 from cmd_jax.parts.store import hash_variables
 from cmd_jax.rundir.saved_run import method_name, read_config, read_network
 from cmd_jax.rundir.workdir import Workdir
@@ -52,7 +53,7 @@ def _import_run(
   """The encoder of a run's best checkpoint if it keeps it, or its newest."""
   config = read_config(workdir)
   saved = read_network(workdir, network, config)
-  image = jax.ShapeDtypeStruct((1, image_px, image_px, 3), np.float32)
+  image = images_like(encoder, image_px)
   here = _shapes(jax.eval_shape(encoder.init, jax.random.key(0), image))
   there = _shapes(saved.variables)
   if here != there:
@@ -107,4 +108,11 @@ def import_encoder(
   if workdir := run_of(init.path):
     image_px = config.augment.global_px
     return _import_run(workdir, encoder, init.network, image_px)
+  channels = config.model.get('channels', 3)
+  if channels != 3:
+    raise UserError(
+      f'config.model.channels is {channels}, and the weights of {init.path} '
+      'are for 3: start from nothing (--config=NAME:start=scratch), or from a '
+      f'run with {channels} channels'
+    )
   return load_encoder(init.path, encoder, network=init.network)

@@ -23,6 +23,7 @@ from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training import classification, hooks, part_rounds
 from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.metrics import Progress
+from cmd_jax.training.profiling import Profiler
 from cmd_jax.training.scoring import (
   describe_choice,
   explain_lost_start,
@@ -107,6 +108,7 @@ class _Loop:
       self.non_finite,
       self._step if meta else -1,
     )
+    self._profiler = Profiler(experiment, workdir, self.progress, self._step)
     # In the order in which they look: what is not finite is not logged.
     self._hooks: list[hooks.Hook] = [
       self.non_finite,
@@ -149,6 +151,7 @@ class _Loop:
         start = end
     finally:
       self.train_seconds = self._seconds_before + time.monotonic() - self._start
+      self._profiler.close()
       self.progress.close()
       for hook in self._hooks:
         hook.close()
@@ -160,6 +163,7 @@ class _Loop:
     self._validate()
     while self._step < end and not self._validation.has_stalled:
       batch, count = self._next_batches(batches, end)
+      self._profiler.before(self._step + 1, count)
       self._state, metrics = self._train_step(
         self._state, batch, self._experiment.rng
       )
@@ -167,6 +171,7 @@ class _Loop:
       jax.tree.map(lambda value: value.copy_to_host_async(), metrics)
       self._pending.append((self._step + 1, count, metrics))
       self._step += count
+      self._profiler.after(self._step, self._state)
       self._show_hooks(_STEPS_AHEAD)
       # Before the step is saved, which therefore says that it was scored.
       self._validate()

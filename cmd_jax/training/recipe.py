@@ -114,6 +114,18 @@ def explain_still_tokens(
   )
 
 
+def explain_channels(config: ConfigDict) -> str | None:
+  """Says what is left out of the views of other than photographs."""
+  channels = config.model.get('channels', 3)
+  if channels == 3:
+    return None
+  return (
+    f'config.model.channels is {channels}: saturation, hue and grayscale are '
+    'left out of the views, and mean and deviation of the channels are those '
+    'of the training images'
+  )
+
+
 def warnings_about(
   config: ConfigDict,
   encoder: nn.Module,
@@ -135,6 +147,7 @@ def warnings_about(
     explain_short_run(config, steps_per_epoch, total_steps),
     explain_forgetting(config),
     explain_still_tokens(config, encoder, is_frozen),
+    explain_channels(config),
   )
   return tuple(x for x in said if x)
 

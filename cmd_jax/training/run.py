@@ -22,6 +22,8 @@ from cmd_jax.training import experiment, loop, scoring
 from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.part_rounds import discover_parts
 from cmd_jax.training.same_images import check_same_images
+from cmd_jax.training.timetable import parse_profile_steps
+from cmd_jax.training.trackers import check_installed
 
 
 class Run(NamedTuple):
@@ -156,6 +158,17 @@ def opened(
     yield Run(config, built, workdir, lock)
 
 
+def check_logging(config: ConfigDict) -> None:
+  """Refuses a config that asks for logs which cannot be, before any data.
+
+  Raises:
+    UserError: an unknown tracker, one that is not installed, or no steps.
+  """
+  log = config.get('log', {})
+  check_installed(log.get('trackers', ''))
+  parse_profile_steps(log.get('profile_steps', ''))
+
+
 def train_in(run: Run) -> dict[str, Any]:
   """Trains an opened run to its end, or on from where it stopped.
 
@@ -189,6 +202,7 @@ def train(
     UserError: anything in the config or the data that the user can mend.
     loop.Interrupted: SIGINT or SIGTERM came; the state is saved.
   """
+  check_logging(config)
   with opened(config, workdir) as run:
     return train_in(run)
 

@@ -42,6 +42,7 @@ def _freeze(
     mil=evaluation.mil,
     mil_params=mil_params,
     mesh=experiment.mesh,
+    statistics=experiment.data.statistics,
   )
   network.keep_features(workdir.features, experiment.data.sha256)
   return network
@@ -173,6 +174,10 @@ def note_start(experiment: Experiment, workdir: Workdir) -> None:
   }
   if experiment.method.constants:
     start['distilled_sha256'] = hash_variables(experiment.method.constants)
+  if experiment.data.pretrain.images.shape[-1] != 3:
+    # Without the images nothing else would tell.
+    statistics = experiment.data.statistics._asdict()
+    start['image_statistics'] = {k: list(v) for k, v in statistics.items()}
   before = workdir.results()
   if any(before.get(key) != value for key, value in start.items()):
     workdir.update_results(

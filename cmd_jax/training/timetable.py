@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from cmd_jax.errors import UserError
 from cmd_jax.parts.plan import Plan
 
 # Lines of metrics of a run, however short: a curve needs some points.
 _FEWEST_LINES = 20
+_RANGE = re.compile(r'(\d+):(\d+)')
 
 
 class Steps(NamedTuple):
@@ -31,6 +34,7 @@ class Steps(NamedTuple):
     keep_best: the score by which the best checkpoint is kept; '' for none.
     patience: evaluations without a better one after which the run ends; 0 for
       never.
+    profile: the first and the last step that are traced; None for none.
   """
 
   batch_size: int
@@ -46,6 +50,37 @@ class Steps(NamedTuple):
   evaluate_every: int
   keep_best: str
   patience: int
+  profile: tuple[int, int] | None = None
+
+
+def parse_profile_steps(
+  text: str, total: int | None = None
+) -> tuple[int, int] | None:
+  """The first and the last step to trace; None for an empty text.
+
+  Args:
+    text: `config.log.profile_steps`, such as 10:15; steps count from 1.
+    total: steps of the run; None if they are not known yet.
+
+  Raises:
+    UserError: it is no such range, or begins after the run's end.
+  """
+  text = text.strip()
+  if not text:
+    return None
+  match = _RANGE.fullmatch(text)
+  first, last = map(int, match.groups()) if match else (0, 0)
+  if not 1 <= first <= last:
+    raise UserError(
+      f'config.log.profile_steps is {text!r}: give the first and the last step '
+      'to trace, from 1, as in --profile_steps=10:15'
+    )
+  if total is not None and first > total:
+    raise UserError(
+      f'config.log.profile_steps is {text!r}, and the run has {total} steps: '
+      'choose earlier ones'
+    )
+  return first, last
 
 
 def count_epochs(config: ConfigDict, num_examples: int) -> int:
@@ -69,6 +104,9 @@ def make_steps(
     config: as cmd_jax/config/published.py makes it.
     num_examples: training images.
     plan: how parts are found; None for a method without.
+
+  Raises:
+    UserError: steps to trace that the run does not have.
   """
   per_epoch = num_examples // config.batch_size
   total = count_epochs(config, num_examples) * per_epoch
@@ -93,4 +131,5 @@ def make_steps(
     else 0,
     keep_best=config.checkpoint.keep_best,
     patience=config.checkpoint.patience,
+    profile=parse_profile_steps(config.log.get('profile_steps', ''), total),
   )

@@ -166,6 +166,7 @@ class Validation:
         multi_crop.make_eval_view(
           view_px=settings['view_px'],
           crop_fraction=settings['crop_fraction'] or None,
+          **experiment.data.statistics._asdict(),
         ),
         mesh,
       )

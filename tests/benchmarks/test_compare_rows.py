@@ -269,6 +269,7 @@ def test_a_row_of_a_field_that_is_gone_says_so():
 
 class _Source:
   file_names = ('0.png',)
+  channels = 3
 
 
 def _noise(source, canvas_px):

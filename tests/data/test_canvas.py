@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from cmd_jax import errors
-from cmd_jax.data import canvas
+from cmd_jax.data import canvas, image_files
 from cmd_jax.data.inspect import kinds
 from cmd_jax.data.sources import base as source_lib
 
@@ -68,7 +68,7 @@ def encode(image, file_format='PNG', **options):
 
 
 def pixels_of(file, **options):
-  image = canvas.open_rgb(file, **options)
+  image = image_files.open_rgb(file, **options)
   assert image.mode == 'RGB'
   return np.asarray(image)
 
@@ -91,7 +91,7 @@ def make_source(files, part_ids=None, boxes=None, **fields):
     if files[index] is None:
       raise OSError('cannot be\nread')
     return source_lib.Example(
-      canvas.open_rgb(io.BytesIO(files[index])),
+      image_files.open_rgb(io.BytesIO(files[index])),
       None if part_ids is None else part_ids[index],
       None if boxes is None else boxes[index],
     )
@@ -191,7 +191,7 @@ def test_modes(mode):
 
 
 def _kinds_in(file, **options):
-  note = kinds.noted_kinds(canvas.open_rgb(file, **options))
+  note = kinds.noted_kinds(image_files.open_rgb(file, **options))
   return {kind for i, kind in enumerate(kinds.KINDS) if note >> i & 1}
 
 
@@ -297,7 +297,7 @@ def test_16_bit_colour_png():
 )
 def test_meaningless_range_is_refused(image):
   with pytest.raises(ValueError, match='range'):
-    canvas.open_rgb(encode(image, 'TIFF'))
+    image_files.open_rgb(encode(image, 'TIFF'))
 
 
 @pytest.mark.parametrize('orientation', TURNS)
@@ -355,10 +355,10 @@ def test_a_damaged_second_frame_does_not_matter():
 )
 def test_damaged_file_raises(file_format):
   whole = encode(synthetic_photograph(60, 80), file_format).read()
-  canvas.open_rgb(io.BytesIO(whole))
+  image_files.open_rgb(io.BytesIO(whole))
   for keep in (0, 1, 4, 10, 30, len(whole) // 2, len(whole) * 9 // 10):
     with pytest.raises((OSError, ValueError)):
-      canvas.open_rgb(io.BytesIO(whole[:keep]))
+      image_files.open_rgb(io.BytesIO(whole[:keep]))
 
 
 @pytest.mark.parametrize('file_format', ['JPEG', 'PNG', 'GIF', 'WEBP', 'TIFF'])
@@ -371,27 +371,27 @@ def test_garbled_file_raises_nothing_else(file_format):
     garbled = whole.copy()
     garbled[rng.integers(0, min(len(whole), 200), 4)] = rng.integers(0, 256, 4)
     try:
-      canvas.open_rgb(io.BytesIO(garbled.tobytes()))
+      image_files.open_rgb(io.BytesIO(garbled.tobytes()))
     except (OSError, ValueError) as error:
       assert str(error)
 
 
 def test_missing_file_and_other_file(tmp_path):
   with pytest.raises(FileNotFoundError):
-    canvas.open_rgb(tmp_path / 'none.jpg')
+    image_files.open_rgb(tmp_path / 'none.jpg')
   (tmp_path / 'text.jpg').write_text('not an image at all')
   with pytest.raises(OSError, match='not an image'):
-    canvas.open_rgb(tmp_path / 'text.jpg')
+    image_files.open_rgb(tmp_path / 'text.jpg')
 
 
 def test_decompression_bomb(monkeypatch):
   file = encode(Image.new('RGB', (40, 40)))
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
   # Above the limit Pillow warns, and above twice the limit it raises.
-  assert canvas.open_rgb(file).size == (40, 40)
+  assert image_files.open_rgb(file).size == (40, 40)
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 700)
   with pytest.raises(ValueError, match='too many pixels to decode safely'):
-    canvas.open_rgb(file)
+    image_files.open_rgb(file)
 
 
 def test_pillow_warnings_do_not_leak(monkeypatch):
@@ -402,7 +402,7 @@ def test_pillow_warnings_do_not_leak(monkeypatch):
     before = list(warnings.filters)
     canvas.make_canvases(make_source(files), canvas_px=8, num_threads=4)
     threads = [
-      threading.Thread(target=canvas.open_rgb, args=(io.BytesIO(file),))
+      threading.Thread(target=image_files.open_rgb, args=(io.BytesIO(file),))
       for file in files
     ]
     for thread in threads:
@@ -429,7 +429,7 @@ def test_scaled_decoding(orientation, min_px):
   exif = Image.Exif()
   exif[0x0112] = orientation
   file = encode(image, 'JPEG', quality=95, exif=exif)
-  drafted = canvas.open_rgb(file, min_px=min_px)
+  drafted = image_files.open_rgb(file, min_px=min_px)
   factor = {75: 8, 100: 4, 150: 4, 299: 2}.get(min_px, 1)
   assert min(drafted.size) == 600 // factor >= min_px
   size = (600, 901) if orientation == 1 else (901, 600)
@@ -437,7 +437,7 @@ def test_scaled_decoding(orientation, min_px):
   assert canvas.true_size(drafted.copy()) == size
   assert canvas.true_size(drafted.crop((0, 0, 9, 5))) == (5, 9)
   file.seek(0)
-  whole = canvas.make_canvas(canvas.open_rgb(file), 75).astype(int)
+  whole = canvas.make_canvas(image_files.open_rgb(file), 75).astype(int)
   scaled = canvas.make_canvas(drafted, 75).astype(int)
   error = abs(whole - scaled).mean()
   assert error < 2
@@ -445,7 +445,7 @@ def test_scaled_decoding(orientation, min_px):
 
 
 def test_scaled_decoding_leaves_other_formats_whole():
-  image = canvas.open_rgb(encode(Image.fromarray(CORNERS)), min_px=1)
+  image = image_files.open_rgb(encode(Image.fromarray(CORNERS)), min_px=1)
   assert image.size == (2, 2)
   assert canvas.true_size(image) == (2, 2)
 
@@ -542,7 +542,7 @@ def test_canvases_keep_the_size_before_scaled_decoding():
   file = encode(Image.new('RGB', (900, 600)), 'JPEG').read()
   source = make_source([file])._replace(
     load=lambda i: source_lib.Example(
-      canvas.open_rgb(io.BytesIO(file), min_px=20)
+      image_files.open_rgb(io.BytesIO(file), min_px=20)
     )
   )
   made = canvas.make_canvases(source, canvas_px=20)
@@ -667,7 +667,7 @@ def test_progress_bar(progress, capsys):
 def test_grey_files_of_fewer_bits_are_scaled_by_their_white(file_format, white):
   values = np.array([[0, white // 2, white]], np.uint16)
   file = encode(Image.fromarray(values), file_format)
-  image = canvas.open_rgb(file, grey16_white=white)
+  image = image_files.open_rgb(file, grey16_white=white)
   expected = np.rint(values / white * 255).astype(np.uint8)
   np.testing.assert_array_equal(
     np.asarray(image), np.repeat(expected[..., None], 3, 2)
@@ -677,13 +677,13 @@ def test_grey_files_of_fewer_bits_are_scaled_by_their_white(file_format, white):
   if white > 255:
     with pytest.raises(ValueError, match=f'range from 0 to {white - 1}'):
       file.seek(0)
-      canvas.open_rgb(file, grey16_white=white - 1)
+      image_files.open_rgb(file, grey16_white=white - 1)
 
 
 def test_other_files_are_not_scaled_by_the_white_of_16_bits():
   image = Image.fromarray(CORNERS)
   for mode in ('RGB', 'L', 'P'):
     file = encode(image.convert(mode))
-    got = np.asarray(canvas.open_rgb(file, grey16_white=4095))
+    got = np.asarray(image_files.open_rgb(file, grey16_white=4095))
     file.seek(0)
-    np.testing.assert_array_equal(got, np.asarray(canvas.open_rgb(file)))
+    np.testing.assert_array_equal(got, np.asarray(image_files.open_rgb(file)))

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cmd_jax import errors
-from cmd_jax.data import canvas
+from cmd_jax.data import canvas, image_files, image_formats
 from cmd_jax.data.inspect import kinds
 from cmd_jax.data.sources import base, folder
 
@@ -85,8 +85,8 @@ def test_flat_folder_is_unlabelled(tmp_path):
 
 
 def test_extensions_and_hidden_files(tmp_path):
-  names = [f'a{ext}' for ext in folder.IMAGE_EXTENSIONS]
-  names += [f'b{ext.upper()}' for ext in folder.IMAGE_EXTENSIONS]
+  names = [f'a{ext}' for ext in image_formats.EXTENSIONS]
+  names += [f'b{ext.upper()}' for ext in image_formats.EXTENSIONS]
   touch(tmp_path, *names, '.hidden.jpg', '.hidden/a.jpg', 'd/.hidden/a.jpg')
   touch(tmp_path, 'notes.txt', 'jpg', 'a.jpg.part', 'model.npz')
   (tmp_path / 'folder.jpg').mkdir()
@@ -95,8 +95,8 @@ def test_extensions_and_hidden_files(tmp_path):
   more = 'jfif jpe avif jp2 dib pgm pnm pbm j2k jpx apng mpo'
   for ext in f'{usual} {more}'.split():
     assert f'a.{ext}' in names
-  for ext in 'eps ps pdf svg psd ico tga heic cr2 npy txt mp4 mpeg'.split():
-    assert f'.{ext}' not in folder.IMAGE_EXTENSIONS
+  for ext in 'eps ps pdf svg psd ico tga cr2 npy txt mp4 mpeg'.split():
+    assert f'.{ext}' not in image_formats.EXTENSIONS
 
 
 def _saved(path, extension):
@@ -112,17 +112,18 @@ def _saved(path, extension):
 
 
 def test_the_extensions_are_those_of_what_is_opened(tmp_path):
+  image_formats.available()
   written = 0
   for extension in Image.registered_extensions():
     if not _saved(tmp_path, extension):
       continue
     written += 1
     try:
-      canvas.open_rgb(tmp_path / f'a{extension}')
+      image_files.open_rgb(tmp_path / f'a{extension}')
       opens = True
     except (OSError, ValueError):
       opens = False
-    assert opens == (extension in folder.IMAGE_EXTENSIONS), extension
+    assert opens == (extension in image_formats.EXTENSIONS), extension
   assert written > 25
 
 
@@ -133,7 +134,7 @@ def test_usual_extensions_are_not_misnamed(tmp_path):
   Image.new('RGB', (3, 2)).save(tmp_path / 'b.dib', 'BMP')
   Image.new('RGB', (3, 2)).save(tmp_path / 'b.jpg', 'PNG')
   for path in tmp_path.iterdir():
-    noted = np.array([kinds.noted_kinds(canvas.open_rgb(path))])
+    noted = np.array([kinds.noted_kinds(image_files.open_rgb(path))])
     is_misnamed = len(kinds.rows_of_kind(noted, 'misnamed')) == 1
     assert is_misnamed == (path.name == 'b.jpg'), path.name
 
@@ -233,15 +234,15 @@ def test_given_split_folders(tmp_path):
 
 def test_images_in_no_split_and_other_files_are_noted(tmp_path):
   touch(tmp_path, 'train/a/1.jpg', 'test/a/2.jpg', 'test/3.jpg', 'val/a/4.jpg')
-  touch(tmp_path, 'train/a/1.HEIC', 'train/b.heic', 'README', '.hidden')
+  touch(tmp_path, 'train/a/1.CR2', 'train/b.cr2', 'README', '.hidden')
   os.mkfifo(tmp_path / 'pipe.jpg')
   notes = folder.folder_source(str(tmp_path), 'train').notes
   in_no_split, kept, others = notes
   assert in_no_split.startswith('1 images of the folder are in no used')
   assert kept.startswith('1 images of the folder are kept for validation')
   assert others.startswith('4 other files of the folder')
-  assert others.endswith('2 .heic, 1 .jpg, 1 without extension') or (
-    others.endswith('2 .heic, 1 without extension, 1 .jpg')
+  assert others.endswith('2 .cr2, 1 .jpg, 1 without extension') or (
+    others.endswith('2 .cr2, 1 without extension, 1 .jpg')
   )
 
 

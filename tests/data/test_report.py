@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmd_jax.data import canvas
+from cmd_jax.data import canvas, image_files
 from cmd_jax.data.inspect import report
 from cmd_jax.data.inspect.report_text import notable, report_text
 from cmd_jax.data.sources import base as source_lib
@@ -37,7 +37,7 @@ def _canvases(files, labels, class_names, name='set/train'):
   def load(index):
     if files[index][1] is None:
       raise OSError('cannot be read')
-    return source_lib.Example(canvas.open_rgb(io.BytesIO(files[index][1])))
+    return source_lib.Example(image_files.open_rgb(io.BytesIO(files[index][1])))
 
   source = source_lib.Source(
     name=name,
@@ -300,7 +300,7 @@ def test_fewer_bits_in_files_of_16_are_told_with_their_range(file_format, top):
 
 def test_files_of_fewer_bits_that_are_scaled_are_not_dark():
   file = io.BytesIO(_encoded(_grey16(4095)))
-  image = canvas.open_rgb(file, grey16_white=4095)
+  image = image_files.open_rgb(file, grey16_white=4095)
   source = source_lib.Source(
     'set/train',
     (),

@@ -60,13 +60,19 @@ def test_it_computes_what_the_encoder_computes(name, record_property):
     (got,) = session.run(['embedding'], inputs)
     by_onnx = max(by_onnx, np.abs(got - want[:count]).max() / size)
 
+  halves = to_onnx(encoder, dtype='float16').SerializeToString()
+  session = onnxruntime.InferenceSession(halves)
+  (got,) = session.run(['embedding'], inputs)
+  by_halves = np.abs(got - want).max() / size
+
   serialised = to_stablehlo(encoder).serialize()
   call = jax.jit(jax.export.deserialize(serialised).call)
   by_stablehlo = np.abs(call(images)['embedding'] - want).max() / size
   megabytes = len(content) / 1e6
   record_property(
     'counted',
-    f'{name} exported: differs by {by_onnx:.1e} (ONNX, {megabytes:.0f} MB) and '
+    f'{name} exported: differs by {by_onnx:.1e} (ONNX, {megabytes:.0f} MB), '
+    f'{by_halves:.1e} (float16, {len(halves) / 1e6:.0f} MB) and '
     f'{by_stablehlo:.1e} (StableHLO)',
   )
-  assert by_onnx < 1e-5 and by_stablehlo < 1e-5
+  assert by_onnx < 1e-5 and by_stablehlo < 1e-5 and by_halves < 2e-2

@@ -101,3 +101,33 @@ def test_what_is_too_large_is_refused(draw_encoder, monkeypatch):
   monkeypatch.setattr(onnx, '_MAX_BYTES', 10_000)
   with pytest.raises(UserError, match='holds 2: use --format=stablehlo'):
     onnx.to_onnx(encoder)
+
+
+@pytest.mark.parametrize(
+  'name, mil', [('vit', True), ('modern vit', False), ('resnet', False)]
+)
+def test_float16_has_half_the_size_and_nearly_the_same_features(
+  draw_encoder, name, mil
+):
+  encoder, images, embedding, _ = draw_encoder(name, mil=mil)
+  exact = onnx.to_onnx(encoder, attention=mil)
+  half = onnx.to_onnx(encoder, attention=mil, dtype='float16')
+  got, want = _run(half, images), _run(exact, images)
+  for output, values in got.items():
+    assert values.dtype == np.float32
+    scale = np.abs(want[output]).max()
+    difference = np.abs(values - want[output]).max() / scale
+    assert 0 < difference < 5e-3, output
+
+  def bytes_of_weights(model):
+    return sum(len(x.raw_data) for x in model.graph.initializer)
+
+  assert bytes_of_weights(half) < 0.6 * bytes_of_weights(exact)
+
+
+def test_float16_refuses_weights_that_it_cannot_hold(draw_encoder):
+  encoder, *_ = draw_encoder('vit')
+  kernel = encoder.variables['params']['patch_embed']['kernel']
+  encoder.variables['params']['patch_embed']['kernel'] = kernel * 1e7
+  with pytest.raises(UserError, match='ends at 65504: leave out --dtype'):
+    onnx.to_onnx(encoder, dtype='float16')

@@ -26,7 +26,7 @@ ENCODER = types.SimpleNamespace(hash='2' * 64, preprocessing={}, source='here')
 
 
 def image(path):
-  from cmd_jax.data import canvas
+  from cmd_jax.data import canvas, image_files
   from cmd_jax.data.sources import base
 
   for min_px in (0, 16):
@@ -35,7 +35,7 @@ def image(path):
       (),
       (path.name,),
       np.full(1, base.UNLABELLED),
-      lambda i, px=min_px: base.Example(canvas.open_rgb(path, min_px=px)),
+      lambda i, px=min_px: base.Example(image_files.open_rgb(path, min_px=px)),
     )
     result = canvas.decode_example(collection, 0, 24)
     if isinstance(result, canvas.Skipped):

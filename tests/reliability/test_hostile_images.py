@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmd_jax.data import canvas
+from cmd_jax.data import canvas, image_files
 from cmd_jax.export import images as export_images
 from tests.reliability import mutate
 
@@ -141,14 +141,14 @@ def test_only_formats_of_photographs_are_opened(kind, tmp_path):
   path = tmp_path / 'photo.jpg'
   path.write_bytes(data)
   with pytest.raises(OSError, match='not an image'):
-    canvas.open_rgb(path)
+    image_files.open_rgb(path)
 
 
 def test_a_file_does_not_tell_the_size_it_had(tmp_path):
   path = tmp_path / 'photo.png'
   size = _text(b'cmd_jax.full_size', b'xx')
   path.write_bytes(_png(8, 6, zlib.compress(bytes(200)), size))
-  assert canvas.true_size(canvas.open_rgb(path)) == (6, 8)
+  assert canvas.true_size(image_files.open_rgb(path)) == (6, 8)
 
 
 def test_pipes_and_devices_are_not_waited_for(tmp_path):
@@ -157,5 +157,5 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path):
   (tmp_path / 'folder.jpg').mkdir()
   for name in ('pipe.jpg', 'zeros.jpg', 'folder.jpg'):
     with pytest.raises(OSError, match='not a file'):
-      canvas.open_rgb(tmp_path / name)
+      image_files.open_rgb(tmp_path / name)
   assert 'pipe.jpg' in export_images.list_images(tmp_path)

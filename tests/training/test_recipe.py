@@ -204,3 +204,13 @@ def test_tokens_change_with_the_blocks_that_are_said_to_make_them():
     if any(np.any(x != 0) for x in jax.tree.leaves(gradient[name]))
   }
   assert moved == set(encoder.token_layer_names)
+
+
+@pytest.mark.parametrize('method', ['cmd', 'esvit', 'particle', 'detcon'])
+def test_the_recipe_for_going_on_trains_by_patches(method):
+  config = builtin.folder(f'method={method},start=pretrained')
+  encoder = make_encoder(**config.model)
+  is_frozen = partial.make_is_frozen(
+    encoder, train_last_blocks=config.optim.train_last_blocks, lora_rank=0
+  )
+  assert recipe.explain_still_tokens(config, encoder, is_frozen) is None

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cmd_jax.data.channels import IMAGENET
 from cmd_jax.devices import sharding
 from cmd_jax.rundir.checkpoint import Checkpoints
 from cmd_jax.rundir.workdir import Workdir
@@ -74,7 +75,7 @@ def test_a_spread_network_is_gathered_to_be_scored_and_to_find_parts(tmp_path):
   experiment = types.SimpleNamespace(
     mesh=sharding.make_mesh(8),
     encoder='none',
-    data=types.SimpleNamespace(sha256='none'),
+    data=types.SimpleNamespace(sha256='none', statistics=IMAGENET),
     evaluation=Evaluation(
       evaluators=(),
       network='teacher',

@@ -18,19 +18,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from cmd_jax.data import channels
 from cmd_jax.data.augment import geometry, photometric
 from cmd_jax.data.batch import Views
 from cmd_jax.devices import chunking, sharding
 from cmd_jax.errors import UserError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = channels.IMAGENET
 
 # On a CPU, what is made of a block of examples stays near its cores.
 _CACHE_BYTES = 9 * 2**20
 # The size of global view for which `blur_sigma` is given.
 _BLUR_REFERENCE_PX = 224
-
 
 Augment = Callable[..., Views]
 
@@ -57,8 +56,8 @@ class _Recipe(NamedTuple):
   gray_prob: float
   blur_sigma: tuple[float, float]
   blur_scale: float
-  mean: tuple[float, float, float]
-  std: tuple[float, float, float]
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
 
 
 class _Appearance(NamedTuple):
@@ -71,14 +70,15 @@ class _Appearance(NamedTuple):
 
 
 def _to_planes(canvases: jax.Array) -> jax.Array:
-  """[B, R, R, 3] uint8 -> [B, 3, R, R] float32 in 0..1."""
-  return jnp.moveaxis(canvases.astype(jnp.float32) / 255.0, -1, 1)
+  """[B, R, R, C] uint8 or uint16 -> [B, C, R, R] float32 in 0..1."""
+  white = float(jnp.iinfo(canvases.dtype).max)
+  return jnp.moveaxis(canvases.astype(jnp.float32) / white, -1, 1)
 
 
 def _normalise(
   views: jax.Array,
-  mean: tuple[float, float, float],
-  std: tuple[float, float, float],
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
 ) -> jax.Array:
   """[..., 3, H, W] in 0..1 -> [..., H, W, 3] in standard deviations."""
   views = jnp.moveaxis(views, -3, -1)
@@ -146,7 +146,9 @@ def _make_views(
 
   views = geometry.crop_and_resize(images, boxes, flips, group.view_px)
   views = photometric.color_jitter(views, look.jitter, order)
-  views = photometric.adjust_saturation(views, jnp.where(look.gray, 0.0, 1.0))
+  if photometric.has_colours(views):
+    gray = jnp.where(look.gray, 0.0, 1.0)
+    views = photometric.adjust_saturation(views, gray)
   views = photometric.gaussian_blur(
     views,
     look.sigma,
@@ -175,14 +177,15 @@ def make_augment(
   blur_probs: tuple[float, float, float] = (1.0, 0.1, 0.5),
   blur_sigma: tuple[float, float] = (0.1, 2.0),
   solarize_prob: float = 0.2,
-  mean: tuple[float, float, float] = IMAGENET_MEAN,
-  std: tuple[float, float, float] = IMAGENET_STD,
+  mean: tuple[float, ...] = IMAGENET_MEAN,
+  std: tuple[float, ...] = IMAGENET_STD,
   mesh: Mesh | None = None,
 ) -> Augment:
   """Makes the function that turns canvases into multi-crop views.
 
   In this order: random resized crop and flip, colour jitter, grayscale, blur,
-  solarise, normalise. The defaults are the published ones.
+  solarise, normalise. The defaults are the published ones. Of images with other
+  than three channels saturation, hue and grayscale are left out.
 
   Args:
     global_px: side G of the two global views.
@@ -272,7 +275,7 @@ def make_augment(
       return (), augment_together(step_key, *examples)
     canvases = examples[0]
     floats = math.prod(canvases.shape[1:])
-    floats += 3 * (2 * global_px**2 + num_local * local_px**2)
+    floats += canvases.shape[-1] * (2 * global_px**2 + num_local * local_px**2)
     size = chunking.examples_in_a_block(len(canvases), 4 * floats, _CACHE_BYTES)
     views = jax.lax.map(
       lambda block: augment_together(step_key, *block),
@@ -313,8 +316,8 @@ def make_eval_view(
   *,
   view_px: int = 224,
   crop_fraction: float | None = 0.875,
-  mean: tuple[float, float, float] = IMAGENET_MEAN,
-  std: tuple[float, float, float] = IMAGENET_STD,
+  mean: tuple[float, ...] = IMAGENET_MEAN,
+  std: tuple[float, ...] = IMAGENET_STD,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
   """Makes the function that turns canvases into the one view of an evaluation.
 
@@ -323,8 +326,8 @@ def make_eval_view(
 
   Args:
     view_px: side G of the view.
-    crop_fraction: side of the central square as a fraction of the original's
-      shorter side; None takes the whole original, squashed to a square.
+    crop_fraction: side of the central square over the shorter side; None for
+      all.
     mean: mean of the channels, in 0..1.
     std: their standard deviation.
 

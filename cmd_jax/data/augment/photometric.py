@@ -36,6 +36,11 @@ def _per_view(parameter: jax.Array) -> jax.Array:
   return parameter[..., None, None, None]
 
 
+def has_colours(views: jax.Array) -> bool:
+  """Whether views [..., C, H, W] are red, green and blue."""
+  return views.shape[-3] == 3
+
+
 def to_gray(views: jax.Array) -> jax.Array:
   """Luma of ITU-R 601, as Pillow's mode L; [..., 3, H, W] -> [..., 1, H, W]."""
   red, green, blue = _LUMA
@@ -75,7 +80,8 @@ def adjust_contrast(views: jax.Array, factor: jax.Array) -> jax.Array:
   Returns:
     [..., 3, H, W] in 0..1.
   """
-  mean = jnp.mean(to_gray(views), axis=(-3, -2, -1), keepdims=True)
+  gray = to_gray(views) if has_colours(views) else views
+  mean = jnp.mean(gray, axis=(-3, -2, -1), keepdims=True)
   return _blend(views, mean, factor)
 
 
@@ -153,6 +159,9 @@ def color_jitter(
     lambda x: adjust_saturation(x, factors.saturation),
     lambda x: adjust_hue(x, factors.hue),
   ]
+  if not has_colours(views):
+    # The others stay in the order: two of the four do nothing.
+    operations[2:] = [lambda x: x, lambda x: x]
   for place in range(len(operations)):
     views = jax.lax.switch(order[place], operations, views)
   return views

@@ -17,6 +17,8 @@ import numpy as np
 import tqdm
 from PIL import Image
 
+from cmd_jax.data.channels import as_pictures
+
 # Chosen on photographs, see docs/datasets.md.
 MAX_DISTANCE = 10
 MIN_CORRELATION = 0.9
@@ -112,7 +114,7 @@ def make_prints(
     leave=False,
   )
   blocks = [
-    _print_block(np.asarray(images[rows[start : start + _BLOCK]]))
+    _print_block(as_pictures(np.asarray(images[rows[start : start + _BLOCK]])))
     for start in starts
   ]
   empty = Prints(

@@ -155,6 +155,7 @@ def _split_facts(look: _Look) -> dict[str, Any]:
     'aspect_ratio': _histogram(sizes.max(1) / shorter, _RATIO_EDGES),
     'smaller_than_canvas': int((shorter < canvas_px).sum()),
     'canvas_px': canvas_px,
+    'channels': int(canvases.images.shape[-1]),
     'canvas_bytes': int(canvases.images.nbytes),
     'kinds': _kind_facts(look),
     'sixteen_bits': _deep_facts(look),

@@ -80,6 +80,8 @@ def _histogram_lines(title: str, facts: Mapping[str, Any]) -> list[str]:
 
 
 def _kind_line(split: Mapping[str, Any]) -> str:
+  if split.get('channels', 3) != 3:
+    return f'  files of {split["channels"]} channels, kept in 16 bits'
   if split['kinds'] is None:
     return '  kinds of files: not known'
   found = [

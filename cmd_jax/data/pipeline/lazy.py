@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from cmd_jax.data.canvas import Canvases, Decoded, Skipped, decode_example
+from cmd_jax.data.channels import dtype_of
 from cmd_jax.data.pipeline.worker import decode_readable
 from cmd_jax.data.sources.base import UNLABELLED, Source
 from cmd_jax.errors import UserError
@@ -211,7 +212,11 @@ def lazy_canvases(source: Source, *, canvas_px: int) -> Canvases:
       boxes = LazyArray(rows.read_boxes, (rows.count, 4), np.float32)
   return Canvases(
     name=source.name,
-    images=LazyArray(rows.read_images, (*square, 3), np.uint8),
+    images=LazyArray(
+      rows.read_images,
+      (*square, source.channels),
+      dtype_of(source.channels),
+    ),
     sizes=LazyArray(rows.read_sizes, (rows.count, 2), np.int32),
     labels=labels,
     file_names=source.file_names,

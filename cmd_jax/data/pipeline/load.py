@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cmd_jax.data.canvas import Canvases, make_canvases
+from cmd_jax.data.channels import IMAGENET, RGB, Statistics, measure
 from cmd_jax.data.inspect.kinds import TOP
 from cmd_jax.data.pipeline.lazy import lazy_canvases
 from cmd_jax.data.pipeline.order import batch_indices
@@ -35,7 +36,11 @@ def _hash_of_data(*splits: Canvases | None) -> str:
 
 
 def load_source(
-  dataset: dict, split: str, decode_px: int, grey16_white: int = TOP
+  dataset: dict,
+  split: str,
+  decode_px: int,
+  grey16_white: int = TOP,
+  channels: int = RGB,
 ) -> Source:
   """One split of the set that a config names.
 
@@ -44,7 +49,8 @@ def load_source(
     split: name of the split.
     decode_px: pixels that the shorter side of a JPEG keeps which is decoded at
       a smaller scale.
-    grey16_white: see `canvas.open_rgb`.
+    grey16_white: see `image_files.open_rgb`.
+    channels: of the images.
 
   Raises:
     UserError: fields that do not fit the kind of source, or its own reasons.
@@ -64,8 +70,14 @@ def load_source(
     from cmd_jax.data.sources.tfds_source import tfds_source
 
     # An empty string is how a config says None.
+    if channels != RGB:
+      raise UserError(
+        f'config.model.channels is {channels}, and sets of TFDS are read with '
+        '3: leave it out, or use a folder or shards'
+      )
     options = {key: value or None for key, value in dataset.items()}
     return tfds_source(split=split, **decoding, **options)
+  decoding['channels'] = channels
   if source == 'folder':
     from cmd_jax.data.sources.folder import folder_source
 
@@ -98,6 +110,7 @@ class Data(NamedTuple):
     validation: the images whose labels are asked for while it trains; None
       where labels of training images are held out for it, or nothing is asked.
       Of a method that learns labels no training image is among them.
+    statistics: by which views are normalised.
   """
 
   pretrain: Canvases
@@ -108,6 +121,7 @@ class Data(NamedTuple):
   make_batches: Callable
   batch_indices: Callable[[int], np.ndarray]
   validation: Canvases | None = None
+  statistics: Statistics = IMAGENET
 
   @property
   def name(self) -> str:
@@ -122,6 +136,7 @@ def _load_split(config: ConfigDict, name: str) -> Source:
     config.dataset[f'{name}_split'],
     config.decode_px or config.canvas_px,
     config.grey16_white,
+    config.model.get('channels', RGB),
   )
 
 
@@ -181,6 +196,7 @@ def load_data(
     num_pretrain=len(pretrain.file_names),
     num_test=len(test.file_names),
     canvas_px=canvas_px,
+    channels=pretrain.channels,
     with_parts='parts' in config,
     mesh=mesh,
     route_before=route_before,
@@ -238,4 +254,5 @@ def load_data(
     make(validation, canvas_px=canvas_px)
     if validation is not None
     else _load_validation(config, make),
+    measure(canvases.images),
   )

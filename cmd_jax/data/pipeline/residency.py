@@ -10,6 +10,7 @@ import psutil
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from cmd_jax.data.channels import dtype_of
 from cmd_jax.devices import chips
 from cmd_jax.errors import UserError
 
@@ -38,9 +39,12 @@ def _size(num_bytes: float) -> str:
   return f'{num_bytes / 2**20:.0f} MiB'
 
 
-def bytes_on_device(num_pretrain: int, canvas_px: int, with_parts: bool) -> int:
+def bytes_on_device(
+  num_pretrain: int, canvas_px: int, with_parts: bool, channels: int = 3
+) -> int:
   """What the training images take of a device that keeps them all."""
-  return num_pretrain * canvas_px**2 * (3 + with_parts)
+  pixel = channels * np.dtype(dtype_of(channels)).itemsize
+  return num_pretrain * canvas_px**2 * (pixel + with_parts)
 
 
 def choose_placement(
@@ -49,6 +53,7 @@ def choose_placement(
   num_pretrain: int,
   num_test: int,
   canvas_px: int,
+  channels: int = 3,
   with_parts: bool,
   mesh: Mesh,
   route_before: str | None = None,
@@ -63,6 +68,7 @@ def choose_placement(
     num_pretrain: images trained on.
     num_test: images evaluated on.
     canvas_px: side R of the canvases in pixels.
+    channels: C of the images.
     with_parts: whether a part mask goes with every training image.
     mesh: the devices.
     route_before: of the run that goes on, which `auto` keeps; None for a new
@@ -75,8 +81,8 @@ def choose_placement(
     raise UserError(
       f'config.placement is {wanted!r}: choose one of {", ".join(PLACEMENTS)}'
     )
-  on_device = bytes_on_device(num_pretrain, canvas_px, with_parts)
-  on_host = on_device + num_test * canvas_px**2 * 3
+  on_device = bytes_on_device(num_pretrain, canvas_px, with_parts, channels)
+  on_host = on_device + bytes_on_device(num_test, canvas_px, False, channels)
   limit = chips.memory_limit(mesh.devices.flat[0])
   if limit is None:
     # Every CPU device has a copy of its own in the same memory.

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from cmd_jax.data.batch import Batch, MultiStepBatch
 from cmd_jax.data.canvas import Canvases
+from cmd_jax.data.channels import dtype_of
 from cmd_jax.data.pipeline.order import batch_indices
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
@@ -103,6 +104,7 @@ def resident_batches(
 def batch_like(
   canvas_px: int,
   *,
+  channels: int = 3,
   batch_size: int,
   mesh: Mesh,
   with_parts: bool = False,
@@ -113,6 +115,7 @@ def batch_like(
 
   Args:
     canvas_px: side R of the canvases in pixels.
+    channels: C of them.
     batch_size: B of all devices together.
     mesh: the devices.
     with_parts: whether a part mask goes with every image.
@@ -128,7 +131,7 @@ def batch_like(
     return jax.ShapeDtypeStruct((*leading, *shape), dtype, sharding=split)
 
   batch = Batch(
-    images=like((canvas_px, canvas_px, 3), jnp.uint8),
+    images=like((canvas_px, canvas_px, channels), dtype_of(channels)),
     sizes=like((2,), jnp.int32),
     index=like((), jnp.int32),
     part_ids=like((canvas_px, canvas_px), jnp.uint8) if with_parts else None,

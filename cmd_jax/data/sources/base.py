@@ -15,13 +15,14 @@ class Example(NamedTuple):
   """One decoded example.
 
   Attributes:
-    image: RGB image, upright (EXIF rotation applied).
+    image: RGB image, upright (EXIF rotation applied); [H, W, C] uint16 of a
+      source with another number of channels.
     part_ids: [H, W] uint8 part of every pixel, 0 background; None if unknown.
     box: [4] float32 (top, left, bottom, right) as fractions of the height and
       width; None if unknown.
   """
 
-  image: Image.Image
+  image: Image.Image | np.ndarray
   part_ids: np.ndarray | None = None
   box: np.ndarray | None = None
 
@@ -37,6 +38,7 @@ class Source(NamedTuple):
     load: reads and decodes the example with the given index. Raises OSError or
       ValueError for one that can't be read. Safe to call from threads.
     notes: sentences about files that belong to no split, one line each.
+    channels: C of its images.
   """
 
   name: str
@@ -45,3 +47,4 @@ class Source(NamedTuple):
   labels: np.ndarray
   load: Callable[[int], Example]
   notes: tuple[str, ...] = ()
+  channels: int = 3

@@ -15,14 +15,12 @@ import numpy as np
 import tqdm
 
 from cmd_jax import errors
-from cmd_jax.data import canvas, decode
+from cmd_jax.data import canvas, image_files, image_formats
 from cmd_jax.data.inspect import kinds
 from cmd_jax.data.sources import base as source_lib
 from cmd_jax.data.sources import index, listing, not_photographs
 from cmd_jax.data.sources.labels_file import Labels, list_csv
 
-# By the decoder, so that nothing it opens is left out for its name.
-IMAGE_EXTENSIONS = decode.extensions()
 SPLITS = ('train', 'pretrain', 'test', 'val')
 _LABELS_FILE = 'labels.csv'
 # Smaller folders are listed faster than anyone notices.
@@ -117,7 +115,7 @@ def _sort_in(
   # Unlike the entry's own test, this one doesn't raise for a looping link.
   if os.path.isdir(entry.path) if is_link else entry.is_dir():
     (links if is_link else folders).append(name)
-  elif name.lower().endswith(IMAGE_EXTENSIONS) and (
+  elif name.lower().endswith(image_formats.EXTENSIONS) and (
     # A link to nowhere is listed, so that it is reported as unreadable.
     is_link or entry.is_file()
   ):
@@ -250,6 +248,8 @@ def _list_once(
     'test_fraction': test_fraction,
     'seed': seed,
     'splits': listing.USES,
+    # Found by an earlier version, a folder may lack some.
+    'extensions': image_formats.EXTENSIONS,
   }
   path = pathlib.Path(index_file).expanduser()
   if not index_file:
@@ -296,11 +296,14 @@ def _load(
   file_names: Sequence[str],
   decode_px: int,
   grey16_white: int,
+  channels: int,
   index: int,
 ) -> source_lib.Example:
   path = os.path.join(root, file_names[index])
   return source_lib.Example(
-    canvas.open_rgb(path, min_px=decode_px, grey16_white=grey16_white)
+    image_files.open_image(
+      path, channels=channels, min_px=decode_px, grey16_white=grey16_white
+    )
   )
 
 
@@ -317,7 +320,7 @@ def find_images(
   if not len(found.names):
     raise errors.UserError(
       f'{path} has no images; put files there that end in'
-      f' {", ".join(IMAGE_EXTENSIONS)}'
+      f' {", ".join(image_formats.EXTENSIONS)}'
     )
   return found
 
@@ -331,6 +334,7 @@ def folder_source(
   seed: int = 0,
   decode_px: int = 0,
   grey16_white: int = kinds.TOP,
+  channels: int = 3,
   index_file: str = '',
 ) -> source_lib.Source:
   """Lists the images of a folder, with classes and splits where it has them.
@@ -359,9 +363,11 @@ def folder_source(
       starts; '' for a file in the user's folder of caches. It is made anew
       when a folder's time stamp or the labels file has changed.
     decode_px: if positive, JPEG files may be decoded at a smaller scale, with
-      at least this many pixels on their shorter side: see `canvas.open_rgb`.
+      at least this many pixels on their shorter side: see
+      `image_files.open_rgb`.
     grey16_white: value that is white in grey files of 16 bits, see
-      `canvas.open_rgb`.
+      `image_files.open_rgb`.
+    channels: C of the images, see `image_files.open_image`.
 
   Returns:
     The source, sorted by file name; it may have no examples. All splits of a
@@ -386,6 +392,9 @@ def folder_source(
     class_names=found.class_names,
     file_names=file_names,
     labels=found.labels[rows],
-    load=functools.partial(_load, root, file_names, decode_px, grey16_white),
+    load=functools.partial(
+      _load, root, file_names, decode_px, grey16_white, channels
+    ),
     notes=found.notes,
+    channels=channels,
   )

@@ -28,11 +28,10 @@ import fsspec
 import numpy as np
 import tqdm
 
-from cmd_jax.data import canvas
+from cmd_jax.data import image_files, image_formats
 from cmd_jax.data.inspect import kinds
 from cmd_jax.data.sources import index, shard_samples
 from cmd_jax.data.sources.base import UNLABELLED, Example, Source
-from cmd_jax.data.sources.folder import IMAGE_EXTENSIONS
 from cmd_jax.errors import UserError, missing_extra
 from cmd_jax.files.safe_read import one_line
 
@@ -125,7 +124,7 @@ def _list_shard(url: str, title: str) -> _Listed:
       fsspec.open(url, 'rb') as file,
       tarfile.open(fileobj=file, mode='r:') as tar,
     ):
-      samples = shard_samples.samples_of(tar, IMAGE_EXTENSIONS)
+      samples = shard_samples.samples_of(tar, image_formats.EXTENSIONS)
       for image in samples.images:
         listed.names.append(f'{title}/{image.name}')
         listed.labels.append(image.label)
@@ -241,9 +240,10 @@ class _Shards:
     arrays: dict[str, np.ndarray],
     decode_px: int,
     grey16_white: int,
+    channels: int,
   ) -> None:
     self._urls, self._decode_px = urls, decode_px
-    self._grey16_white = grey16_white
+    self._grey16_white, self._channels = grey16_white, channels
     self._shards, self._offsets, self._sizes = (
       arrays[name] for name in ('shards', 'offsets', 'sizes')
     )
@@ -253,8 +253,9 @@ class _Shards:
     start = int(self._offsets[number])
     content = files.cat_file(path, start, start + int(self._sizes[number]))
     return Example(
-      canvas.open_rgb(
+      image_files.open_image(
         io.BytesIO(content),
+        channels=self._channels,
         min_px=self._decode_px,
         grey16_white=self._grey16_white,
       )
@@ -272,6 +273,7 @@ def shards_source(
   *,
   decode_px: int = 0,
   grey16_white: int = kinds.TOP,
+  channels: int = 3,
 ) -> Source:
   """Lists the images of tar shards.
 
@@ -282,8 +284,9 @@ def shards_source(
     pattern: of the shards, see `list_urls`; '' gives a source without examples.
     class_pattern: of the shards whose labels are classes as well: all splits of
       a set need the same ones.
-    decode_px: see `canvas.open_rgb`.
-    grey16_white: see `canvas.open_rgb`.
+    decode_px: see `image_files.open_rgb`.
+    grey16_white: see `image_files.open_rgb`.
+    channels: C of the images, see `image_files.open_image`.
 
   Returns:
     The source, in the order of the shards. It can be pickled.
@@ -303,7 +306,7 @@ def shards_source(
     told = f' ({"; ".join(notes)})' if notes else ''
     raise UserError(
       f'{pattern} has no images{told}: put files there that end in '
-      f'{", ".join(IMAGE_EXTENSIONS)}'
+      f'{", ".join(image_formats.EXTENSIONS)}'
     )
   is_number = all(map(_NUMBER.fullmatch, known))
   class_names = sorted(known, key=int if is_number else None)
@@ -315,6 +318,7 @@ def shards_source(
     class_names=tuple(class_names),
     file_names=index.Names(arrays['blob'], arrays['ends']),
     labels=labels[arrays['labels']],
-    load=_Shards(urls, arrays, decode_px, grey16_white),
+    load=_Shards(urls, arrays, decode_px, grey16_white, channels),
     notes=notes,
+    channels=channels,
   )

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 import tfds_builders
-from cmd_jax.data.canvas import open_rgb
+from cmd_jax.data.image_files import open_rgb
 from cmd_jax.data.inspect import kinds
 from cmd_jax.data.sources.base import UNLABELLED, Example, Source
 from cmd_jax.errors import UserError, missing_extra
@@ -59,9 +59,10 @@ def tfds_source(
       TFDS_DATA_DIR or else ~/tensorflow_datasets.
     builder_config: which of the builder's configs; None for its default.
     decode_px: if positive, JPEG images may be decoded at a smaller scale, with
-      at least this many pixels on their shorter side: see `canvas.open_rgb`.
+      at least this many pixels on their shorter side: see
+      `image_files.open_rgb`.
     grey16_white: value that is white in grey files of 16 bits, see
-      `canvas.open_rgb`.
+      `image_files.open_rgb`.
     progress: whether to show progress bars while a set is prepared.
 
   Returns:
