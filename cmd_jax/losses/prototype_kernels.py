@@ -14,7 +14,7 @@ each lane (flash attention's, Dao et al. 2022, for 128 parts of the prototypes)
 and joins the lanes at the end. Logits are in units of log 2.
 
 What each of them does is in `prototype_blocks`. By a count of the instructions
-that are compiled for a v5e, they keep the matrix units busy for 70 to 93 % of
+that are compiled for a v5e, they keep the matrix units busy for 70 to 99 % of
 the time (benchmarks/README.md).
 """
 
