@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 
 import pytest
 
@@ -129,6 +130,10 @@ def test_wandb_offline(workdir, monkeypatch, capsys):
   (file,) = opened.path.glob('wandb/offline-run-*/*.wandb')
   run_id = json.loads((opened.path / 'trackers.json').read_text())['wandb']
   assert file.name == f'run-{run_id}.wandb'
+  # A process of its own writes the file, now and then after the end.
+  deadline = time.monotonic() + 20
+  while file.stat().st_size < 500 and time.monotonic() < deadline:
+    time.sleep(0.05)
   content = file.read_bytes()
   assert b'method.name' in content and b'loss' in content
 

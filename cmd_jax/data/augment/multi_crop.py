@@ -326,8 +326,7 @@ def make_eval_view(
 
   Args:
     view_px: side G of the view.
-    crop_fraction: side of the central square over the shorter side; None for
-      all.
+    crop_fraction: side of the central square over the shorter side; None: all.
     mean: mean of the channels, in 0..1.
     std: their standard deviation.
 
