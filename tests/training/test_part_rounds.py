@@ -36,7 +36,7 @@ def build(monkeypatch):
   """(words, changes) -> an experiment on made-up images."""
 
   class _Source:
-  channels = 3
+    channels = 3
     file_names = ('0.png',)
 
   monkeypatch.setattr(load, 'load_source', lambda *_: _Source)
