@@ -229,9 +229,8 @@ _SCORED = {'eval.protocols': _PROTOCOLS}
 _FROM_NOTHING = ('start=scratch',)
 _CROPPED = {'eval.crop_fraction': 0.0}
 # EfficientNet-Lite0 by the recipe of configs/folder.py as it is. It has no
-# attention that `parts/hit` could ask for in all rows. Parts, by default cells
-# of a grid for this encoder, are drawn on images as they are scored.
-_FROM_WEIGHTS = {'eval.protocols': _PROTOCOLS[:-1], 'parts.view_px': 224}
+# attention that `parts/hit` could ask for in all rows.
+_FROM_WEIGHTS = {'eval.protocols': _PROTOCOLS[:-1]}
 
 SETS = (
   Set(

@@ -80,6 +80,9 @@ def folder(argument: str | None = None) -> ConfigDict:
   config.eval.update(view_px=96, crop_fraction=0.0, batch_size=128)
   if words.start == 'pretrained':
     config.update(continued.PHOTOGRAPHS)
+    if 'parts' in config:
+      config.parts.view_px = config.eval.view_px
+      config.augment.num_local = 0
   return _finish(config, words)
 
 

@@ -90,7 +90,11 @@ def usual_parts(argument: vocabulary.Argument) -> str:
   """Where parts come from: an encoder's features if it has what it takes."""
   if argument.parts:
     return argument.parts
-  of_encoder = {'resnet': 'hypercolumn', 'vit': 'cosegmentation'}
+  of_encoder = {
+    'resnet': 'hypercolumn',
+    'efficientnet': 'hypercolumn',
+    'vit': 'cosegmentation',
+  }
   if argument.method == 'detcon':
     return 'grid'
   return of_encoder.get(argument.encoder, 'grid')
