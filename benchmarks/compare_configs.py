@@ -158,7 +158,8 @@ def _file_sha256(path: str) -> str:
 
 def _hash(fields: Mapping[str, Any]) -> str:
   """Hash of what decides the scores: of paths only the last part."""
-  free = tuple(x for x in FREE_FIELDS if x != 'eval.')
+  # By how it is searched no row is scored.
+  free = (*(x for x in FREE_FIELDS if x != 'eval.'), 'eval.search.')
   kept = {
     key: os.path.basename(value.rstrip('/')) if key in _PATHS else value
     for key, value in fields.items()

@@ -24,6 +24,7 @@ from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators import FrozenNetwork
 from cmd_jax.evaluators.classifier import Classifier, from_entry
+from cmd_jax.models.pooling import check_pooling
 from cmd_jax.rundir.saved_run import (
   SavedNetwork,
   describe_training,
@@ -68,6 +69,7 @@ class Preprocessing(NamedTuple):
     channels: C of the images.
     mean: of the channels, as fractions of white.
     std: their deviation.
+    pooling: how embeddings are made, one of `models.pooling.POOLINGS`.
   """
 
   canvas_px: int
@@ -77,6 +79,7 @@ class Preprocessing(NamedTuple):
   channels: int = 3
   mean: tuple[float, ...] = IMAGENET.mean
   std: tuple[float, ...] = IMAGENET.std
+  pooling: str = 'encoder'
 
 
 class Encoder:
@@ -161,6 +164,8 @@ class Encoder:
       del fields['grey16_white']
     if fields['channels'] == 3:
       del fields['channels']
+    if fields['pooling'] == 'encoder':
+      del fields['pooling']
     statistics = {name: list(fields.pop(name)) for name in ('mean', 'std')}
     return fields | statistics
 
@@ -235,7 +240,8 @@ class Encoder:
     )
 
   def _embed(self, canvases: np.ndarray, sizes: np.ndarray) -> tuple[Any]:
-    return (self.network.embed(canvases, sizes),)
+    pooling = self._preprocessing.pooling
+    return (self.network.embed(canvases, sizes, pooling),)
 
   def _blocks(
     self, encode: Callable, images: Sequence[ImageLike]
@@ -314,8 +320,33 @@ def _channels_of(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
   }
 
 
+class _View(NamedTuple):
+  """What `load` is asked for of `Preprocessing`; 0 and empty for the usual."""
+
+  view_px: int
+  pooling: str
+
+  def change(self, encoder: nn.Module, usual: Preprocessing) -> Preprocessing:
+    """The usual preprocessing with what is asked for.
+
+    Raises:
+      UserError: a pooling that the encoder does not have.
+    """
+    pooling = self.pooling or usual.pooling
+    check_pooling(encoder, pooling, 'pooling')
+    if self.view_px in (0, usual.view_px):
+      return usual._replace(pooling=pooling)
+    # Larger views show no more of images that are squashed to fewer pixels.
+    canvas_px = round(self.view_px / (usual.crop_fraction or 1.0))
+    return usual._replace(
+      canvas_px=max(usual.canvas_px, canvas_px),
+      view_px=self.view_px,
+      pooling=pooling,
+    )
+
+
 def _load_run(
-  path: pathlib.Path, network: str, batch_size: int, newest: bool
+  path: pathlib.Path, network: str, batch_size: int, newest: bool, view: _View
 ) -> Encoder:
   workdir = Workdir(str(path))
   config = read_config(workdir)
@@ -340,7 +371,7 @@ def _load_run(
   return Encoder(
     saved.encoder,
     saved.variables,
-    preprocessing,
+    view.change(saved.encoder, preprocessing),
     source=f'{network} of {path} after step {saved.step}{chosen}',
     training=training,
     mil=saved.mil,
@@ -351,10 +382,14 @@ def _load_run(
 
 
 def _load_weights(
-  path: pathlib.Path, network: str, batch_size: int, model: Mapping[str, Any]
+  path: pathlib.Path,
+  network: str,
+  batch_size: int,
+  view: _View,
+  model: Mapping[str, Any],
 ) -> Encoder:
   recognised = recognise_encoder(path, network=network or 'teacher', **model)
-  preprocessing = _preprocessing_of(recognised)
+  preprocessing = view.change(recognised.encoder, _preprocessing_of(recognised))
   return Encoder(
     recognised.encoder,
     recognised.imported.variables,
@@ -377,6 +412,8 @@ def load(
   network: str = '',
   batch_size: int = 32,
   newest: bool = False,
+  view_px: int = 0,
+  pooling: str = '',
   **model: Any,
 ) -> Encoder:
   """Loads the encoder of a run or of a weight file; docs/api.md shows it.
@@ -395,6 +432,9 @@ def load(
       and the teacher of a file.
     batch_size: most images encoded at once.
     newest: of a run, whether the newest checkpoint is taken in any case.
+    view_px: side of the views; 0 for the usual one.
+    pooling: how embeddings are made, one of `models.pooling.POOLINGS`; empty
+      for the usual way, 'encoder'.
     **model: for a weight file: fields of config.model that its tensors can't
       tell, such as num_heads, or norm_epsilon.
 
@@ -402,7 +442,8 @@ def load(
     The encoder.
 
   Raises:
-    UserError: no run and no weights, no checkpoint, or one of another model.
+    UserError: no run and no weights, no checkpoint, one of another model, or
+      a view or a pooling that cannot be.
   """
   path = pretrained.resolve(path)
   if network not in ('', 'teacher', 'student'):
@@ -412,12 +453,13 @@ def load(
       f'{path} does not exist: give the work directory of a run, a file of '
       f'weights, hf://OWNER/REPO, or one of {", ".join(pretrained.WEIGHTS)}'
     )
+  view = _View(view_px, pooling)
   is_run = path.is_dir() and not _has_weights(path)
   if not is_run:
-    return _load_weights(path, network, batch_size, model)
+    return _load_weights(path, network, batch_size, view, model)
   if model:
     raise UserError(
       f'{path} is a run, whose model its config.json tells: leave out '
       f'{", ".join(model)}'
     )
-  return _load_run(path, network, batch_size, newest)
+  return _load_run(path, network, batch_size, newest, view)

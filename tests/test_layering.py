@@ -31,7 +31,7 @@ _ALLOWED = {
   'evaluators': {'data', 'devices', 'files', 'models', 'parts'},
   'config': {'convert', 'evaluators', 'devices'},
   'rundir': {'config', 'models', 'devices', 'files'},
-  'api': {'convert', 'data', 'devices', 'evaluators', 'rundir'},
+  'api': {'convert', 'data', 'devices', 'evaluators', 'models', 'rundir'},
   'training': {
     'config',
     'convert',
@@ -71,7 +71,15 @@ _ALLOWED = {
   },
   'curation': {'api', 'data', 'evaluators', 'export', 'files', 'report'},
   'image_index': {'api', 'data', 'evaluators', 'export', 'files'},
-  'export': {'api', 'convert', 'data', 'evaluators', 'files', 'models'},
+  'export': {
+    'api',
+    'convert',
+    'data',
+    'evaluators',
+    'files',
+    'models',
+    'rundir',
+  },
   '__main__': {'cli', 'devices'},
 }
 _EXCEPTIONS = {

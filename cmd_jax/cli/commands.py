@@ -250,6 +250,7 @@ _PROCESSES = (
 )
 _TRAINED = ('workdir', 'newest', 'weights')
 _FOLDER = (*_TRAINED, 'input', 'output', *_CACHE)
+_SEARCHED = (*_FOLDER, 'view_px', 'pooling')
 
 COMMANDS = {
   'train': Command(
@@ -297,7 +298,7 @@ COMMANDS = {
   'embed': Command(
     'Writes the embeddings of a folder of images.',
     _on_folder('embed'),
-    _FOLDER,
+    _SEARCHED,
     config='optional',
     workdir='optional',
     needs_trained=True,
@@ -305,7 +306,7 @@ COMMANDS = {
   'search': Command(
     'Finds the images of a folder that are most like one.',
     _on_folder('search'),
-    (*_FOLDER, 'query', 'top_k', 'index'),
+    (*_SEARCHED, 'query', 'top_k', 'index'),
     config='optional',
     workdir='optional',
     needs_trained=True,
@@ -313,7 +314,7 @@ COMMANDS = {
   'cluster': Command(
     'Sorts a folder of images into groups that look alike.',
     _on_folder('cluster'),
-    (*_FOLDER, 'num_clusters', 'min_cluster_size'),
+    (*_SEARCHED, 'num_clusters', 'min_cluster_size'),
     config='optional',
     workdir='optional',
     needs_trained=True,
@@ -329,7 +330,7 @@ COMMANDS = {
   'index': Command(
     'Builds an index of images, adds to it and searches it for many.',
     on_photographs.index,
-    (*_FOLDER, 'index_dir', 'query', 'query_class', 'top_k'),
+    (*_SEARCHED, 'index_dir', 'query', 'query_class', 'top_k'),
     config='optional',
     workdir='optional',
     actions=('build', 'add', 'search'),

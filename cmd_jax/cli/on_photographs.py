@@ -47,6 +47,8 @@ def index(values: flags.FlagValues, *, action: str) -> None:
         'query_class',
         'top_k',
         'newest',
+        'view_px',
+        'pooling',
       )
     },
   )

@@ -37,6 +37,14 @@ OPTIONS = {
   ),
   'output': Option(str, None, 'What to write.'),
   'profile_steps': Option(str, None, 'Steps to trace, as 10:15: docs/runs.md.'),
+  'view_px': Option(
+    int, 0, 'Side of the views in pixels, 0 for the one the encoder is best at.'
+  ),
+  'pooling': Option(
+    ('', 'encoder', 'gem'),
+    '',
+    'How vectors are pooled; empty for the way the encoder is best at.',
+  ),
   'manual_dir': Option(
     str, None, 'Folder of the files fetched by hand: docs/datasets.md.'
   ),

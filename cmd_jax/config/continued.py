@@ -95,4 +95,5 @@ def use_continued_recipe(config: ConfigDict) -> None:
   if config.model.name == _ENCODER:
     config.init.path = WEIGHTS
     config.model.update(_EFFICIENTNET)
+    config.eval.search.update(pretrained.WEIGHTS[WEIGHTS].search)
     config.optim.train_last_blocks = _LAST_BLOCKS

@@ -52,7 +52,8 @@ _PRETRAINED = dict(
     layer_decay=0.8,
     train_last_blocks=-1,
   ),
-  eval=dict(view_px=160),
+  # What is searched by is what the labels have made.
+  eval=dict(view_px=160, search=dict(view_px=0, pooling='encoder')),
 )
 
 

@@ -147,6 +147,10 @@ def published(argument: vocabulary.Argument) -> ConfigDict:
       view_px=224,
       crop_fraction=0.875,
       batch_size=64,
+      # How images are compared by `search`, `index` and the other commands on
+      # folders, and by the protocol retrieval/search: views of this side, 0 for
+      # view_px, and one of cmd_jax.models.pooling.
+      search=dict(view_px=0, pooling='encoder'),
       # For parts/hit: the part ids that tell categories apart, and a CSV file
       # of keypoints with the columns file, part_id, x, y, visible.
       parts_hit=dict(part_ids=(), keypoints=''),

@@ -435,6 +435,12 @@ FIELDS: dict[str, Field] = {
     'Side of the central crop over the shorter side; 0 shows the whole image.'
   ),
   'eval.batch_size': _count('Images encoded at a time.', 1),
+  'eval.search.view_px': _count(
+    'Side of the views that are searched by; 0 for eval.view_px.'
+  ),
+  'eval.search.pooling': _choice(
+    'How the vectors that are searched by are pooled.', 'encoder', 'gem'
+  ),
   'eval.parts_hit.part_ids': _several(
     'For parts/hit: the parts that tell categories apart.'
   ),

@@ -6,7 +6,8 @@ import hashlib
 import importlib.metadata
 import os
 import pathlib
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from cmd_jax.convert import hub
 from cmd_jax.errors import UserError, missing_extra
@@ -25,6 +26,7 @@ class Pretrained(NamedTuple):
     variant: value of config.model.variant.
     image_px: side of the images it was trained for.
     in_extra: whether cmd_jax[pretrained] brings the package.
+    search: fields of config.eval.search.
   """
 
   package: str
@@ -35,6 +37,7 @@ class Pretrained(NamedTuple):
   variant: str
   image_px: int
   in_extra: bool
+  search: Mapping[str, Any]
 
 
 def _efficientnet_lite(number: int, sha256: str, image_px: int) -> Pretrained:
@@ -52,6 +55,8 @@ def _efficientnet_lite(number: int, sha256: str, image_px: int) -> Pretrained:
     variant=f'lite{number}',
     image_px=image_px,
     in_extra=number == 0,
+    # Chosen for lite0 on validation splits: benchmarks/RESEARCH.md.
+    search={'view_px': image_px * 10 // 7, 'pooling': 'gem'},
   )
 
 

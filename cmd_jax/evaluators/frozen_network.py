@@ -22,6 +22,7 @@ from cmd_jax.evaluators.features import Features, extract
 from cmd_jax.models.feature_maps import feature_map
 from cmd_jax.models.last_blocks import last_blocks
 from cmd_jax.models.layers import EncoderOutput
+from cmd_jax.models.pooling import pooled
 from cmd_jax.parts.store import hash_variables
 
 # What the encoder, and `mil` if there is one, are applied to, by those names.
@@ -145,9 +146,22 @@ class FrozenNetwork:
     }
     self._cache = FeatureCache(folder, key)
 
-  def embeddings(self, split: Canvases) -> Features:
-    """The embeddings of a split, [N, D] float32 and not normalised."""
-    return self._features(split, 'image', self._embed)
+  def embeddings(
+    self, split: Canvases, *, view_px: int = 0, pooling: str = 'encoder'
+  ) -> Features:
+    """The embeddings of a split, [N, D] float32 and not normalised.
+
+    Args:
+      split: the images.
+      view_px: side of the views; 0 for that of the other features.
+      pooling: see `models.pooling.pooled`.
+    """
+    encode = self._pool(pooling)
+    if pooling == 'encoder' and view_px in (0, self._view_px):
+      return self._features(split, 'image', encode)
+    view_px = view_px or self._view_px
+    view = self._make_view(view_px, self._crop_fraction)
+    return self._features(split, f'{pooling}_{view_px}', encode, view=view)
 
   def last_blocks(self, split: Canvases) -> Features:
     """The features of the last four blocks, see `models.last_blocks`."""
@@ -210,10 +224,18 @@ class FrozenNetwork:
     program = self._program('attend', self._attend, self._view, shared=False)
     return np.asarray(program(self._variables, images, sizes))
 
-  def embed(self, images: np.ndarray, sizes: np.ndarray) -> jax.Array:
-    """The embeddings [B, D] of canvases, B a multiple of the devices."""
+  def embed(
+    self, images: np.ndarray, sizes: np.ndarray, pooling: str = 'encoder'
+  ) -> jax.Array:
+    """The embeddings [B, D] of canvases, B a multiple of the devices.
+
+    Args:
+      images: as of `encode`.
+      sizes: as of `encode`.
+      pooling: see `models.pooling.pooled`.
+    """
     # Compiled without what it doesn't return, tokens above all.
-    return self._run('image', self._embed, images, sizes)
+    return self._run(f'{pooling} pooled', self._pool(pooling), images, sizes)
 
   def encode(self, images: np.ndarray, sizes: np.ndarray) -> EncoderOutput:
     """All that the network says of canvases, B a multiple of the devices.
@@ -230,8 +252,10 @@ class FrozenNetwork:
 
   # What is compiled: (variables, views [B, H, W, 3]) -> arrays [B, ...].
 
-  def _embed(self, variables: _Variables, images: jax.Array) -> jax.Array:
-    return self.encoder.apply(variables['encoder'], images).image
+  def _pool(self, pooling: str) -> Callable:
+    return lambda variables, images: pooled(
+      self.encoder, variables['encoder'], images, pooling
+    )
 
   def _last_blocks(self, variables: _Variables, images: jax.Array) -> jax.Array:
     return last_blocks(self.encoder, variables['encoder'], images)
@@ -257,9 +281,11 @@ class FrozenNetwork:
     output = self.encoder.apply(variables['encoder'], images)
     return output.attention.mean(1)
 
-  def _features(self, split: Canvases, name: str, encode: Callable) -> Features:
+  def _features(
+    self, split: Canvases, name: str, encode: Callable, **options: Any
+  ) -> Features:
     def compute() -> dict[str, np.ndarray]:
-      vectors = self._extract(split, name, encode)
+      vectors = self._extract(split, name, encode, **options)
       # After the images were read: what is unreadable loses its label then.
       return {'vectors': vectors, 'labels': np.asarray(split.labels)}
 

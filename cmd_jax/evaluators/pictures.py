@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from cmd_jax.data.channels import as_pictures
 from cmd_jax.evaluators.base import Splits
-from cmd_jax.evaluators.features import Features
+from cmd_jax.evaluators.features import Features, centred
 from cmd_jax.evaluators.frozen_network import FrozenNetwork
 from cmd_jax.evaluators.nearest import find_nearest
 from cmd_jax.files.atomic import write_atomically
@@ -116,9 +116,9 @@ def save_neighbours(
   """Draws test images, where the network looks, and their neighbours.
 
   A row is a query, the query under its attention, and its nearest gallery
-  images by cosine similarity, framed green where the class is the same, red
-  where it is another, and grey where either has no label. Class names are below
-  the images.
+  images by cosine similarity around the gallery's mean, framed green where the
+  class is the same, red where it is another, and grey where either has no
+  label. Class names are below the images.
 
   Args:
     path: PNG file to write.
@@ -130,8 +130,11 @@ def save_neighbours(
     num_neighbours: neighbours shown, at most N.
   """
   queries, gallery = map(as_pictures, (queries, gallery))
+  around = gallery_features.vectors
   nearest, _ = find_nearest(
-    query_features.vectors, gallery_features.vectors, num_neighbours
+    centred(query_features.vectors, around),
+    centred(around, around),
+    num_neighbours,
   )
   columns, height = 2 + nearest.shape[1], _CELL_PX + _TEXT_PX
   sheet = Image.new(

@@ -59,6 +59,7 @@ def make_retrieval(
 
 def make_centred(
   max_similarities: int = 2**22,
+  protocol: str = 'retrieval/test-vs-train-centred',
 ) -> Callable[[Features, Features], dict[str, float]]:
   """`retrieval/test-vs-train-centred`: as `make_retrieval`, features centred.
 
@@ -67,13 +68,13 @@ def make_centred(
 
   Args:
     max_similarities: as in `make_retrieval`.
+    protocol: name, for messages.
 
   Returns:
     An evaluator giving `rank1`, `rank5` and `mAP`.
   """
 
   def evaluate(train: Features, test: Features) -> dict[str, float]:
-    protocol = 'retrieval/test-vs-train-centred'
     train, test = usable(protocol, train, test)
     gallery, queries = (
       x._replace(vectors=centred(x.vectors, train.vectors))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax import linen as nn
 
 from cmd_jax.data.sources.base import UNLABELLED
 from cmd_jax.errors import UserError
@@ -21,6 +22,7 @@ from cmd_jax.evaluators import (
 from cmd_jax.evaluators.base import Evaluator, Splits
 from cmd_jax.evaluators.frozen_network import FrozenNetwork
 from cmd_jax.files.safe_read import one_line
+from cmd_jax.models.pooling import check_pooling
 
 # (name of the protocol, config.eval) -> evaluator.
 Factory = Callable[[str, Mapping[str, Any]], Evaluator]
@@ -63,6 +65,24 @@ def _of_last_blocks(make: Callable[..., Callable], **arguments: Any) -> Factory:
   )
 
 
+def _as_searched(make: Callable[..., Callable], **arguments: Any) -> Factory:
+  """The factory of what scores embeddings made as config.eval.search says."""
+
+  def factory(name: str, settings: Mapping[str, Any]) -> Evaluator:
+    fields = settings['search']
+    of_vectors = _of_vectors(
+      lambda network, x: network.embeddings(x, **fields), make, **arguments
+    )
+
+    def check(encoder: nn.Module, splits: Splits) -> None:
+      del splits
+      check_pooling(encoder, fields['pooling'], 'config.eval.search.pooling')
+
+    return of_vectors(name, settings)._replace(check=check)
+
+  return factory
+
+
 def _of_network(make: Callable[..., Evaluator], section: str = '') -> Factory:
   """The factory of what asks the network for more than vectors.
 
@@ -84,6 +104,9 @@ EVALUATORS: dict[str, Factory] = {
   'labels/100': _of_embeddings(labels.make_label_share, percent=100),
   'retrieval/test-vs-train': _of_embeddings(retrieval.make_retrieval),
   'retrieval/test-vs-train-centred': _of_embeddings(retrieval.make_centred),
+  'retrieval/search': _as_searched(
+    retrieval.make_centred, protocol='retrieval/search'
+  ),
   'retrieval/loo-test': _of_embeddings(retrieval.make_loo),
   'retrieval/cmd-ratio9': _of_embeddings(retrieval.make_cmd_ratio9),
   'parts/hit': _of_network(attention_hit.make_attention_hit, 'parts_hit'),
@@ -106,6 +129,8 @@ _WORDS = {
   'mAP: how far those of its class come before the others',
   'retrieval/test-vs-train-centred': 'the same after the mean of the training '
   'features is taken off',
+  'retrieval/search': 'training images ranked for a test image as cmd-jax '
+  'search does',
   'retrieval/loo-test': 'the other test images ranked by their likeness to one',
   'retrieval/cmd-ratio9': "retrieval as in CMD's released program",
   'parts/hit': 'how often the network looks at the annotated parts',

@@ -15,6 +15,7 @@ from cmd_jax.data.canvas import printable
 from cmd_jax.errors import UserError
 from cmd_jax.export import cluster, embed, predict, search
 from cmd_jax.export.images import Embeddings, embed_folder, list_images
+from cmd_jax.export.search_encoder import load_for_search
 from cmd_jax.files.atomic import make_place
 
 MODES = ('embed', 'search', 'cluster', 'predict')
@@ -33,6 +34,8 @@ class Request(NamedTuple):
     num_clusters: groups to make; 0 finds out.
     min_cluster_size: images of a group, at least.
     newest: whether the newest checkpoint is used, not the best.
+    view_px: side of the views; 0 for the one chosen for the encoder.
+    pooling: of `models.pooling`; empty for the one chosen for the encoder.
   """
 
   source: str
@@ -44,6 +47,8 @@ class Request(NamedTuple):
   num_clusters: int = 0
   min_cluster_size: int = 5
   newest: bool = False
+  view_px: int = 0
+  pooling: str = ''
 
 
 def default_output(mode: str, workdir: str | None) -> pathlib.Path:
@@ -186,7 +191,16 @@ def run(mode: str, request: Request) -> str:
     query=os.path.expanduser(request.query or ''),
   )
   _check(mode, request)
-  encoder = cmd_jax.load(request.source, newest=request.newest)
+  if mode == 'predict':
+    # The classifier is of the vectors that it was trained on.
+    encoder = cmd_jax.load(request.source, newest=request.newest)
+  else:
+    encoder = load_for_search(
+      request.source,
+      newest=request.newest,
+      view_px=request.view_px,
+      pooling=request.pooling,
+    )
   print(encoder.source, file=sys.stderr)
   functions = {
     'embed': _embed,

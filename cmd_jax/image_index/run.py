@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-import cmd_jax
 from cmd_jax.api import Encoder
 from cmd_jax.data.canvas import Skipped, printable
 from cmd_jax.errors import UserError
 from cmd_jax.export.images import embed_blocks, list_images, none_readable
+from cmd_jax.export.search_encoder import load_for_search
 from cmd_jax.files.atomic import make_place, write_atomically
 from cmd_jax.image_index import store
 from cmd_jax.image_index.ranking import Ranked, rank
@@ -39,6 +39,9 @@ class Request(NamedTuple):
     output: CSV file of the results.
     top_k: results a query.
     newest: whether the newest checkpoint is used, not the best.
+    view_px: side of the views; 0 for the one chosen for the encoder, or that
+      of the index.
+    pooling: of `models.pooling`; empty likewise.
   """
 
   action: str
@@ -50,6 +53,8 @@ class Request(NamedTuple):
   output: pathlib.Path = pathlib.Path('search.csv')
   top_k: int = 12
   newest: bool = False
+  view_px: int = 0
+  pooling: str = ''
 
 
 class Queries(NamedTuple):
@@ -66,15 +71,28 @@ class Queries(NamedTuple):
   rows: np.ndarray
 
 
+def _view_of(encoder: EncoderId) -> str:
+  fields = encoder.preprocessing
+  pooling = fields.get('pooling', 'encoder')
+  return f'views of {fields["view_px"]} px, pooling {pooling}'
+
+
 def _load(
-  source: str, newest: bool, index: Index | None = None
+  request: Request, source: str, index: Index | None = None
 ) -> tuple[Encoder, EncoderId]:
   """An encoder, which must be that of an index if one is given.
 
   Raises:
     UserError: it cannot be loaded, or is another than that of the index.
   """
-  encoder = cmd_jax.load(source, newest=newest)
+  view_px, pooling = request.view_px, request.pooling
+  if index is not None:
+    made_by = index.encoder.preprocessing
+    view_px = view_px or made_by['view_px']
+    pooling = pooling or made_by.get('pooling', 'encoder')
+  encoder = load_for_search(
+    source, newest=request.newest, view_px=view_px, pooling=pooling
+  )
   path = os.path.expanduser(source)
   if os.path.exists(path):
     # The index outlives the folder that the program runs in.
@@ -84,10 +102,9 @@ def _load(
     theirs = index.encoder
     raise UserError(
       f'{index.path} was made by another encoder ({theirs.source}, weights '
-      f'{theirs.sha256[:12]}, views of {theirs.preprocessing["view_px"]} px) '
-      f'than {encoder.source} ({found.sha256[:12]}, '
-      f'{found.preprocessing["view_px"]} px): use that one, or build another '
-      'index'
+      f'{theirs.sha256[:12]}, {_view_of(theirs)}) than {encoder.source} '
+      f'({found.sha256[:12]}, {_view_of(found)}): use that one, or build '
+      'another index'
     )
   print(encoder.source, file=sys.stderr)
   return encoder, found
@@ -125,7 +142,7 @@ def _build(request: Request, path: pathlib.Path) -> str:
   folder = _folder(request)
   store.check_new(path)
   list_images(folder)
-  encoder, encoder_id = _load(request.source, request.newest)
+  encoder, encoder_id = _load(request, request.source)
   try:
     with store.locked(path):
       dim = encoder.embed(np.zeros((8, 8, 3), np.uint8)).shape[1]
@@ -143,9 +160,7 @@ def _add(request: Request, path: pathlib.Path) -> str:
   folder = _folder(request)
   index = store.open_index(path)
   list_images(folder)
-  encoder, _ = _load(
-    request.source or index.encoder.source, request.newest, index
-  )
+  encoder, _ = _load(request, request.source or index.encoder.source, index)
   with store.locked(path):
     # Somebody may have added to it while the encoder was read.
     index, counts = update(encoder, store.open_index(path), folder)
@@ -201,9 +216,7 @@ def _queries_of_files(request: Request, index: Index) -> Queries:
   vectors[known] = index.vectors()[rows[known]]
   missing = [name for name, is_known in zip(files, known) if not is_known]
   if missing:
-    encoder, _ = _load(
-      request.source or index.encoder.source, request.newest, index
-    )
+    encoder, _ = _load(request, request.source or index.encoder.source, index)
     place_of = {name: place for place, name in enumerate(files)}
     skipped, unreadable = [], np.zeros(len(files), bool)
     for block in embed_blocks(

@@ -315,8 +315,13 @@ def collect(
   splits = photos.sample(
     experiment.data.pretrain, experiment.data.test, max_images
   )
-  of = {'training': pretrain, 'test': test}
-  shown = [of[split.name].take(split.rows) for split in splits]
+  given = {'training': experiment.splits.train, 'test': experiment.splits.test}
+  # Compared as cmd-jax search does, which may be by other views.
+  as_searched = experiment.evaluation.settings['search']
+  shown = [
+    network.embeddings(given[split.name], **as_searched).take(split.rows)
+    for split in splits
+  ]
   classifier = classifier_of(experiment, used.classifier)
   predicted = None
   if test is not None and classifier is not None:

@@ -8,6 +8,7 @@ from cmd_jax.devices import sharding
 from cmd_jax.evaluators import FrozenNetwork, frozen_network
 from cmd_jax.models import heads
 from cmd_jax.models.last_blocks import last_blocks
+from cmd_jax.models.pooling import generalised_mean
 from tests import scored_runs, tiny
 from tests.scored_runs import PX
 
@@ -132,3 +133,24 @@ def test_vectors_are_kept_beyond_the_network(tmp_path, monkeypatch):
   network.keep_features(tmp_path, 'of other data')
   with pytest.raises(TypeError):
     _ = network.embeddings(SPLIT._replace(name='birds/train'))
+
+
+def test_other_views_are_pooled_another_way():
+  network, variables = _make('efficientnet', crop_fraction=0.5)
+  view = make_eval_view(view_px=40, crop_fraction=0.5)
+  maps = jax.jit(lambda v, x: network.encoder.apply(v, x, method='stages')[-1])(
+    variables, view(SPLIT.images, SPLIT.sizes)
+  )
+  found = network.embeddings(SPLIT, view_px=40, pooling='gem')
+  assert maps.shape[1:3] == (2, 2)
+  np.testing.assert_allclose(
+    found.vectors, generalised_mean(maps), rtol=1e-4, atol=1e-5
+  )
+  np.testing.assert_array_equal(found.labels, SPLIT.labels)
+  # What is scored otherwise is as it was, whatever was asked for before.
+  usual = network.embeddings(SPLIT)
+  fresh = _make('efficientnet', crop_fraction=0.5)[0].embeddings(SPLIT)
+  np.testing.assert_array_equal(usual.vectors, fresh.vectors)
+  assert network.embeddings(SPLIT, view_px=PX) is usual
+  larger = network.embeddings(SPLIT, view_px=40)
+  np.testing.assert_allclose(larger.vectors, maps.mean((1, 2)), atol=1e-5)

@@ -23,7 +23,7 @@ from tests import scored_runs
 _OF_VECTORS = [
   name
   for name, factory in EVALUATORS.items()
-  if factory.__qualname__.startswith('_of_vectors')
+  if factory.__qualname__.startswith(('_of_vectors', '_as_searched'))
 ]
 # Of the protocols so far, in their order.
 _METRICS = [
@@ -44,6 +44,9 @@ _METRICS = [
   'retrieval/test-vs-train-centred/rank1',
   'retrieval/test-vs-train-centred/rank5',
   'retrieval/test-vs-train-centred/mAP',
+  'retrieval/search/rank1',
+  'retrieval/search/rank5',
+  'retrieval/search/mAP',
   'retrieval/loo-test/rank1',
   'retrieval/loo-test/rank5',
   'retrieval/loo-test/mAP',
@@ -57,7 +60,8 @@ _SETTINGS = scored_runs.CONFIG['eval']
 class _Network:
   """Whose splits are their own features."""
 
-  def embeddings(self, split):
+  def embeddings(self, split, **as_searched):
+    assert as_searched in ({}, _SETTINGS['search'])
     return split
 
   last_blocks = embeddings
@@ -85,7 +89,9 @@ def test_one_class_is_remarked_on(train, test, words):
 
 
 def _scores(names, train, test):
-  return evaluate(make_evaluators(names), _Network(), Splits(train, test))
+  return evaluate(
+    make_evaluators(names, _SETTINGS), _Network(), Splits(train, test)
+  )
 
 
 def _features(count: int, seed: int = 0, classes: int = 3) -> Features:
@@ -144,7 +150,7 @@ def test_what_cannot_be_scored_is_one_line(name, split):
     (good._replace(class_names=('x', 'y', 'z')), 'different classes'),
   ):
     splits[split] = bad
-    (evaluator,) = make_evaluators([name])
+    (evaluator,) = make_evaluators([name], _SETTINGS)
     with pytest.raises(UserError, match=message) as caught:
       evaluator.run(_Network(), Splits(*splits))
     assert name in str(caught.value) and '\n' not in str(caught.value)
