@@ -69,7 +69,15 @@ _ALLOWED = {
     'rundir',
     'training',
   },
-  'curation': {'api', 'data', 'evaluators', 'export', 'files', 'report'},
+  'curation': {
+    'api',
+    'data',
+    'evaluators',
+    'export',
+    'files',
+    'report',
+    'rundir',
+  },
   'image_index': {'api', 'data', 'evaluators', 'export', 'files'},
   'export': {
     'api',

@@ -17,8 +17,8 @@ def curate(values: flags.FlagValues) -> None:
   use_compilation_cache(values)
   request = run.Request(
     source=values.weights or values.workdir,
-    input=values.input,
-    output=pathlib.Path(values.output or 'curated'),
+    input=values.input or run.images_of(values.workdir),
+    output=pathlib.Path(values.output or run.default_output(values.workdir)),
     **{
       name: values[name].value
       for name in ('select', 'alike_from', 'report_images', 'newest')

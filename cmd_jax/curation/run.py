@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 from typing import NamedTuple
@@ -14,7 +15,10 @@ from cmd_jax.curation.photographs import read_photographs
 from cmd_jax.errors import UserError
 from cmd_jax.export.cluster import check_output
 from cmd_jax.files.atomic import make_place, new_folder, write_atomically
+from cmd_jax.report.curated import FOLDER
 from cmd_jax.report.page import render
+from cmd_jax.rundir.saved_run import read_config
+from cmd_jax.rundir.workdir import Workdir
 
 
 class Request(NamedTuple):
@@ -37,6 +41,23 @@ class Request(NamedTuple):
   alike_from: float = 0.95
   report_images: int = 5000
   newest: bool = False
+
+
+def images_of(workdir: str | None) -> str:
+  """The folder that a run was trained on; empty where it is not one.
+
+  Raises:
+    UserError: the run's config cannot be read.
+  """
+  if not workdir:
+    return ''
+  dataset = read_config(Workdir(os.path.expanduser(workdir))).dataset
+  return dataset.path if dataset.get('source') == 'folder' else ''
+
+
+def default_output(workdir: str | None) -> pathlib.Path:
+  """Where is written if nothing is said: where the run's page looks."""
+  return pathlib.Path(workdir or '.').expanduser() / FOLDER
 
 
 def _check(request: Request) -> None:

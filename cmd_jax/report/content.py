@@ -27,6 +27,7 @@ from cmd_jax.report import (
   meaning,
   photos,
 )
+from cmd_jax.report.curated import read_curated
 from cmd_jax.rundir.config_diff import flatten
 from cmd_jax.rundir.workdir import Workdir, read_json
 from cmd_jax.training import part_rounds, scoring
@@ -361,6 +362,7 @@ def collect(
     | {'judge': _KNN if classifier is None else _CLASSIFIER}
     if is_scored
     else None,
+    'curated': read_curated(workdir),
     'parts': _describe_parts(experiment, workdir, splits, notes),
     'notes': notes,
   }

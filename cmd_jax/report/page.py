@@ -20,6 +20,7 @@ _SCRIPTS = {
     'browser.js',
     'map.js',
     'confusion.js',
+    'curated.js',
     'start.js',
   ),
   'curation': ('elements.js', 'curation.js'),

@@ -12,6 +12,8 @@ from PIL import ImageOps
 
 import cmd_jax
 from cmd_jax.cli import program
+from cmd_jax.report.curated import read_curated
+from cmd_jax.rundir.workdir import Workdir
 from tests.stub_encoder import StubEncoder, draw_photograph
 
 _RED, _BLUE = (220, 40, 40), (40, 60, 220)
@@ -227,3 +229,30 @@ def test_nothing_half_written_is_left(curate, tmp_path, monkeypatch):
   status, _, err = curate(tmp_path / 'out')
   assert status == 2 and 'No space left on device' in err
   assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_curated_where_its_page_looks(
+  monkeypatch, capsys, photos, tmp_path
+):
+  monkeypatch.setattr(cmd_jax, 'load', lambda *args, **kw: StubEncoder())
+  config = {'dataset': {'source': 'folder', 'path': str(photos)}}
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
+  command = [
+    'curate',
+    f'--workdir={tmp_path / "run"}',
+    '--alike_from=0.999',
+    '--compilation_cache=',
+  ]
+  assert program.run(command) == 0, capsys.readouterr().err
+  found = read_curated(Workdir(str(tmp_path / 'run')))
+  rows = _rows(tmp_path / 'run' / 'curated')
+  assert found['counts']['images'] == len(rows)
+  assert found['counts']['duplicates'] == sum(
+    bool(row['duplicate_of']) for row in rows.values()
+  )
+  # The very same photograph under both names comes first.
+  assert {x['file'] for x in found['suspects'][:2]} == {
+    'red/also blue.png',
+    'blue/03.png',
+  }

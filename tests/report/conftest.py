@@ -120,6 +120,12 @@ def make_data():
       }
       if parts
       else None,
+      'curated': {
+        'counts': {'images': num_images, 'suspicious labels': 1},
+        'suspects': [{'file': 'a/<1>.png', 'given': 'a', 'suggested': 'b'}],
+      }
+      if labelled
+      else None,
       'notes': [] if labelled else ['No labels <here>.'],
     }
 

@@ -329,6 +329,20 @@ def test_it_fits_a_telephone_in_both_colour_schemes(
     browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'features': []})
 
 
+def test_what_curation_found_is_summed_up(browser, show, make_data):
+  show(make_data())
+  section = browser.find_element(By.ID, 'curation')
+  assert '12' in section.find_element(By.ID, 'curation-cards').text
+  row = section.find_element(By.CSS_SELECTOR, '#suspects tbody tr')
+  assert row.text.split() == ['a/<1>.png', 'a', 'b']
+  link = section.find_element(By.CSS_SELECTOR, '#curation-hint a')
+  assert link.get_attribute('href').endswith('/curated/curate.html')
+  show(make_data(labelled=False))
+  section = browser.find_element(By.ID, 'curation')
+  assert 'cmd-jax curate' in section.text
+  assert not section.find_elements(By.CSS_SELECTOR, 'tr')
+
+
 def test_curation_shows_marks_and_searches(browser, show, make_curation):
   data = make_curation()
   show(data, 'curation')

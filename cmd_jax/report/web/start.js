@@ -4,4 +4,5 @@ showBrowser();
 showMap();
 showConfusion();
 showParts();
+showCurated();
 document.documentElement.dataset.ready = 'true';
