@@ -28,7 +28,7 @@ from cmd_jax.api import Encoder
 from cmd_jax.data.augment.multi_crop import make_eval_view
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators.features import unit_rows
-from cmd_jax.models.pooling import generalised_mean
+from cmd_jax.models.pooling import generalised_mean, mean_by_strength
 
 # Those cut to their boxes already are shown whole.
 SETS = {
@@ -126,8 +126,7 @@ def pool(maps: np.ndarray, exponent: float | None) -> np.ndarray:
   for start in range(0, len(maps), 256):
     block = jnp.asarray(maps[start : start + 256], jnp.float32)
     if exponent is None:
-      weights = jnp.linalg.norm(block, axis=-1, keepdims=True)
-      vectors.append((block * weights).sum((1, 2)) / weights.sum((1, 2)))
+      vectors.append(mean_by_strength(block))
     else:
       vectors.append(generalised_mean(block, exponent))
   return np.concatenate(vectors)

@@ -41,7 +41,7 @@ OPTIONS = {
     int, 0, 'Side of the views in pixels, 0 for the one the encoder is best at.'
   ),
   'pooling': Option(
-    ('', 'encoder', 'gem'),
+    ('', 'encoder', 'gem', 'strength'),
     '',
     'How vectors are pooled; empty for the way the encoder is best at.',
   ),

@@ -439,7 +439,10 @@ FIELDS: dict[str, Field] = {
     'Side of the views that are searched by; 0 for eval.view_px.'
   ),
   'eval.search.pooling': _choice(
-    'How the vectors that are searched by are pooled.', 'encoder', 'gem'
+    'How the vectors that are searched by are pooled.',
+    'encoder',
+    'gem',
+    'strength',
   ),
   'eval.parts_hit.part_ids': _several(
     'For parts/hit: the parts that tell categories apart.'

@@ -11,10 +11,10 @@ from flax import linen as nn
 
 from cmd_jax.errors import UserError
 
-# The encoder's own, or the generalised mean.
-POOLINGS = ('encoder', 'gem')
-# Chosen on validation splits of real photographs: benchmarks/RESEARCH.md.
-# Radenovic et al. start from 3.
+# The encoder's own; means of the last feature map, generalised or by strength.
+POOLINGS = ('encoder', 'gem', 'strength')
+# Of two and three the better on photographs of groceries, benchmarks/README.md.
+# Radenovic et al. start from three.
 _EXPONENT = 2.0
 # Below it there is no power with a finite gradient (their eps).
 _SMALLEST = 1e-6
@@ -26,10 +26,10 @@ def check_pooling(encoder: nn.Module, pooling: str, field: str) -> None:
     raise UserError(
       f'{field} is {pooling!r}: choose one of {", ".join(POOLINGS)}'
     )
-  if pooling == 'gem' and not hasattr(encoder, 'stages'):
+  if pooling != 'encoder' and not hasattr(encoder, 'stages'):
     raise UserError(
-      f"{field} is 'gem', a mean of non-negative feature maps, which "
-      f'{type(encoder).__name__} does not have: choose encoder'
+      f'{field} is {pooling!r}, a mean of feature maps of a convolutional '
+      f'network, which {type(encoder).__name__} is not: choose encoder'
     )
 
 
@@ -53,6 +53,23 @@ def generalised_mean(maps: jax.Array, exponent: float = _EXPONENT) -> jax.Array:
   return largest[:, 0, 0] * powers ** (1 / exponent)
 
 
+def mean_by_strength(maps: jax.Array) -> jax.Array:
+  """The mean over an image's places, weighted by the length of their features.
+
+  What an encoder without attention looks at, as the report shows it, is where
+  its features are long.
+
+  Args:
+    maps: [B, h, w, C].
+
+  Returns:
+    [B, C] float32; the mean where all is 0.
+  """
+  maps = maps.astype(jnp.float32)
+  lengths = jnp.linalg.norm(maps, axis=-1, keepdims=True) + _SMALLEST
+  return (lengths * maps).sum((1, 2)) / lengths.sum((1, 2))
+
+
 def pooled(
   encoder: nn.Module,
   variables: Mapping[str, Any],
@@ -73,4 +90,5 @@ def pooled(
   if pooling == 'encoder':
     return encoder.apply(variables, images).image
   maps = encoder.apply(variables, images, method='stages')
-  return generalised_mean(maps[-1])
+  pool = {'gem': generalised_mean, 'strength': mean_by_strength}[pooling]
+  return pool(maps[-1])

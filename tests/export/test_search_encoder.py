@@ -23,7 +23,7 @@ def asked(monkeypatch):
 
 def test_published_weights_bring_the_view_they_are_best_at(asked):
   usual = pretrained.WEIGHTS[_NAME].search
-  assert usual == {'view_px': 320, 'pooling': 'gem'}
+  assert usual == {'view_px': 320, 'pooling': 'strength'}
   assert load_for_search(_NAME) == {'newest': False, **usual}
   chosen = load_for_search(_NAME, view_px=224, pooling='encoder', newest=True)
   assert chosen == {'newest': True, 'view_px': 224, 'pooling': 'encoder'}

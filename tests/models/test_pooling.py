@@ -59,6 +59,20 @@ def test_maps_of_a_convolutional_network_are_pooled():
   np.testing.assert_allclose(
     found[1], jnp.sqrt((maps[-1] ** 2).mean((1, 2))), atol=1e-5
   )
+  weights = np.linalg.norm(maps[-1], axis=-1, keepdims=True)
+  weights /= weights.sum((1, 2), keepdims=True)
+  np.testing.assert_allclose(
+    found[2], (weights * maps[-1]).sum((1, 2)), atol=1e-4
+  )
+
+
+def test_a_strong_place_counts_for_more_and_none_is_the_mean():
+  maps = jnp.ones((1, 2, 2, 3)).at[0, 0, 0].set(9.0)
+  found = pooling.mean_by_strength(maps)
+  np.testing.assert_allclose(
+    found, (9 * 9 + 3) / 12 * np.ones((1, 3)), rtol=1e-5
+  )
+  assert not pooling.mean_by_strength(jnp.zeros((1, 2, 2, 3))).any()
 
 
 def test_what_an_encoder_does_not_have_is_refused():
@@ -68,5 +82,5 @@ def test_what_an_encoder_does_not_have_is_refused():
   pooling.check_pooling(vit, 'encoder', 'pooling')
   with pytest.raises(UserError, match="^here is 'gem', .*VisionTransformer"):
     pooling.check_pooling(vit, 'gem', 'here')
-  with pytest.raises(UserError, match='choose one of encoder, gem'):
+  with pytest.raises(UserError, match='choose one of encoder, gem, strength'):
     pooling.check_pooling(vit, 'mean', 'here')
