@@ -9,6 +9,7 @@ import os
 import pathlib
 
 _CACHE = pathlib.Path(__file__).resolve().parents[1] / '.compilation_cache'
+_CACHE_BYTES = 2**30
 
 # All must be set before JAX wakes up; subprocesses inherit the environment.
 # The older emitter of fused loops takes half the time to compile, and a module
@@ -24,12 +25,13 @@ os.environ['XLA_FLAGS'] = ' '.join(
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
 # With a size, JAX locks the folder, which two workers need.
-os.environ.setdefault('JAX_COMPILATION_CACHE_MAX_SIZE', str(2**30))
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+os.environ.setdefault('JAX_COMPILATION_CACHE_MAX_SIZE', str(_CACHE_BYTES))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 
 import jax  # noqa: E402
 import psutil  # noqa: E402
 import pytest  # noqa: E402
+from jax._src import lru_cache  # noqa: E402
 
 from cmd_jax.devices.host_memory import give_back_freed  # noqa: E402
 
@@ -39,6 +41,21 @@ gc.set_threshold(100_000, 50, 50)
 jax.config.update('jax_num_cpu_devices', 8)
 
 pytest_plugins = ['tests.budget']
+
+# Before it keeps a program, JAX reads the age of every one that is there, to
+# forget the oldest if need be. With thousands of them that takes longer than to
+# compile one, so it is done once, before the tests.
+_forget_oldest = lru_cache.LRUCache._evict_if_needed
+lru_cache.LRUCache._evict_if_needed = lambda self, *, additional_size=0: None
+
+
+def pytest_sessionstart(session):
+  if not hasattr(session.config, 'workerinput'):
+    folder = os.environ['JAX_COMPILATION_CACHE_DIR']
+    cache = lru_cache.LRUCache(folder, max_size=_CACHE_BYTES)
+    with cache.lock:
+      _forget_oldest(cache)
+
 
 _CLEAR_ABOVE_MIB = 1300
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from cmd_jax.config import choices
 from cmd_jax.data.augment import multi_crop
-from cmd_jax.data.batch import Batch, MultiStepBatch
+from cmd_jax.data.batch import Batch, MultiStepBatch, Views
 from cmd_jax.devices import sharding
 from cmd_jax.losses import blockwise
 from cmd_jax.methods import features, make_method
@@ -207,6 +207,18 @@ def make_optimizer(learning_rate=1e-3, **options):
   )
 
 
+def noisy_views(images, sizes, keys, step_key, part_ids):
+  """Views drawn by the key of each image, by little of a program.
+
+  The augmentation is a third of what a step takes to compile.
+  """
+  del sizes, step_key, part_ids
+  shape = (2, *images.shape[1:])
+  noise = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+  views = images[:, None] / 255 - 1 + noise
+  return Views(views[:, :, :16, :16], views[:, :, -8:, -8:])
+
+
 _STEPS = {}
 
 
@@ -236,9 +248,10 @@ def make_new_step(
   several=False,
   skip_non_finite=False,
   optimizer=None,
+  augmented=False,
   **changes,
 ):
-  """The jitted step and the state it starts from."""
+  """The jitted step, augmented or of noisy views, and where it starts from."""
   mesh = sharding.make_mesh(num_devices)
   is_frozen = changes.get('is_frozen', lambda path: False)
   optimizer = optimizer or make_optimizer(is_frozen=is_frozen)
@@ -251,7 +264,9 @@ def make_new_step(
       method=make_tiny_method(name, axis_name=axis_name, mesh=mesh, **changes),
       augment=multi_crop.make_augment(
         global_px=16, local_px=8, num_local=2, mesh=mesh
-      ),
+      )
+      if augmented
+      else noisy_views,
       optimizer=optimizer,
       teacher_momentum=schedules.cosine_schedule(0.9, 1.0, 20),
       schedules={},

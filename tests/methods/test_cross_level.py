@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from cmd_jax.losses import blockwise
 from cmd_jax.methods import distillation, features, networks
@@ -19,11 +20,11 @@ def _output():
   rng = np.random.default_rng(0)
 
   def normal(*shape):
-    return jnp.array(rng.normal(size=shape), jnp.float32)
+    return rng.normal(size=shape).astype(np.float32)
 
   def unit(*shape):
     x = normal(*shape)
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
   def prototypes():
     return networks.Prototypes(
@@ -36,22 +37,22 @@ def _output():
     features.StudentFeatures(
       tuple(unit(_B, v, _D) for v, _ in _SIZES),
       tuple(unit(_B, v, n, _D) for v, n in _SIZES),
-      tuple(jax.nn.softmax(normal(_B, v, n)) for v, n in _SIZES),
-      jax.nn.softmax(normal(_B, _T, tokens)),
+      tuple(special.softmax(normal(_B, v, n), -1) for v, n in _SIZES),
+      special.softmax(normal(_B, _T, tokens), -1),
     ),
     features.TeacherFeatures(
       unit(_B, _T, _D),
       unit(_B, _T, _D),
       unit(_B, _T, tokens, _D),
       tuple(
-        jnp.array(rng.integers(0, tokens, (_B, _T, v, n))) for v, n in _SIZES
+        rng.integers(0, tokens, (_B, _T, v, n), np.int32) for v, n in _SIZES
       ),
     ),
     prototypes(),
     features.TeacherContext(
       prototypes(),
       {'image': 0.1 * normal(_K), 'region': 0.1 * normal(_K)},
-      jnp.float32(_TEACHER_TAU),
+      np.float32(_TEACHER_TAU),
     ),
     {},
   )

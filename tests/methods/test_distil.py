@@ -20,7 +20,8 @@ from tests.reliability import small_run
 
 
 def _views(px=16):
-  return Views(jax.random.normal(jax.random.key(1), (3, 2, px, px, 3)))
+  images = np.random.default_rng(1).normal(size=(3, 2, px, px, 3))
+  return Views(images.astype(np.float32))
 
 
 def _keys():
@@ -208,7 +209,7 @@ def test_views_are_resized_for_the_teacher_alone():
   teacher = tiny.inside(method).teacher
   images = _views().global_views.reshape(6, 16, 16, 3)
   seen = jax.image.resize(images, (6, 8, 8, 3), 'bilinear')
-  target = teacher.encoder.apply(teacher.variables, seen)
+  target = jax.jit(teacher.encoder.apply)(teacher.variables, seen)
   student = tiny.encode(method, params, {}, images).image
   layer = params['image_projector']
   projected = _unit(np.float64(student) @ layer['kernel'] + layer['bias'])

@@ -1,28 +1,36 @@
+import functools
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cmd_jax import errors
+from cmd_jax.config import choices
 from cmd_jax.data.batch import Views
 from cmd_jax.losses import cmd as cmd_losses
 from cmd_jax.methods import make_method, metrics
+from cmd_jax.methods.base import Method
 from cmd_jax.optim import schedules
 from tests import tiny
 
+_WEIGHTED_AGAIN = ('attention', 'bag_to_image'), ('mean', 'bag_to_image')
+
 
 def _views(batch=3, seed=0):
-  keys = jax.random.split(jax.random.key(seed))
-  return Views(
-    jax.random.normal(keys[0], (batch, 2, 16, 16, 3)),
-    jax.random.normal(keys[1], (batch, 2, 8, 8, 3)),
-  )
+  rng = np.random.default_rng(seed)
+
+  def draw(px):
+    return rng.normal(size=(batch, 2, px, px, 3)).astype(np.float32)
+
+  return Views(draw(16), draw(8))
 
 
 def _keys(batch=3):
-  return jax.vmap(jax.random.fold_in, (None, 0))(
-    jax.random.key(7), jnp.arange(batch)
-  )
+  return jax.random.split(jax.random.key(7), batch)
 
 
 def _init(method):
@@ -31,28 +39,47 @@ def _init(method):
   # difference between poolings, and which takes long to compile.
   params = tiny.draw_like(shapes, scale=0.3)
   teacher = jax.tree.map(lambda x: x * np.float32(1.1), params)
-  return params, teacher, jax.tree.map(jnp.zeros_like, state)
+  return (
+    params,
+    teacher,
+    jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state),
+  )
 
 
-def _terms(method, params, teacher, state, views=None, keys=None):
-  """Every term's values, compiled as one program."""
+class _Case(NamedTuple):
+  """A method where it starts, and every term's values as one program."""
 
-  @jax.jit
+  method: Method
+  params: dict
+  teacher: dict
+  state: dict
+  terms: Callable
+
+
+def _make_case(name, **changes):
+  method = tiny.make_tiny_method(name, **changes)
+  terms = tiny.inside(method).terms
+
   def values(params, teacher, state, views, keys):
     compared = tiny.compare(method, params, teacher, state, views, keys, 1)
-    terms = tiny.inside(method).terms
     return {name: term.value(compared) for name, term in terms.items()}
 
+  return _Case(method, *_init(method), jax.jit(values))
+
+
+# Compiled once for all tests that ask alike.
+_case = functools.cache(_make_case)
+
+
+def _terms(case, views=None, keys=None):
   views = _views() if views is None else views
   keys = _keys() if keys is None else keys
-  return values(params, teacher, state, views, keys)
+  return case.terms(case.params, case.teacher, case.state, views, keys)
 
 
 @pytest.mark.parametrize('name', tiny.METHODS)
 def test_terms_are_finite_positive_and_one_per_example(name):
-  method = tiny.make_tiny_method(name)
-  params, teacher, state = _init(method)
-  for values in _terms(method, params, teacher, state).values():
+  for values in _terms(_case(name)).values():
     assert values.shape == (3,)
     assert np.all(np.isfinite(values))
     # The released cross-level expression has no lower bound.
@@ -61,17 +88,10 @@ def test_terms_are_finite_positive_and_one_per_example(name):
 
 @pytest.mark.parametrize('name', tiny.METHODS)
 def test_permuting_the_batch_permutes_every_term(name):
-  method = tiny.make_tiny_method(name)
-  params, teacher, state = _init(method)
   views, keys, order = _views(), _keys(), np.array([2, 0, 1])
-  plain = _terms(method, params, teacher, state, views, keys)
+  plain = _terms(_case(name), views, keys)
   shuffled = _terms(
-    method,
-    params,
-    teacher,
-    state,
-    jax.tree.map(lambda x: x[order], views),
-    keys[order],
+    _case(name), jax.tree.map(lambda x: x[order], views), keys[order]
   )
   for term, values in plain.items():
     np.testing.assert_allclose(shuffled[term], values[order], rtol=1e-4)
@@ -79,27 +99,30 @@ def test_permuting_the_batch_permutes_every_term(name):
 
 @pytest.mark.parametrize('name', tiny.METHODS)
 def test_the_teacher_gets_no_gradient(name):
-  method = tiny.make_tiny_method(name)
-  params, teacher, state = _init(method)
+  case = _case(name)
 
-  def loss(teacher):
-    terms = _terms(method, params, teacher, state)
+  @jax.jit
+  @jax.grad
+  def gradients(teacher):
+    terms = _terms(case._replace(teacher=teacher))
     return sum(values.sum() for values in terms.values())
 
-  for gradient in jax.tree.leaves(jax.grad(loss)(teacher)):
+  for gradient in jax.tree.leaves(gradients(case.teacher)):
     np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
 
 
-def _moved_modules(method, term):
-  params, teacher, state = _init(method)
-  gradient = jax.grad(lambda p: _terms(method, p, teacher, state)[term].sum())(
-    params
-  )
-  return {
-    name
-    for name, tree in gradient.items()
-    if any(np.any(x != 0) for x in jax.tree.leaves(tree))
-  }
+@functools.cache
+def _gradients(name, **changes):
+  """Of each term, of all parameters: one program."""
+  case = _case(name, **changes)
+
+  @jax.jit
+  @jax.jacrev
+  def gradients(params):
+    terms = _terms(case._replace(params=params))
+    return {name: values.sum() for name, values in terms.items()}
+
+  return jax.device_get(gradients(case.params))
 
 
 @pytest.mark.parametrize(
@@ -112,59 +135,76 @@ def _moved_modules(method, term):
   ],
 )
 def test_each_term_of_cmd_trains_just_its_modules(term, modules):
-  assert _moved_modules(tiny.make_tiny_method('cmd'), term) == modules
+  moved = {
+    name
+    for name, tree in _gradients('cmd')[term].items()
+    if any(np.any(x != 0) for x in jax.tree.leaves(tree))
+  }
+  assert moved == modules
 
 
 def test_esvit_is_cmd_without_attention_and_levels():
-  esvit = tiny.make_tiny_method('esvit')
-  cmd = tiny.make_tiny_method(
+  cmd = _make_case(
     'cmd', attend_regions=False, weights=dict(image=0.5, region=0.5)
   )
-  assert set(tiny.inside(cmd).terms) == set(tiny.inside(esvit).terms)
-  params, teacher, state = _init(cmd)
-  of_esvit = _terms(esvit, params, teacher, state)
-  of_cmd = _terms(cmd, params, teacher, state)
+  of_esvit = _terms(cmd._replace(terms=_case('esvit').terms))
+  of_cmd = _terms(cmd)
+  assert of_cmd.keys() == of_esvit.keys()
   for term, values in of_esvit.items():
     np.testing.assert_allclose(of_cmd[term], values, rtol=1e-6)
 
 
-@pytest.mark.parametrize('pooling', cmd_losses.POOLINGS)
-@pytest.mark.parametrize('direction', cmd_losses.KL_DIRECTIONS)
+# Whatever its weights are, a bag is compared in the same two ways.
+@pytest.mark.parametrize(
+  'pooling, direction',
+  [
+    pytest.param(*x, marks=[pytest.mark.slow] * (x in _WEIGHTED_AGAIN))
+    for x in itertools.product(cmd_losses.POOLINGS, cmd_losses.KL_DIRECTIONS)
+  ],
+)
 def test_poolings_and_directions_give_different_finite_terms(
   pooling, direction
 ):
-  method = tiny.make_tiny_method(
-    'cmd', pooling=pooling, kl_direction=direction, attend_regions=False
+  case, default = (
+    _case('cmd', pooling=x, kl_direction=y, attend_regions=False)
+    for x, y in ((pooling, direction), ('gated_attention', 'image_to_bag'))
   )
-  params, teacher, state = _init(method)
-  assert ('mil' in params) == ('attention' in pooling)
-  values = _terms(method, params, teacher, state)
-  reference = tiny.make_tiny_method('cmd', attend_regions=False)
-  default = _terms(reference, *_init(reference))
+  assert ('mil' in case.params) == ('attention' in pooling)
+  values, others = _terms(case), _terms(default)
   for term in ('student_bag', 'teacher_bag'):
     assert np.all(np.isfinite(values[term]))
     same = (pooling, direction) == ('gated_attention', 'image_to_bag')
-    assert np.allclose(values[term], default[term], rtol=1e-5) == same
+    assert np.allclose(values[term], others[term], rtol=1e-5) == same
+
+
+def test_the_usual_bags_are_gated_and_compared_with_the_image():
+  fields = choices.method_fields('cmd')
+  assert (fields.pooling, fields.kl_direction) == (
+    'gated_attention',
+    'image_to_bag',
+  )
 
 
 def test_shared_prototypes_are_one_layer():
-  method = tiny.make_tiny_method('cmd', shared_prototypes=True)
-  params, teacher, state = _init(method)
-  assert 'last_layer' not in params['region_head']
-  gradient = jax.grad(
-    lambda p: _terms(method, p, teacher, state)['region'].sum()
-  )(params)
-  moved = gradient['image_head']['last_layer']['weight_v']
+  case = _case('cmd', shared_prototypes=True)
+  assert 'last_layer' not in case.params['region_head']
+
+  @jax.jit
+  @jax.grad
+  def gradient(params):
+    return _terms(case._replace(params=params))['region'].sum()
+
+  moved = gradient(case.params)['image_head']['last_layer']['weight_v']
   assert np.any(moved != 0)
 
 
 def test_sinkhorn_teacher_runs_and_ignores_the_centre():
-  method = tiny.make_tiny_method('esvit', teacher_normalisation='sinkhorn')
-  params, teacher, state = _init(method)
-  moved = jax.tree.map(lambda x: x + 3.0 * jnp.arange(x.size), state)
+  case = _case('esvit', teacher_normalisation='sinkhorn')
+  moved = jax.tree.map(
+    lambda x: x + np.float32(3) * np.arange(x.size, dtype=x.dtype), case.state
+  )
   np.testing.assert_array_equal(
-    _terms(method, params, teacher, state)['region'],
-    _terms(method, params, teacher, moved)['region'],
+    _terms(case)['region'], _terms(case._replace(state=moved))['region']
   )
 
 

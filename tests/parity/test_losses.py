@@ -1,5 +1,7 @@
 """The terms of the losses against the released DINOLoss and DDINOLoss."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,9 @@ def _join_crops(groups):
   )
 
 
+_match_tokens = jax.jit(esvit_losses.match_tokens)
+
+
 class _Case:
   """One call of the released loss object, as outputs of our networks."""
 
@@ -74,29 +79,8 @@ class _Case:
       embedding=teacher_features.mean(2),
       image_bottleneck=jnp.array(teacher_cls[:, :, 0]),
       region_bottleneck=jnp.array(teacher_region),
-      matches=tuple(
-        esvit_losses.match_tokens(x, teacher_features) for x in self.features
-      ),
+      matches=tuple(_match_tokens(x, teacher_features) for x in self.features),
     )
-
-  def loss(self, method, student, state, temperature):
-    """The loss and its terms, streamed over a quarter of the prototypes."""
-    cls, region = student
-    # Features whose logits they are themselves.
-    weights = PrototypeWeights(jnp.eye(64), None)
-    prototypes = networks.Prototypes(weights, weights)
-    centres = {name: state[f'{name}_centre'] for name in ('image', 'region')}
-    output = distillation.ForwardOutput(
-      features.StudentFeatures(tuple(cls), tuple(region), (), None),
-      self.targets,
-      prototypes,
-      features.TeacherContext(prototypes, centres, temperature),
-      {},
-    )
-    loss, values = tiny.inside(method).mean_loss(
-      output, 0, blockwise.Budget(self.num_bytes() // 4, 2**30)
-    )
-    return loss, jax.tree.map(jnp.mean, values)
 
   def num_bytes(self):
     """Of all logits."""
@@ -109,37 +93,65 @@ class _Case:
     return sum(x.nbytes for x in arrays)
 
 
-def _run(method, fixture, epoch):
+def _mean_loss(method, num_bytes, student, targets, state, temperature):
+  """The loss and its terms, streamed in blocks of some bytes of logits."""
+  cls, region = student
+  # Features whose logits they are themselves.
+  weights = PrototypeWeights(jnp.eye(64), None)
+  prototypes = networks.Prototypes(weights, weights)
+  centres = {name: state[f'{name}_centre'] for name in ('image', 'region')}
+  output = distillation.ForwardOutput(
+    features.StudentFeatures(tuple(cls), tuple(region), (), None),
+    targets,
+    prototypes,
+    features.TeacherContext(prototypes, centres, temperature),
+    {},
+  )
+  loss, values = tiny.inside(method).mean_loss(
+    output, 0, blockwise.Budget(num_bytes, 2**30)
+  )
+  return loss, jax.tree.map(jnp.mean, values)
+
+
+@functools.partial(jax.jit, static_argnames=('name', 'num_bytes'))
+def _call(name, num_bytes, student, targets, state, temperature):
+  """Values, loss, gradients and the next state: one program a method."""
+  method = tiny.make_tiny_method(name, num_prototypes=64)
+  (loss, reported), gradients = jax.value_and_grad(
+    lambda student: _mean_loss(
+      method, num_bytes, student, targets, state, temperature
+    ),
+    has_aux=True,
+  )(student)
+  state = {
+    name: losses.update_centre(
+      state[name], logits, momentum=0.9, axis_name=None
+    )
+    for name, logits in (
+      ('image_centre', targets.image_bottleneck),
+      ('region_centre', targets.region_bottleneck),
+    )
+  }
+  return reported[0], loss, gradients, state
+
+
+def _run(name, fixture, epoch):
   """Yields term values, loss, gradients and state of each call."""
   temperature = _temperature(epoch)
   np.testing.assert_allclose(
     temperature, fixture[f'e{epoch}/teacher_temp'], rtol=1e-6
   )
-  state = {name: jnp.zeros(64) for name in ('image_centre', 'region_centre')}
+  state = {
+    name: np.zeros(64, np.float32) for name in ('image_centre', 'region_centre')
+  }
   for call in range(3):
     case = _Case(fixture, call)
     student = (case.student_cls, case.student_region)
-    (loss, reported), gradients = jax.value_and_grad(
-      lambda student, case=case, state=state: case.loss(
-        method, student, state, temperature
-      ),
-      has_aux=True,
-    )(student)
-    values, _ = reported
-    state = {
-      name: losses.update_centre(
-        state[name], logits, momentum=0.9, axis_name=None
-      )
-      for name, logits in (
-        ('image_centre', case.targets.image_bottleneck),
-        ('region_centre', case.targets.region_bottleneck),
-      )
-    }
+    # A quarter of the prototypes at a time.
+    values, loss, gradients, state = _call(
+      name, case.num_bytes() // 4, student, case.targets, state, temperature
+    )
     yield values, loss, gradients, state
-
-
-def _make_method(name):
-  return tiny.make_tiny_method(name, num_prototypes=64)
 
 
 # Released components by our terms' names.
@@ -151,7 +163,7 @@ _TERMS = {
 }
 
 
-def _check(method, fixture, epoch, prefix, region_tolerance):
+def _check(name, fixture, epoch, prefix, region_tolerance):
   """Compares a method with the released numbers below `prefix`."""
 
   def stored(name):
@@ -165,32 +177,34 @@ def _check(method, fixture, epoch, prefix, region_tolerance):
     np.testing.assert_allclose(_join_crops(ours), theirs, rtol=0, atol=atol)
 
   for call, (values, loss, gradients, state) in enumerate(
-    _run(method, fixture, epoch)
+    _run(name, fixture, epoch)
   ):
     np.testing.assert_allclose(loss, stored('loss')[call], rtol=1e-5)
-    for name, value in values.items():
-      np.testing.assert_allclose(value, stored(_TERMS[name])[call], rtol=1e-5)
+    for term, value in values.items():
+      np.testing.assert_allclose(value, stored(_TERMS[term])[call], rtol=1e-5)
     cls, region = gradients
     cls = [x[:, :, None] for x in cls]
     check_gradient(cls, 'grad_student_cls', 1e-5)
     check_gradient(region, 'grad_student_region', region_tolerance)
-    for name, key in (
+    for centre, key in (
       ('image_centre', 'center'),
       ('region_centre', 'center_grid'),
     ):
-      np.testing.assert_allclose(state[name], stored(key)[call + 1], atol=1e-6)
+      np.testing.assert_allclose(
+        state[centre], stored(key)[call + 1], atol=1e-6
+      )
 
 
 @golden.fixtures('cmd_loss')
 @pytest.mark.parametrize('epoch', EPOCHS)
 def test_released_cmd_where_it_is_defined(fixture, epoch):
-  _check(_make_method('cmd_released'), fixture, epoch, '', 1e-5)
+  _check('cmd_released', fixture, epoch, '', 1e-5)
 
 
 @golden.fixtures('cmd_loss')
 @pytest.mark.parametrize('epoch', EPOCHS)
 def test_esvit_is_cmd_without_the_cross_level_terms(fixture, epoch):
-  _check(_make_method('esvit'), fixture, epoch, 'nomd_', 1e-5)
+  _check('esvit', fixture, epoch, 'nomd_', 1e-5)
 
 
 @golden.fixtures('cmd_loss_signed')
@@ -198,14 +212,13 @@ def test_esvit_is_cmd_without_the_cross_level_terms(fixture, epoch):
 def test_released_cmd_masked_where_it_is_undefined(fixture, epoch):
   # The program itself gives NaN here; log r is steep near 0.
   assert np.isnan(fixture[f'e{epoch}/official_loss']).all()
-  method = _make_method('cmd_released')
-  _check(method, fixture, epoch, 'masked/', 2e-4)
+  _check('cmd_released', fixture, epoch, 'masked/', 2e-4)
 
 
 @golden.fixtures('cmd_loss_signed')
 @pytest.mark.parametrize('epoch', EPOCHS)
 def test_esvit_with_signed_logits(fixture, epoch):
-  _check(_make_method('esvit'), fixture, epoch, 'nomd/', 1e-5)
+  _check('esvit', fixture, epoch, 'nomd/', 1e-5)
 
 
 def _loop_over_pairs(case):
@@ -236,6 +249,12 @@ def test_dino(fixture, epoch):
   batch, temperature = int(fixture['in/batch']), _temperature(epoch)
   centre = jnp.zeros(64)
 
+  @jax.jit
+  def run(student, teacher, centre):
+    loss, gradient = jax.value_and_grad(loss_fn)(student, teacher, centre)
+    centre = losses.update_centre(centre, teacher, momentum=0.9, axis_name=None)
+    return loss, gradient, centre
+
   def loss_fn(student, teacher, centre):
     def views(rows):
       return rows.reshape(-1, batch, 64).swapaxes(0, 1)
@@ -247,11 +266,9 @@ def test_dino(fixture, epoch):
     ).mean()
 
   for call in range(3):
-    teacher = jnp.array(fixture['in/teacher'][call])
-    loss, gradient = jax.value_and_grad(loss_fn)(
-      jnp.array(fixture['in/student'][call]), teacher, centre
+    loss, gradient, centre = run(
+      fixture['in/student'][call], fixture['in/teacher'][call], centre
     )
-    centre = losses.update_centre(centre, teacher, momentum=0.9, axis_name=None)
     np.testing.assert_allclose(loss, fixture[f'e{epoch}/loss'][call], rtol=1e-5)
     theirs = fixture[f'e{epoch}/grad_student'][call]
     np.testing.assert_allclose(

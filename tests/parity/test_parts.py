@@ -1,5 +1,6 @@
 """PARTICLE's ViT, extractor and hypercolumn against the released code."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ def _close(ours, theirs):
   np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def _encoder(fixture, *, width, depth, num_heads):
-  encoder = vit.make_vit(
+def _make_encoder(width, depth, num_heads):
+  return vit.make_vit(
     image_px=32,
     patch_px=8,
     width=width,
@@ -27,37 +28,49 @@ def _encoder(fixture, *, width, depth, num_heads):
     interpolation='dinov2',
     drop_path_rate=0.0,
   )
-  table = vit_table.entries(encoder)
-  return encoder, entries.from_torch(table, fixture.under('w/'))
 
 
-@golden.fixtures('particle_vit')
-@pytest.mark.parametrize('size', ['32x32', '24x24', '40x24', '48x48'])
-def test_vit(fixture, size):
-  encoder, variables = _encoder(fixture, width=48, depth=2, num_heads=3)
-  images = jnp.array(golden.images(fixture[f'in/{size}']))
-  expected = fixture.under(f'out/{size}/')
+def _variables(encoder, fixture):
+  return entries.from_torch(vit_table.entries(encoder), fixture.under('w/'))
+
+
+@jax.jit
+def _look(variables, images):
+  """All that is compared, in one program for the fixtures of every seed."""
+  encoder = _make_encoder(width=48, depth=2, num_heads=3)
   output, state = encoder.apply(
     variables,
     images,
     capture_intermediates=lambda module, _: isinstance(module, vit.Block),
   )
-  _close(output.image, expected['cls'])
-  _close(output.tokens, expected['patches'])
-  _close(output.attention, expected['last_selfattention'][:, :, 0, 1:])
   norm = nn.LayerNorm(epsilon=1e-6)
+  blocks = []
   for index in range(2):
     ((block, attention),) = state['intermediates'][f'block_{index}']['__call__']
-    block = norm.apply({'params': variables['params']['norm']}, block)
-    _close(block, expected[f'intermediate{index}'])
-  _close(attention, expected['last_selfattention'])
-  positions = jnp.array(variables['params']['pos_embed'])
+    blocks.append(norm.apply({'params': variables['params']['norm']}, block))
+  positions = variables['params']['pos_embed']
   patches = interpolate_positions(
     positions[:, 1:], encoder.grid(*images.shape[1:3]), 'dinov2'
   )
-  _close(
-    np.concatenate([positions[:, :1], patches], axis=1), expected['pos_embed']
+  positions = jnp.concatenate([positions[:, :1], patches], axis=1)
+  return output, blocks, attention, positions
+
+
+@golden.fixtures('particle_vit')
+@pytest.mark.parametrize('size', ['32x32', '24x24', '40x24', '48x48'])
+def test_vit(fixture, size):
+  encoder = _make_encoder(width=48, depth=2, num_heads=3)
+  output, blocks, attention, positions = _look(
+    _variables(encoder, fixture), golden.images(fixture[f'in/{size}'])
   )
+  expected = fixture.under(f'out/{size}/')
+  _close(output.image, expected['cls'])
+  _close(output.tokens, expected['patches'])
+  _close(output.attention, expected['last_selfattention'][:, :, 0, 1:])
+  for index, block in enumerate(blocks):
+    _close(block, expected[f'intermediate{index}'])
+  _close(attention, expected['last_selfattention'])
+  _close(positions, expected['pos_embed'])
 
 
 @golden.fixtures('particle_vit')
@@ -73,20 +86,27 @@ def test_positions(fixture, side):
 @golden.fixtures('vit_extractor')
 @pytest.mark.parametrize('stride_px', [4, 8])
 def test_extractor(fixture, stride_px):
-  encoder, variables = _encoder(fixture, width=24, depth=12, num_heads=6)
-  maps = features.key_maps(
-    encoder,
-    variables,
-    jnp.array(golden.images(fixture['in/image'])),
-    stride_px=stride_px,
-    saliency_heads=(0, 2, 4, 5),
+  encoder = _make_encoder(width=24, depth=12, num_heads=6)
+
+  @jax.jit
+  def look(variables, images):
+    maps = features.key_maps(
+      encoder,
+      variables,
+      images,
+      stride_px=stride_px,
+      saliency_heads=(0, 2, 4, 5),
+    )
+    return maps, features.log_bin(maps.keys)
+
+  maps, binned = look(
+    _variables(encoder, fixture), golden.images(fixture['in/image'])
   )
   expected = fixture.under(f'out/stride{stride_px}_')
   assert maps.keys.shape[1:3] == tuple(expected['num_patches'])
   _close(maps.keys.reshape(1, 1, -1, 24), expected['key_layer11'])
   _close(maps.saliency.reshape(1, -1), expected['saliency'])
   if 'key_layer11_binned' in expected:
-    binned = features.log_bin(maps.keys)
     _close(binned.reshape(1, 1, -1, 408), expected['key_layer11_binned'])
 
 

@@ -1,5 +1,6 @@
 """ViT encoder and heads against the released vision_transformer.py."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,61 +32,65 @@ def _networks(network):
   return networks.make_networks(setting, regions=True)
 
 
-@golden.fixtures('vit_forward')
-@pytest.mark.parametrize('px', [32, 24, 40])
-def test_embeddings_logits_and_attention(fixture, px):
+@jax.jit
+def _look(params, images):
+  """All that is compared, in one program for the fixtures of every seed."""
   network = small.make_small('vit')
-  params = network.to_params(fixture.under('w/'))
-  images = jnp.array(golden.images(fixture[f'in/images{px}']))
-  expected = fixture.under(f'out/s{px}/')
   output, state = network.encoder.apply(
     {'params': params['encoder']},
     images,
     capture_intermediates=lambda module, _: isinstance(module, vit.Block),
   )
-  _close(output.image, expected['cls'])
-  _close(output.tokens, expected['patches'])
-  _close(output.attention, expected['last_selfattention'][:, :, 0, 1:])
-
-  def head(name, x):
-    return network.head.apply({'params': params[name]}, x)
-
-  _close(head('image_head', output.image), expected['head'])
-  rows = output.tokens.reshape(-1, 48)
-  _close(head('region_head', rows), expected['head_dense'])
-
   norm = nn.LayerNorm(epsilon=1e-6)
-  blocks = []
+  blocks, attentions = [], []
   for index in range(2):
     ((block, attention),) = state['intermediates'][f'block_{index}']['__call__']
-    _close(attention, expected[f'all_selfattention{index}'])
+    attentions.append(attention)
     blocks.append(norm.apply({'params': params['encoder']['norm']}, block))
-  _close(blocks[1], expected['feature_maps'])
   # The class tokens of the last two blocks, then the mean of the last patches.
   last = jnp.concatenate(
     [*(block[:, 0] for block in blocks), blocks[1][:, 1:].mean(1)], axis=1
   )
-  _close(last, expected['n_last_blocks2_avgpool'])
 
-  positions = params['encoder']['pos_embed']
-  side = px // 8
-  patches = interpolate_positions(positions[:, 1:], (side, side))
-  _close(
-    np.concatenate([positions[:, :1], patches], axis=1), expected['pos_embed']
+  def head(name, x):
+    return network.head.apply({'params': params[name]}, x)
+
+  heads_of = (
+    head('image_head', output.image),
+    head('region_head', output.tokens.reshape(-1, 48)),
   )
+  positions = params['encoder']['pos_embed']
+  side = images.shape[1] // 8
+  patches = interpolate_positions(positions[:, 1:], (side, side))
+  positions = jnp.concatenate([positions[:, :1], patches], axis=1)
+  return output, heads_of, attentions, blocks[1], last, positions
 
 
 @golden.fixtures('vit_forward')
-def test_views_of_two_sizes_in_one_pass(fixture):
-  network = small.make_small('vit')
-  large, local = (
-    jnp.array(golden.images(fixture[f'in/images{px}'])) for px in (40, 24)
+@pytest.mark.parametrize('px', [32, 24, 40])
+def test_embeddings_logits_and_attention(fixture, px):
+  params = small.make_small('vit').to_params(fixture.under('w/'))
+  images = golden.images(fixture[f'in/images{px}'])
+  expected = fixture.under(f'out/s{px}/')
+  output, heads_of, attentions, features, last, positions = _look(
+    params, images
   )
-  views = (
-    jnp.stack([large, large[::-1]], axis=1),
-    jnp.stack([local, local[::-1], 0.5 * local], axis=1),
-  )
-  modules, params = _networks(network), network.to_params(fixture.under('w/'))
+  _close(output.image, expected['cls'])
+  _close(output.tokens, expected['patches'])
+  _close(output.attention, expected['last_selfattention'][:, :, 0, 1:])
+  _close(heads_of[0], expected['head'])
+  _close(heads_of[1], expected['head_dense'])
+  for index, attention in enumerate(attentions):
+    _close(attention, expected[f'all_selfattention{index}'])
+  _close(features, expected['feature_maps'])
+  _close(last, expected['n_last_blocks2_avgpool'])
+  _close(positions, expected['pos_embed'])
+
+
+@jax.jit
+def _look_at_views(params, views):
+  """Features, and logits by the name of their head, of each size of views."""
+  modules = _networks(small.make_small('vit'))
   seen, _ = networks.apply_networks(modules, params, {}, views)
   prototypes = networks.prototypes_of(modules, params)
 
@@ -96,6 +101,19 @@ def test_views_of_two_sizes_in_one_pass(fixture):
       for view in seen
     ]
 
+  features = [view.features for view in seen]
+  return features, {name: logits(name) for name in ('image', 'region')}
+
+
+@golden.fixtures('vit_forward')
+def test_views_of_two_sizes_in_one_pass(fixture):
+  params = small.make_small('vit').to_params(fixture.under('w/'))
+  large, local = (golden.images(fixture[f'in/images{px}']) for px in (40, 24))
+  views = (
+    np.stack([large, large[::-1]], axis=1),
+    np.stack([local, local[::-1], np.float32(0.5) * local], axis=1),
+  )
+  features, logits = _look_at_views(params, views)
   expected = fixture.under('out/multicrop/')
 
   def crop_major(arrays):
@@ -104,7 +122,7 @@ def test_views_of_two_sizes_in_one_pass(fixture):
       [np.swapaxes(x, 0, 1).reshape(-1, x.shape[-1]) for x in arrays]
     )
 
-  assert [x.features.shape[2] for x in seen] == list(expected['npatch'])
-  _close(crop_major(logits('image')), expected['cls_logits'])
-  _close(crop_major(logits('region')), expected['region_logits'])
-  _close(crop_major([x.features for x in seen]), expected['region_fea'])
+  assert [x.shape[2] for x in features] == list(expected['npatch'])
+  _close(crop_major(logits['image']), expected['cls_logits'])
+  _close(crop_major(logits['region']), expected['region_logits'])
+  _close(crop_major(features), expected['region_fea'])

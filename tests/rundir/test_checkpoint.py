@@ -166,6 +166,9 @@ def test_every_damaged_byte_is_found(tmp_path, state, spoil):
     found = checkpoint.damage(tmp_path / '4')
     if harmless and path.parent == tmp_path / '4':
       assert found is None
+    elif path.name == 'manifest.json':
+      # Of which a digit may say of another file what is not so.
+      assert found
     else:
       assert path.name in found
     path.write_bytes(content)

@@ -47,11 +47,16 @@ def _slow(*values):
   ],
 )
 def test_jit_on_one_device_jit_on_eight_and_pmap_agree(name):
-  one = tiny.run_steps(*tiny.make_step(name))
-  _assert_same_run(one, tiny.run_steps(*tiny.make_step(name, num_devices=8)))
-  _assert_same_run(
-    one, tiny.run_steps(*tiny.make_step(name, mode='pmap', num_devices=8))
+  one, eight, pmap = (
+    tiny.run_steps(*tiny.make_step(name, augmented=True, **options))
+    for options in (
+      dict(),
+      dict(num_devices=8),
+      dict(mode='pmap', num_devices=8),
+    )
   )
+  _assert_same_run(one, eight)
+  _assert_same_run(one, pmap)
 
 
 @pytest.mark.parametrize('mode', ['jit', _slow('pmap')])
@@ -296,16 +301,18 @@ def test_adapters_are_trained_in_place_of_the_encoder(encoder):
 
 
 def test_state_has_no_device_axis_under_pmap():
-  step, state = tiny.make_step('dino', mode='pmap', num_devices=4)
+  step, state = tiny.make_step(
+    'cmd', augmented=True, mode='pmap', num_devices=8
+  )
   shapes = jax.tree.map(jnp.shape, state)
   state, metrics = step(state, tiny.make_batch(), jax.random.key(1))
   assert jax.tree.map(jnp.shape, state) == shapes
   assert metrics['loss'].shape == ()
 
 
-# CMD has the terms of EsViT.
+# CMD has the terms of EsViT, and tests/parity trains by those released.
 @pytest.mark.parametrize(
-  'name', [_slow(x) if x == 'esvit' else x for x in tiny.METHODS]
+  'name', ['cmd', 'dino', _slow('esvit'), _slow('cmd_released')]
 )
 def test_metrics_name_every_term_and_add_up(name):
   step, state = tiny.make_step(name)
@@ -324,7 +331,7 @@ def test_metrics_name_every_term_and_add_up(name):
 
 
 def test_compiles_once():
-  step, state = tiny.make_new_step('cmd')
+  step, state = tiny.make_step('cmd')
   tiny.run_steps(step, state, 4)
   assert step._cache_size() == 1
 
@@ -351,10 +358,10 @@ def test_teacher_is_the_moving_average_of_the_new_student():
 
 
 def test_last_layer_waits_for_its_first_step():
-  step, state = tiny.make_step('esvit')
+  step, state = tiny.make_step('cmd')
   start = jax.device_get(state.params)
   (after_one, _) = tiny.run_steps(step, state, 1)
-  step, state = tiny.make_step('esvit')
+  step, state = tiny.make_step('cmd')
   (after_two, _) = tiny.run_steps(step, state, 2)
   for head in ('image_head', 'region_head'):
     before = start[head]['last_layer']['weight_v']
