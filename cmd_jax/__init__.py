@@ -21,7 +21,7 @@ __version__ = '0.1.0'
 def __getattr__(name: str) -> Any:
   # Imported late: the version and the errors do not need JAX.
   if name == 'load':
-    from cmd_jax.api import load
+    from cmd_jax.loading import load
 
     return load
   if name == 'train':

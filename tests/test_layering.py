@@ -31,7 +31,8 @@ _ALLOWED = {
   'evaluators': {'data', 'devices', 'files', 'models', 'parts'},
   'config': {'convert', 'evaluators', 'devices'},
   'rundir': {'config', 'models', 'devices', 'files'},
-  'api': {'convert', 'data', 'devices', 'evaluators', 'models', 'rundir'},
+  'api': {'data', 'devices', 'evaluators'},
+  'loading': {'api', 'convert', 'evaluators', 'models', 'rundir'},
   'training': {
     'config',
     'convert',
