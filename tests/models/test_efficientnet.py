@@ -43,7 +43,7 @@ def _train(**changes):
     gradient, aux = jax.grad(loss, has_aux=True)(variables['params'])
     return *aux, gradient
 
-  return train
+  return lambda *arguments: jax.device_get(train(*arguments))
 
 
 # The counts of efficientnet_lite_pytorch's classes without their classifiers.

@@ -10,7 +10,8 @@ from tests.tiny import normal
 
 def _init(encoder, px=32):
   images = normal(3, px, px, 3)
-  return jax.jit(encoder.init)(jax.random.key(1), images), images
+  init = jax.jit(encoder.init)
+  return jax.device_get(init(jax.random.key(1), images)), images
 
 
 @pytest.fixture(scope='module')
@@ -160,7 +161,7 @@ def test_training_takes_batch_statistics_and_has_gradients(tiny):
 
     return jax.grad(loss, has_aux=True)(params)
 
-  grads, (trained, updated) = train(**variables)
+  grads, (trained, updated) = jax.device_get(train(**variables))
   evaluated = jax.jit(encoder.apply)(variables, images)
   assert np.abs(trained.image - evaluated.image).max() > 0.1
   for path, gradient in jax.tree_util.tree_leaves_with_path(grads):
