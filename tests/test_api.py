@@ -40,7 +40,8 @@ def encoder(run):
 def _view(images):
   canvases = np.stack([make_canvas(Image.fromarray(x), 16) for x in images])
   sizes = np.array([x.shape[:2] for x in images])
-  return make_eval_view(view_px=16, crop_fraction=None)(canvases, sizes)
+  view = jax.jit(make_eval_view(view_px=16, crop_fraction=None))
+  return view(canvases, sizes)
 
 
 def _by_method(method, variables, images):

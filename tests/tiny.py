@@ -171,6 +171,11 @@ def make_batch(seed=0, batch=BATCH):
   )
 
 
+def normal(*shape, seed=0):
+  """Draws of numpy, for which nothing is compiled."""
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 def draw_like(shapes, scale=0.1, seed=0):
   """Arrays of these shapes; compiling what draws the real start takes long.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -65,16 +66,22 @@ def class_of(name: str) -> type[nn.Module]:
   return {known: cls for cls, known, _ in _TABLES}[name]
 
 
-def torch_shapes(
-  encoder: nn.Module, entries: Iterable[Entry]
-) -> dict[str, tuple[int, ...]]:
-  """Shapes that the parameters have in a state dict, by name."""
+# A file is compared with the same encoder several times.
+@functools.lru_cache(maxsize=16)
+def _shapes(encoder: nn.Module) -> Mapping[str, Any]:
   px = getattr(encoder, 'image_px', 32)
-  variables = jax.eval_shape(
+  return jax.eval_shape(
     encoder.init,
     jax.random.key(0),
     jax.ShapeDtypeStruct((1, px, px, 3), jnp.float32),
   )
+
+
+def torch_shapes(
+  encoder: nn.Module, entries: Iterable[Entry]
+) -> dict[str, tuple[int, ...]]:
+  """Shapes that the parameters have in a state dict, by name."""
+  variables = _shapes(encoder)
   # Arrays without memory of their own, because layouts work on arrays.
   return {
     entry.name: entry.layout.to_torch(

@@ -41,14 +41,18 @@ def _make(name='vit', *, mil=False, crop_fraction=None):
 
 def _views(crop_fraction=None):
   view = make_eval_view(view_px=PX, crop_fraction=crop_fraction)
-  return view(SPLIT.images, SPLIT.sizes)
+  return jax.jit(view)(SPLIT.images, SPLIT.sizes)
 
 
 def test_vectors_maps_and_attention_are_those_of_the_encoder():
   network, variables = _make(mil=True, crop_fraction=0.5)
   assert network.batch_size == 6
   apply = jax.jit(network.encoder.apply)
-  central, whole = apply(variables, _views(0.5)), apply(variables, _views())
+  central, whole = (
+    jax.device_get(apply(variables, _views(fraction)))
+    for fraction in (0.5, None)
+  )
+  apply_mil = jax.jit(network.mil.apply)
   close = dict(atol=1e-5)
   features = network.embeddings(SPLIT)
   np.testing.assert_allclose(features.vectors, central.image, **close)
@@ -57,7 +61,9 @@ def test_vectors_maps_and_attention_are_those_of_the_encoder():
   assert features.class_names == SPLIT.class_names
   np.testing.assert_allclose(
     network.last_blocks(SPLIT).vectors,
-    last_blocks(network.encoder, variables, _views(0.5)),
+    jax.jit(lambda *arrays: last_blocks(network.encoder, *arrays))(
+      variables, _views(0.5)
+    ),
     **close,
   )
   # Masks and boxes are of whole images, and so is what is compared with them.
@@ -70,11 +76,11 @@ def test_vectors_maps_and_attention_are_those_of_the_encoder():
   np.testing.assert_allclose(
     attention['encoder'], whole.attention.mean(1), **close
   )
-  mil = network.mil.apply(network.mil_variables, whole.tokens)
+  mil = apply_mil(network.mil_variables, whole.tokens)
   np.testing.assert_allclose(attention['mil'], mil, **close)
   outputs = network.encode(SPLIT.images[:6], SPLIT.sizes[:6])
   np.testing.assert_allclose(outputs.tokens, central.tokens[:6], **close)
-  mil = network.mil.apply(network.mil_variables, central.tokens)
+  mil = np.asarray(apply_mil(network.mil_variables, central.tokens))
   np.testing.assert_allclose(outputs.attention, mil[:6], **close)
   np.testing.assert_allclose(
     network.attend(SPLIT.images[:3], SPLIT.sizes[:3]), mil[:3], **close

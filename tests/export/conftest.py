@@ -57,12 +57,13 @@ def draw_encoder():
     # Parameters are those of the images that it is built for.
     variables = _draw(module, images[:1, :16, :16])
     output = jax.jit(module.apply)(variables, images)
+    output = jax.device_get(output)
     attention = None if output.attention is None else output.attention.mean(1)
     head = mil_params = None
     if mil:
       head = heads.MilAttention(8, dtype=module.dtype)
       mil_params = _draw(head, output.tokens)['params']
-      attention = head.apply({'params': mil_params}, output.tokens)
+      attention = jax.jit(head.apply)({'params': mil_params}, output.tokens)
     encoder = Encoder(
       module,
       variables,

@@ -3,6 +3,7 @@
 import doctest
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -36,7 +37,7 @@ def test_pillow_alone_makes_the_views(tmp_path, crop_fraction):
   )
   told = describe_preprocessing(encoder)
   assert len(told['steps']) == (2 if crop_fraction is None else 3)
-  view = make_eval_view(view_px=48, crop_fraction=crop_fraction)
+  view = jax.jit(make_eval_view(view_px=48, crop_fraction=crop_fraction))
   for name in names:
     canvas, size = encoder.make_canvas(tmp_path / name)
     want = np.asarray(view(canvas[None], np.int32([size])))[0]

@@ -17,7 +17,8 @@ from jax import export
 for folder in map(pathlib.Path, sys.argv[1:]):
   call = export.deserialize((folder / 'model').read_bytes()).call
   images = np.load(folder / 'images.npy')
-  for count in (1, 5):
+  # Any number of images, which is a matter of no encoder.
+  for count in (1, 5) if folder.name == 'vit' else (5,):
     results = call(images[:count])
     np.savez(folder / f'{count}.npz', **results)
 assert not [name for name in sys.modules if name.split('.')[0] == 'cmd_jax']
@@ -54,7 +55,7 @@ def test_a_process_without_this_package_computes_the_same(
     timeout=120,
   )
   for folder, results in wanted.items():
-    for count in (1, 5):
+    for count in (1, 5) if folder.name == 'vit' else (5,):
       with np.load(folder / f'{count}.npz') as file:
         got = dict(file)
       assert set(got) == set(results)

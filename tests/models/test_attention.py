@@ -9,6 +9,7 @@ import pytest
 from cmd_jax.models import attention
 from cmd_jax.models.layers import Dense
 from cmd_jax.models.positions import rotary_turn
+from tests import tiny
 
 _H100 = dict(
   platform='gpu',
@@ -63,10 +64,10 @@ def test_heads_are_kept_apart_on_a_tpu_alone():
 
 def _plain(length, dim=12):
   """A module, its variables and tokens."""
-  x = jax.random.normal(jax.random.key(0), (2, length, dim))
+  x = tiny.normal(2, length, dim)
   plain = attention.Attention(3, jnp.float32)
-  init = jax.jit(functools.partial(plain.init, turn=None))
-  return plain, init(jax.random.key(1), x), x
+  init = functools.partial(plain.init, turn=None)
+  return plain, tiny.draw_like(jax.eval_shape(init, jax.random.key(1), x)), x
 
 
 def _with_gradients(module, variables, x, turn=None):
@@ -87,9 +88,6 @@ _assert_close = functools.partial(
 def test_heads_apart_are_the_same_function_of_the_same_parameters(turned):
   turn = rotary_turn(2, 2, 4) if turned else None
   plain, variables, x = _plain(5)
-  variables = jax.tree.map(
-    lambda x: 0.1 * jax.random.normal(jax.random.key(2), x.shape), variables
-  )
   _assert_close(
     _with_gradients(plain.clone(apart=True), variables, x, turn),
     _with_gradients(plain, variables, x, turn),
@@ -110,9 +108,12 @@ def test_the_packed_parameters_are_those_of_dense_layers():
     'proj/bias': (12,),
   }
   # Columns are query, key, value, and heads within each.
-  _, state = plain.apply(variables, x, None, mutable=['intermediates'])
+  _, state = jax.jit(
+    lambda *arrays: plain.apply(*arrays, None, mutable=['intermediates'])
+  )(variables, x)
   (keys,) = state['intermediates']['keys']
-  expected = Dense(36).apply({'params': params['qkv']}, x)[..., 12:24]
+  packed = jax.jit(Dense(36).apply)({'params': params['qkv']}, x)
+  expected = np.asarray(packed)[..., 12:24]
   np.testing.assert_allclose(keys.reshape(expected.shape), expected, rtol=1e-5)
 
 

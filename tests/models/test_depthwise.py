@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 
 from cmd_jax.models import depthwise
+from tests import tiny
 
 
 def _draw(height, width, kernel_px, channels=3):
-  keys = jax.random.split(jax.random.key(0))
-  shape = (2, height, width, channels)
-  x = jax.random.normal(keys[0], shape)
-  kernel = jax.random.normal(keys[1], (kernel_px, kernel_px, 1, channels))
-  return x, kernel
+  x = tiny.normal(2, height, width, channels)
+  return x, tiny.normal(kernel_px, kernel_px, 1, channels, seed=1)
 
 
 # What TensorFlow documents for 'SAME'; an even side has more at its end.
@@ -38,13 +36,18 @@ def test_values_and_gradients_are_those_of_the_convolution(
 ):
   x, kernel = _draw(*sides, kernel_px)
 
-  def run(convolve):
-    y, pull = jax.vjp(lambda *args: convolve(*args, stride), x, kernel)
-    cotangent = jax.random.normal(jax.random.key(1), y.shape)
-    return y, *pull(cotangent)
+  @jax.jit
+  def run(x, kernel):
+    def pulled(convolve):
+      y, pull = jax.vjp(lambda *args: convolve(*args, stride), x, kernel)
+      return y, *pull(tiny.normal(*y.shape, seed=2))
 
-  expected = jax.jit(run, static_argnums=0)(depthwise.grouped_convolution)
-  found = jax.jit(run, static_argnums=0)(depthwise.shifted_products)
+    return (
+      pulled(depthwise.grouped_convolution),
+      pulled(depthwise.shifted_products),
+    )
+
+  expected, found = run(x, kernel)
   assert found[0].shape == (
     2,
     -(-sides[0] // stride),
@@ -57,18 +60,19 @@ def test_values_and_gradients_are_those_of_the_convolution(
 
 def test_each_channel_has_its_own_kernel():
   x, kernel = _draw(4, 4, 3)
-  y = depthwise.depthwise(x, kernel.at[..., 1].set(0), 1)
-  full = depthwise.depthwise(x, kernel, 1)
+  convolve = jax.jit(depthwise.depthwise, static_argnums=2)
+  full = np.asarray(convolve(x, kernel, 1))
+  kernel[..., 1] = 0
+  y = np.asarray(convolve(x, kernel, 1))
   np.testing.assert_array_equal(y[..., 1], 0)
   np.testing.assert_array_equal(y[..., ::2], full[..., ::2])
 
 
 def test_bfloat16_is_summed_in_float32():
   x, kernel = (a.astype(jnp.bfloat16) for a in _draw(6, 6, 5))
-  exact = depthwise.shifted_products(
-    x.astype(jnp.float32), kernel.astype(jnp.float32), 1
-  )
-  found = depthwise.shifted_products(x, kernel, 1)
+  convolve = jax.jit(depthwise.shifted_products, static_argnums=2)
+  exact = convolve(x.astype(np.float32), kernel.astype(np.float32), 1)
+  found = convolve(x, kernel, 1)
   assert found.dtype == jnp.bfloat16
   np.testing.assert_array_equal(found, exact.astype(jnp.bfloat16))
 

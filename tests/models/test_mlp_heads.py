@@ -5,12 +5,14 @@ import pytest
 
 from cmd_jax import errors
 from cmd_jax.models.mlp_heads import make_mlp_head
+from tests import tiny
 
 
 def _make(initialisation, **changes):
   fields = dict(hidden_dim=300, output_dim=5, initialisation=initialisation)
   head = make_mlp_head(**fields | changes)
-  return head, head.init(jax.random.key(0), jnp.zeros(200))['params']
+  variables = jax.jit(head.init)(jax.random.key(0), jnp.zeros(200))
+  return head, jax.device_get(variables['params'])
 
 
 def _numpy_head(params, x):
@@ -24,15 +26,15 @@ def _numpy_head(params, x):
 def test_linear_norm_relu_linear():
   head, params = _make('torch')
   params = jax.tree.map(
-    lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape),
+    lambda x: x + 0.1 * tiny.normal(*x.shape, seed=x.size),
     params,
   )
   # So short that the epsilon of the normalisation matters.
   x = 0.01 * np.random.default_rng(0).normal(size=(2, 3, 200))
   x = x.astype(np.float32)
   np.testing.assert_allclose(
-    head.apply({'params': params}, x),
-    _numpy_head(jax.device_get(params), x),
+    jax.jit(head.apply)({'params': params}, x),
+    _numpy_head(params, x),
     rtol=1e-3,
     atol=1e-4,
   )
@@ -48,7 +50,7 @@ def test_linear_norm_relu_linear():
 )
 def test_initialisations(initialisation, std, reach, bias):
   _, params = _make(initialisation)
-  kernel = np.array(params['fc1']['kernel'])
+  kernel = params['fc1']['kernel']
   np.testing.assert_allclose(kernel.std(), std, rtol=0.02)
   np.testing.assert_allclose(np.abs(kernel).max() / std, reach, rtol=0.2)
   if bias is None:
@@ -59,7 +61,7 @@ def test_initialisations(initialisation, std, reach, bias):
 
 def test_results_are_float32_whatever_the_dtype():
   head, params = _make('normal', dtype=jnp.bfloat16)
-  y = head.apply({'params': params}, jnp.ones((2, 200)))
+  y = jax.jit(head.apply)({'params': params}, np.ones((2, 200), np.float32))
   assert y.dtype == jnp.float32
 
 

@@ -73,7 +73,7 @@ def _kept_bytes(loss, variables, images):
   ],
 )
 def test_values_and_gradients_stay_and_memory_falls(name):
-  images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+  images = tiny.normal(2, 16, 16, 3)
   encoder = _make(name, 'none')
   variables = tiny.draw_like(
     jax.eval_shape(encoder.init, jax.random.key(1), images)

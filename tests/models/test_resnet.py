@@ -5,11 +5,13 @@ import pytest
 
 from cmd_jax import errors
 from cmd_jax.models import resnet
+from tests.tiny import normal
 
 
 def _init(encoder, px=32):
-  images = jax.random.normal(jax.random.key(0), (3, px, px, 3))
-  return jax.jit(encoder.init)(jax.random.key(1), images), images
+  images = normal(3, px, px, 3)
+  init = jax.jit(encoder.init)
+  return jax.device_get(init(jax.random.key(1), images)), images
 
 
 @pytest.fixture(scope='module')
@@ -63,7 +65,7 @@ def test_shapes(variant, width_ratio, channels):
 
 def test_tokens_are_the_last_stage_row_by_row(tiny):
   encoder, variables, _ = tiny
-  images = jax.random.normal(jax.random.key(2), (3, 64, 96, 3))
+  images = normal(3, 64, 96, 3, seed=2)
   last = jax.jit(lambda v: encoder.apply(v, images, method='stages'))(
     variables
   )[-1]
@@ -112,8 +114,10 @@ def test_a_block_is_its_formula(bottleneck):
     dtype=jnp.float32,
     axis_name=None,
   )
-  x = np.asarray(jax.random.normal(jax.random.key(0), (2, 6, 6, 5)))
-  variables = block.init(jax.random.key(1), x, False)
+  x = normal(2, 6, 6, 5)
+  variables = jax.jit(lambda *args: block.init(*args, False))(
+    jax.random.key(1), x
+  )
   params = variables['params']
   strides = (1, 2, 1) if bottleneck else (2, 1)
   y = x
@@ -121,7 +125,7 @@ def test_a_block_is_its_formula(bottleneck):
     y = y if index == 1 else np.maximum(y, 0)
     y = _conv(params[f'conv{index}'], y, stride)
   expected = np.maximum(y + _conv(params['downsample_conv'], x, 2), 0)
-  ours = block.apply(variables, x, False)
+  ours = jax.jit(lambda *args: block.apply(*args, False))(variables, x)
   assert ours.shape == (2, 3, 3, 16 if bottleneck else 4)
   np.testing.assert_allclose(ours, expected, 1e-5, 1e-5)
 
@@ -157,7 +161,7 @@ def test_training_takes_batch_statistics_and_has_gradients(tiny):
 
     return jax.grad(loss, has_aux=True)(params)
 
-  grads, (trained, updated) = train(**variables)
+  grads, (trained, updated) = jax.device_get(train(**variables))
   evaluated = jax.jit(encoder.apply)(variables, images)
   assert np.abs(trained.image - evaluated.image).max() > 0.1
   for path, gradient in jax.tree_util.tree_leaves_with_path(grads):

@@ -13,7 +13,7 @@ def _tiny(**kwargs):
 
 
 def _init(encoder, px=32):
-  images = jax.random.normal(jax.random.key(0), (2, px, px, 3))
+  images = tiny.normal(2, px, px, 3)
   shapes = jax.eval_shape(encoder.init, jax.random.key(1), images)
   return tiny.draw_like(shapes), images
 
@@ -41,7 +41,7 @@ def test_presets_have_the_published_number_of_parameters(variant, count):
 def test_shapes_at_any_size(size, grid):
   encoder = _tiny()
   variables, _ = _init(encoder)
-  images = jax.random.normal(jax.random.key(2), (2, *size, 3))
+  images = tiny.normal(2, *size, 3, seed=2)
   output = jax.jit(encoder.apply)(variables, images)
   count = grid[0] * grid[1]
   assert output.tokens.shape == (2, count, 64)
@@ -116,16 +116,18 @@ def _naive_attention(x, params, num_heads, window, shift):
 def test_window_attention_agrees_with_its_definition(shift, grid):
   rows, columns = grid
   module = swin.WindowAttention(2, 3, shift, jnp.float32)
-  x = jax.random.normal(jax.random.key(0), (2, rows, columns, 8))
-  params = module.init(jax.random.key(1), x)['params']
+  x = tiny.normal(2, rows, columns, 8)
   # Biases are 0 at first: padding would make no difference.
-  params = jax.tree.map(
-    lambda p: p + 0.5 * jax.random.normal(jax.random.key(p.size), p.shape),
-    params,
-  )
+  shapes = jax.eval_shape(module.init, jax.random.key(1), x)['params']
+  params = tiny.draw_like(shapes, scale=0.5)
   with jax.default_matmul_precision('highest'):
-    ours, weights = jax.jit(module.apply)({'params': params}, x)
-    received = windows.received_attention(weights, rows, columns, shift)
+
+    @jax.jit
+    def attend(params, x):
+      ours, weights = module.apply({'params': params}, x)
+      return ours, windows.received_attention(weights, rows, columns, shift)
+
+    ours, received = jax.device_get(attend(params, x))
   for example in range(2):
     expected, given = _naive_attention(
       np.asarray(x[example], np.float64),
@@ -146,12 +148,13 @@ def test_window_attention_agrees_with_its_definition(shift, grid):
 def test_merging_keeps_the_released_order_of_channels():
   x = jnp.array([[[1.0, 3.0, 5.0], [2.0, 4.0, 6.0]]])[..., None]
   module = swin.PatchMerging(1e-6, jnp.float32)
-  variables = module.init(jax.random.key(0), x)
-  _, state = module.apply(
-    variables,
-    x,
-    capture_intermediates=lambda module, _: module.name == 'norm',
-  )
+  _, state = jax.jit(
+    lambda x: module.init_with_output(
+      jax.random.key(0),
+      x,
+      capture_intermediates=lambda module, _: module.name == 'norm',
+    )
+  )(x)
   (normed,) = state['intermediates']['norm']['__call__']
   joined = np.array([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 0.0, 0.0]])
   expected = joined - joined.mean(-1, keepdims=True)
@@ -179,7 +182,8 @@ def test_initialisation_is_the_released_one():
 def test_branches_are_dropped_one_by_one_at_rising_rates():
   encoder = _tiny(drop_path_rate=0.9)
   variables, images = _init(encoder)
-  uniforms = jnp.full((2, 4, 2), 0.999).at[:, 3, 0].set(0)
+  uniforms = np.full((2, 4, 2), 0.999, np.float32)
+  uniforms[:, 3, 0] = 0
   dropped = jax.jit(encoder.apply)(variables, images, uniforms)
   params = jax.tree.map(lambda p: p, variables['params'])
   names = [f'stage_{i}_block_{j}' for i in range(2) for j in range(2)]
@@ -208,8 +212,8 @@ def test_without_uniforms_nothing_is_dropped():
 def test_gradient_is_finite_and_reaches_every_bias_table():
   encoder = _tiny()
   variables, _ = _init(encoder)
-  images = jax.random.normal(jax.random.key(2), (2, 24, 24, 3))
-  uniforms = jax.random.uniform(jax.random.key(3), (2, 4, 2), minval=0.2)
+  images = tiny.normal(2, 24, 24, 3, seed=2)
+  uniforms = np.random.default_rng(3).uniform(0.2, 1, (2, 4, 2))
 
   @jax.jit
   @jax.grad

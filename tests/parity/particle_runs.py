@@ -134,19 +134,21 @@ class Recipe(NamedTuple):
     )
     stored = {name: tree['params'] for name, tree in variables.items()}
     assert jax.tree.map(np.shape, stored) == jax.tree.map(np.shape, params)
-    params = jax.tree.map(jnp.array, stored)
-    method_state = jax.tree.map(lambda x: jnp.zeros(x.shape), method_state)
+    params = jax.tree.map(np.asarray, stored)
+    method_state = jax.tree.map(
+      lambda x: np.zeros(x.shape, x.dtype), method_state
+    )
     for name in ('student_stats', 'teacher_stats'):
       if name in method_state:
         method_state[name] = {
-          module: jax.tree.map(jnp.array, variables[module]['batch_stats'])
+          module: jax.tree.map(np.asarray, variables[module]['batch_stats'])
           for module in method_state[name]
         }
     return TrainState(
-      step=jnp.int32(0),
+      step=np.int32(0),
       params=params,
-      teacher_params=jax.tree.map(jnp.copy, params),
-      opt_state=optimizer.init(params),
+      teacher_params=params,
+      opt_state=jax.jit(optimizer.init)(params),
       method_state=method_state,
     )
 

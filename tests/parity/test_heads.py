@@ -38,10 +38,9 @@ def test_logits_and_gradients(fixture, variant):
     )
     return jnp.sum(logits * fixture['in/cotangent']), (logits, updated)
 
-  x = jnp.array(fixture['in/x'])
-  (_, (logits, updated)), gradients = jax.value_and_grad(
-    loss_fn, argnums=(0, 1), has_aux=True
-  )(params, x)
+  x = fixture['in/x']
+  run = jax.jit(jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True))
+  (_, (logits, updated)), gradients = run(params, x)
   np.testing.assert_allclose(logits, expected['out'], rtol=1e-4, atol=1e-5)
   theirs = {'x': expected['grad_x']} | {
     name.removeprefix('grad/'): value
@@ -79,7 +78,7 @@ def _check_statistics(head, params, updated, x, expected):
       atol=1e-6,
     )
   np.testing.assert_allclose(
-    head.apply({'params': params, **updated}, x),
+    jax.jit(head.apply)({'params': params, **updated}, x),
     expected['out_eval_after'],
     rtol=1e-4,
     atol=1e-5,

@@ -1,5 +1,6 @@
 """Stochastic depth and position embeddings against the released code."""
 
+import jax
 import numpy as np
 
 from cmd_jax.models import layers, swin
@@ -10,7 +11,7 @@ from tests.parity import golden
 @golden.fixtures('drop_path')
 def test_drop_path(fixture):
   for rate in (0.1, 0.5):
-    ours = layers.drop_path(
+    ours = jax.jit(layers.drop_path)(
       fixture['in/x'], rate, fixture[f'p{rate}/uniform'].ravel()
     )
     np.testing.assert_allclose(ours, fixture[f'p{rate}/out'], rtol=1e-6)
@@ -37,7 +38,9 @@ def test_position_embeddings_of_other_grids(fixture):
   grids = [int(name) for name in fixture.under('out/grid')]
   assert grids
   for grid in grids:
-    patches = interpolate_positions(positions[:, 1:], (grid, grid))
+    patches = jax.jit(interpolate_positions, static_argnums=1)(
+      positions[:, 1:], (grid, grid)
+    )
     expected = fixture[f'out/grid{grid}']
     np.testing.assert_array_equal(positions[:, :1], expected[:, :1])
     np.testing.assert_allclose(patches, expected[:, 1:], rtol=1e-4, atol=1e-5)

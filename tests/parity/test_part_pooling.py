@@ -1,7 +1,6 @@
 """Mask pooling and projection against PARTICLE's two networks."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,30 +17,43 @@ from tests.parity.particle_runs import mlp_entries
 def test_mask_pooling(fixture, case):
   expected = fixture.under(f'{case}/')
   num_parts, num_samples, cell_px = expected['params']
-  part_ids = jnp.array(expected['masks'].astype(np.uint8))
+  part_ids = expected['masks'].astype(np.uint8)
   side = part_ids.shape[-1] // cell_px
-  tokens = pooling.part_of_each_token(
-    part_ids, num_parts=int(num_parts), grid=(side, side)
-  )
-  onehot = np.asarray(tokens)[:, None] == np.arange(num_parts)[:, None]
-  np.testing.assert_array_equal(onehot, expected['pooled_onehot'])
+
+  @jax.jit
+  def run(part_ids, ids, features):
+    tokens = pooling.part_of_each_token(
+      part_ids, num_parts=int(num_parts), grid=(side, side)
+    )
+    # The generator differs, but not what may be drawn.
+    present = pooling.present_parts(tokens, int(num_parts))
+    keys = jax.random.split(jax.random.key(0), len(present))
+    return (
+      tokens,
+      pooling.part_masks(tokens, ids),
+      pooling.pool_parts(features, tokens, ids),
+      present,
+      pooling.sample_parts(keys, present[:, None], int(num_samples))[:, 0],
+    )
+
   ids = expected['sampled_ids']
+  tokens, masks, pooled, present, ours = jax.device_get(
+    run(part_ids, ids, expected['features'])
+  )
+  onehot = tokens[:, None] == np.arange(num_parts)[:, None]
+  np.testing.assert_array_equal(onehot, expected['pooled_onehot'])
   np.testing.assert_allclose(
-    pooling.part_masks(tokens, ids),
+    masks,
     expected['sampled_masks_normalised'],
     rtol=1e-7,
   )
   np.testing.assert_allclose(
-    pooling.pool_parts(expected['features'], tokens, ids),
+    pooled,
     expected['pooled_features'],
     rtol=1e-6,
     atol=1e-6,
   )
-  # The generator differs, but not what may be drawn.
-  present = np.asarray(pooling.present_parts(tokens, int(num_parts)))
-  keys = jax.random.split(jax.random.key(0), len(present))
-  ours = pooling.sample_parts(keys, present[:, None], int(num_samples))[:, 0]
-  for drawn in (ids, np.asarray(ours)):
+  for drawn in (ids, ours):
     assert all(len(set(row)) == num_samples for row in drawn)
     chosen = np.take_along_axis(present, drawn, axis=1)
     least = np.minimum(present.sum(1), num_samples)
@@ -94,7 +106,7 @@ def test_the_vit_variant_projects_its_patches(fixture):
   variables = entries.from_torch(mlp_entries('projector.'), fixture.under('w/'))
   for size in ('32x32', '24x24', '40x24', '48x48'):
     expected = fixture[f'out/{size}/projector_of_patches']
-    ours = projector.apply(variables, fixture[f'out/{size}/patches'])
+    ours = jax.jit(projector.apply)(variables, fixture[f'out/{size}/patches'])
     np.testing.assert_allclose(
       ours, expected, rtol=0, atol=1e-5 * np.abs(expected).max()
     )

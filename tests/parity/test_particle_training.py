@@ -188,8 +188,11 @@ def in_float64(monkeypatch):
     yield
 
 
+# The ViT's is jitted, and tests/training sees statistics of a jitted ResNet.
 @golden.fixtures('particle_resnet_train_3steps')
-@pytest.mark.parametrize('mode', ['jit', 'pmap'])
+@pytest.mark.parametrize(
+  'mode', [pytest.param('jit', marks=pytest.mark.slow), 'pmap']
+)
 @pytest.mark.usefixtures('in_float64')
 def test_the_resnet_program(fixture, mode):
   recipe = _resnet_recipe(fixture)

@@ -76,9 +76,11 @@ def test_vit(fixture, size):
 @golden.fixtures('particle_vit')
 @pytest.mark.parametrize('side', [6, 10, 16, 28])
 def test_positions(fixture, side):
-  positions = jnp.array(fixture['in/pos_embed_14'])
+  positions = fixture['in/pos_embed_14']
   _close(
-    interpolate_positions(positions[:, 1:], (side, side), 'dinov2'),
+    jax.jit(interpolate_positions, static_argnums=(1, 2))(
+      positions[:, 1:], (side, side), 'dinov2'
+    ),
     fixture[f'out/pos_embed_grid{side}'][:, 1:],
   )
 
@@ -114,6 +116,8 @@ def test_extractor(fixture, stride_px):
 @pytest.mark.parametrize('num_layers, side', [(4, 24), (5, 16), (2, 20)])
 def test_hypercolumn(fixture, num_layers, side):
   maps = [golden.images(fixture[f'in/stage{i}']) for i in (5, 4, 3, 2, 1)]
-  ours = features.hypercolumn(maps[:num_layers], (side, side))
+  ours = jax.jit(features.hypercolumn, static_argnums=1)(
+    maps[:num_layers], (side, side)
+  )
   expected = fixture[f'out/layers{num_layers}_{side}']
   _close(ours, golden.images(expected))

@@ -67,8 +67,8 @@ def test_decoder_of_stages(fixture):
 
 @golden.fixtures('fcn_decoder')
 def test_interpolation(fixture):
-  ours = fcn.resize_corner_aligned(
-    jnp.array(golden.images(fixture['in/upsample'])), (6, 8)
+  ours = jax.jit(lambda x: fcn.resize_corner_aligned(x, (6, 8)))(
+    golden.images(fixture['in/upsample'])
   )
   _close(ours, golden.images(fixture['out/upsample_x2_align_corners']), 1e-6)
 
@@ -132,10 +132,12 @@ def test_vit_with_the_decoder_of_keys(fixture):
   )
   _close(output.image, fixture['out/cls'])
   # Only the first head's keys are decoded.
-  keys = keys[:, :, 0]
+  keys = np.asarray(keys)[:, :, 0]
   _close(keys, fixture['out/keys_last_head0'][:, 1:])
   decoder, variables = _decoder('fcn_dino', fixture.under('w/decoder.'))
-  logits, _ = _run(decoder, variables, keys.reshape(1, 28, 28, 64))
+  logits, _ = jax.device_get(
+    _run(decoder, variables, keys.reshape(1, 28, 28, 64))
+  )
   assert logits.shape == (1, 224, 224, 5)
   _close(logits[:, ::4, ::4], golden.images(fixture['out/logits_stride4']))
   _close(logits[:, :24, :24], golden.images(fixture['out/logits_corner']))

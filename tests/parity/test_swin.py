@@ -35,6 +35,11 @@ def _close(ours, theirs):
   np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(module, variables, x):
+  return module.apply(variables, x)
+
+
 class _Model:
   """Encoder and heads with the weights of a fixture."""
 
@@ -71,7 +76,7 @@ class _Model:
 
   def encode(self, images):
     """Output, and (features, attention) of every block in order."""
-    output, state = self._encode(images)
+    output, state = jax.device_get(self._encode(images))
     blocks = state['intermediates']
     return output, [
       blocks[f'stage_{stage}_block_{block}']['__call__'][0]
@@ -84,7 +89,7 @@ class _Model:
 
   def head(self, prefix, x):
     table = heads.entries(_HEAD, prefix)
-    return _HEAD.apply(entries.from_torch(table, self.weights), x)
+    return _apply(_HEAD, entries.from_torch(table, self.weights), x)
 
 
 _model = functools.cache(_Model)
@@ -131,7 +136,7 @@ def test_features_of_the_last_blocks(golden_file, px):
   for features, _ in blocks[-3:]:
     # The released function norms the features of the last stage only.
     if features.shape[-1] == last_width:
-      features = norm.apply(params, features)
+      features = _apply(norm, params, features)
     means.append(features.mean((1, 2)))
   expected = model.fixture[f'out/s{px}/n_last_blocks3']
   _close(np.concatenate(means, -1), expected)

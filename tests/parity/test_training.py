@@ -1,5 +1,6 @@
 """Six iterations of the released train_one_epoch by our own train step."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -65,28 +66,35 @@ def _make_method(name, network, axis_name=None, mesh=None):
   )
 
 
-def _make_optimizer(fixture):
-  frozen = int(fixture['in/freeze_last_layer_epochs']) * _STEPS_PER_EPOCH
+@functools.cache
+def _make_optimizer(clip_norm, frozen_steps):
   return optax.chain(
     _record(),
     optimizers.make_adamw(
       learning_rate=_SCHEDULES['lr'],
       weight_decay=_SCHEDULES['wd'],
-      clip_norm=float(fixture['in/clip_grad']),
-      waits=optimizers.Waits(last_layer_steps=frozen),
+      clip_norm=clip_norm,
+      waits=optimizers.Waits(last_layer_steps=frozen_steps),
     ),
+  )
+
+
+def _optimizer_of(fixture):
+  frozen_epochs = int(fixture['in/freeze_last_layer_epochs'])
+  return _make_optimizer(
+    float(fixture['in/clip_grad']), frozen_epochs * _STEPS_PER_EPOCH
   )
 
 
 def _initial_state(method, optimizer, params):
   _, method_state = jax.eval_shape(method.init, jax.random.key(0))
   return TrainState(
-    step=jnp.int32(0),
+    step=np.int32(0),
     params=params,
-    teacher_params=jax.tree.map(jnp.copy, params),
-    opt_state=optimizer.init(params),
+    teacher_params=params,
+    opt_state=jax.jit(optimizer.init)(params),
     method_state=jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), method_state
+      lambda x: np.zeros(x.shape, x.dtype), method_state
     ),
   )
 
@@ -99,9 +107,9 @@ def _batch(fixture, step, dtype):
   stacks = [np.stack(group, axis=1) for group in (crops[:2], crops[2:])]
   size = len(crops[0])
   return Batch(
-    images=tuple(jnp.array(stack, dtype) for stack in stacks),
-    sizes=jnp.zeros((size, 2), jnp.int32),
-    index=jnp.arange(size, dtype=jnp.int32),
+    images=tuple(np.asarray(stack, dtype) for stack in stacks),
+    sizes=np.zeros((size, 2), np.int32),
+    index=np.arange(size, dtype=np.int32),
   )
 
 
@@ -111,14 +119,14 @@ def _stored_views(images, sizes, keys, step_key, part_ids):
   return Views(global_views, local_views)
 
 
-def _train(run, mode='jit', num_devices=1):
-  """Yields the state before each step, that after it, and the metrics."""
-  optimizer = _make_optimizer(run.fixture)
-  mesh = sharding.make_mesh(num_devices)
+@functools.cache
+def _make_step(method, encoder, dtype, optimizer, mode, num_devices):
+  """Compiled once for the fixtures that differ by their numbers alone."""
+  network = _make_network(method, encoder, dtype)
 
   def make_step(axis_name, mesh):
     return make_train_step(
-      method=_make_method(run.method, run.network, axis_name, mesh),
+      method=_make_method(method, network, axis_name, mesh),
       augment=_stored_views,
       optimizer=optimizer,
       teacher_momentum=_SCHEDULES['momentum'],
@@ -127,16 +135,25 @@ def _train(run, mode='jit', num_devices=1):
       mesh=mesh,
     )
 
+  mesh = sharding.make_mesh(num_devices)
+  return sharding.compile_step(make_step, mode=mode, mesh=mesh), mesh
+
+
+def _train(run, mode='jit', num_devices=1):
+  """Yields the state before each step, that after it, and the metrics."""
+  optimizer = _optimizer_of(run.fixture)
   dtype = run.network.encoder.dtype
+  step, mesh = _make_step(
+    run.method, run.encoder, dtype, optimizer, mode, num_devices
+  )
   params = jax.tree.map(
-    lambda x: jnp.array(x, dtype),
+    lambda x: np.asarray(x, dtype),
     run.network.to_params(run.fixture.under('student0/')),
   )
   state = _initial_state(
     _make_method(run.method, run.network), optimizer, params
   )
   state = jax.device_put(state, sharding.replicated(mesh))
-  step = sharding.compile_step(make_step, mode=mode, mesh=mesh)
   for number in range(_STEPS):
     # A copy: the step takes the state's buffers over.
     before = jax.device_get(state)
@@ -145,34 +162,40 @@ def _train(run, mode='jit', num_devices=1):
     yield before, jax.device_get(state), jax.device_get(metrics)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _margins(encoder, student, teacher, views):
+  """Differences of the two best cosines, [U, B, V, N] of each size of views."""
+
+  def tokens(params, images):
+    merged = images.reshape(-1, *images.shape[2:])
+    x = encoder.apply({'params': params['encoder']}, merged).tokens
+    x = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return x.reshape(*images.shape[:2], *x.shape[1:])
+
+  def differences(images):
+    cosines = jnp.einsum(
+      'bvnd,bumd->buvnm', tokens(student, images), tokens(teacher, views[0])
+    )
+    second, best = jnp.moveaxis(jnp.sort(cosines, axis=-1)[..., -2:], -1, 0)
+    return best - second
+
+  return [differences(images) for images in views]
+
+
 def _smallest_margin(run, state, step):
   """Least difference of the two best cosines of any student token.
 
   Which teacher token a student token is matched to is a discrete choice that
   rounding turns over where this is within its noise; the runs part there.
   """
-  dtype = run.network.encoder.dtype
-  views = _batch(run.fixture, step, dtype).images
-
-  @jax.jit
-  def tokens(params, images):
-    merged = images.reshape(-1, *images.shape[2:])
-    x = run.network.encoder.apply({'params': params['encoder']}, merged).tokens
-    x = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-    return x.reshape(*images.shape[:2], *x.shape[1:])
-
-  teacher = tokens(state.teacher_params, views[0])
-  margin = np.inf
-  for group, images in enumerate(views):
-    student = tokens(state.params, images)
-    cosines = jnp.einsum('bvnd,bumd->buvnm', student, teacher)
-    second, best = jnp.moveaxis(jnp.sort(cosines, axis=-1)[..., -2:], -1, 0)
-    margins = np.array(best - second)
-    if group == 0:
-      own = np.arange(2)
-      margins[:, own, own] = np.inf
-    margin = min(margin, margins.min())
-  return margin
+  encoder = run.network.encoder
+  views = _batch(run.fixture, step, encoder.dtype).images
+  same_size, *others = map(
+    np.array, _margins(encoder, state.params, state.teacher_params, views)
+  )
+  own = np.arange(2)
+  same_size[:, own, own] = np.inf
+  return min(margins.min() for margins in (same_size, *others))
 
 
 def _check_state(run, params, expected, reach, atol):
@@ -252,6 +275,7 @@ class Run(NamedTuple):
 
   fixture: golden.Fixture
   method: str
+  encoder: str
   network: small.Small
 
   @property
@@ -268,17 +292,20 @@ _RUNS = {
 }
 
 
-def _make_run(name, fixture, dtype=jnp.float32):
-  method, encoder = _RUNS[name]
+def _make_network(method, encoder, dtype):
   regions = method != 'dino'
   network = small.make_small(
     encoder, norm_last_layer=not regions, regions=regions
   )
+  return network._replace(encoder=network.encoder.clone(dtype=dtype))
+
+
+def _make_run(name, fixture, dtype=jnp.float32):
+  method, encoder = _RUNS[name]
   for key, schedule in _SCHEDULES.items():
-    values = jax.vmap(schedule)(jnp.arange(_STEPS))
+    values = jax.jit(jax.vmap(schedule))(np.arange(_STEPS))
     np.testing.assert_allclose(values, fixture[f'in/{key}'], rtol=1e-5)
-  encoder = network.encoder.clone(dtype=dtype)
-  return Run(fixture, method, network._replace(encoder=encoder))
+  return Run(fixture, method, encoder, _make_network(method, encoder, dtype))
 
 
 all_runs = pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from cmd_jax.data.canvas import Canvases
 from cmd_jax.errors import UserError
 from cmd_jax.models import make_encoder
 from cmd_jax.parts import cosegment, discover, features, store
+from tests import tiny
 
 _PX, _CELLS = 24, 6
 # A head and a body on a background, as colours.
@@ -183,11 +184,13 @@ def test_settings_that_cannot_be_are_refused(settings, word):
 
 
 def test_real_encoders_give_what_is_needed():
-  images = jax.random.normal(jax.random.key(0), (2, 20, 16, 3))
+  images = tiny.normal(2, 20, 16, 3)
   encoder = make_encoder(
     'vit', variant='Mu', depth=1, image_px=16, patch_px=8, num_registers=2
   )
-  variables = jax.jit(encoder.init)(jax.random.key(1), images[:, :16])
+  variables = tiny.draw_like(
+    jax.eval_shape(encoder.init, jax.random.key(1), images[:, :16])
+  )
   maps = jax.jit(lambda v, x: features.key_maps(encoder, v, x, stride_px=4))(
     variables, images
   )

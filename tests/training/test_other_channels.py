@@ -29,7 +29,7 @@ def _config(path, count, words='encoder=vit', **fields):
   config = builtin.folder(f'method=dino,start=scratch,quicktest,{words}')
   config.dataset.path = str(path)
   config.update(batch_size=2, total_epochs=1, min_steps=0, canvas_px=16)
-  config.augment.update(global_px=16, local_px=16, num_local=1)
+  config.augment.update(global_px=16, local_px=16, num_local=0)
   config.eval.update(view_px=16, crop_fraction=0.0, protocols=())
   if 'vit' in words:
     config.model.update(width=16, depth=1, num_heads=2, image_px=16, patch_px=8)

@@ -47,6 +47,8 @@ def build(monkeypatch):
   def build(words='', **changes):
     config = particle_toybirds.get_config(f'{words},quicktest')
     config.batch_size = 8
+    if config.model.name == 'vit':
+      config.model.depth = 1
     config.parts.update(view_px=32, batch_size=5)
     config.parts.update(changes)
     return experiment.build(config)

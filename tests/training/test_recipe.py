@@ -198,6 +198,7 @@ def test_tokens_change_with_the_blocks_that_are_said_to_make_them():
       )
     )
   )(variables['params'])
+  gradient = jax.device_get(gradient)
   moved = {
     name
     for name in encoder.layer_names
