@@ -1,13 +1,14 @@
 """What the devices of a compiled program send each other, and when.
 
 A collective is overlapped if the program starts it in one place and waits for
-it in another, with computation in between. Compilers write that in three ways:
+it in another, with computation in between. Compilers write that in several ways:
 
 - as a pair of instructions, `all-gather-start` and `all-gather-done`, or
   `async-start` and `async-done` of a computation that is the collective;
 - on TPUs as fusions: one that holds the collective and a custom call
   `AsyncCollectiveStart`, any number that hold the same collective (by its
   channel) beside computation, and one with `AsyncCollectiveDone`;
+- between TPU slices as a `send` to the runtime, which sums, and a `recv`;
 - not at all: an instruction, or a fusion around it, that ends when all have
   sent and received.
 
@@ -31,6 +32,7 @@ KINDS = (
   'all-to-all',
   'collective-permute',
   'collective-broadcast',
+  'send',
 )
 _CHANNEL = re.compile(r'channel_id=(\d+)')
 _PROMOTED = re.compile(r'to_apply=%?[\w.-]*promoted')
@@ -149,7 +151,8 @@ def _place(
     if opcode.endswith('-done'):
       (start,) = instruction.operands
       return _Place(kind, instruction, siblings, 'done', start)
-    step = 'start' if opcode.endswith('-start') else 'whole'
+    starts = opcode.endswith('-start') or opcode == 'send'
+    step = 'start' if starts else 'whole'
     return _Place(kind, instruction, siblings, step, instruction.name)
   if opcode == 'async-done':
     (start,) = instruction.operands

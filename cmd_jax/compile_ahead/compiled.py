@@ -124,9 +124,9 @@ def _place(
   # With the names of the operations, or old ones would come with new scopes,
   # but not with lines of files, which change nothing.
   names = sorted(set(_NAME.findall(lowered.as_text(debug_info=True))))
-  key = '\n'.join(
-    [target.name, jax.__version__, version, lowered.as_text(), *names]
-  )
+  options = sorted(f'{k}={v}' for k, v in target.compiler_options.items())
+  parts = [target.name, jax.__version__, version, lowered.as_text()]
+  key = '\n'.join([*parts, *names, *options])
   name = hashlib.sha256(key.encode()).hexdigest()
   return pathlib.Path(cache) / 'ahead' / f'{name}.json.gz'
 

@@ -113,6 +113,23 @@ ENTRY %main (q: f32[32,8]) -> f32[8,8] {
 """
 
 
+# Between two slices.
+_SENT = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (q: bf16[4,8]) -> bf16[4,8] {
+  %q = bf16[4,8]{1,0} parameter(0)
+  %after-all = token[] after-all()
+  %send = (bf16[4,8]{1,0}, u32[], token[]) send(%q, %after-all), \
+channel_id=2, is_host_transfer=true
+  %recv = (bf16[4,8]{1,0}, u32[], token[]) recv(%after-all), channel_id=3
+  %exp = bf16[4,8]{1,0} exponential(%q)
+  %send-done = token[] send-done(%send), channel_id=2
+  %recv-done = (bf16[4,8]{1,0}, token[]) recv-done(%recv), channel_id=3
+  ROOT %sum = bf16[4,8]{1,0} get-tuple-element(%recv-done), index=0
+}
+"""
+
+
 def _seconds(instruction, siblings):
   """One of every fusion and exponential, but for those that wait."""
   waits = 'async' in instruction.name
@@ -144,6 +161,11 @@ def test_what_goes_on_within_fusions_counts_once_with_what_is_beside_it():
 def test_a_collective_in_a_computation_of_its_own():
   (found,) = read_collectives(hlo.read_program(_WRAPPED), _seconds)
   assert found == ('reduce-scatter', 32 * 8 * 4, 1, False, 4, 1.0)
+
+
+def test_what_is_sent_between_slices():
+  (found,) = read_collectives(hlo.read_program(_SENT), _seconds)
+  assert found == ('send', 4 * 8 * 2, 1, False, None, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ _WORDS = '--config=toybirds:quicktest,method=dino'
 def _use_devices_here(monkeypatch, memory=2**34):
   chip = Chip('here', memory, 1e12, 1e11)
   target = targets.Target('v5e:2x2', tuple(jax.devices()[:2]), chip, {})
-  monkeypatch.setattr(targets, 'find_target', lambda name: target)
+  monkeypatch.setattr(targets, 'find_target', lambda *args: target)
 
 
 @pytest.fixture(scope='module')
