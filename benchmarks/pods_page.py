@@ -173,7 +173,7 @@ def hand_tables(records: Sequence[Record]) -> dict[str, str]:
     plain = program['state'] == 'replicated' and not program['overlap']
     if plain and program['slices'] == 1 and _num_chips(one) > 1:
       largest[program['variant']] = one
-  efficiency, limits = [], []
+  efficiency, limits, assumed = [], [], []
   for variant, one in largest.items():
     program = one['program']
     config = make_config(
@@ -187,10 +187,13 @@ def hand_tables(records: Sequence[Record]) -> dict[str, str]:
     rows = scaling.efficiency_rows(traffic, config, per_chip)
     efficiency.append(f'{title}:\n\n{record.table(rows)}')
     rows = scaling.limit_rows(traffic, config, 256, per_chip)
-    limits.append(f'{title}, 256 chips:\n\n{record.table(rows)}')
+    limits.append(f'{title}, 256 chips, ms:\n\n{record.table(rows)}')
+    rows = scaling.utilisation_rows(traffic, config, 256, per_chip)
+    assumed.append(f'{title}, 256 chips:\n\n{record.table(rows)}')
   return {
     'efficiency of other chips': '\n\n'.join(efficiency),
     'limits of other chips': '\n\n'.join(limits),
+    'efficiency by utilisation': '\n\n'.join(assumed),
   }
 
 

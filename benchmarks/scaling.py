@@ -15,7 +15,8 @@ from that, the FLOPs counted by hand and published figures
              the next layer waits for
   efficiency = compute / (compute + waiting), with the batch of a chip fixed
 
-Prints the tables of docs/scaling_on_paper.md. Nothing in them is measured.
+Nothing of it is measured. benchmarks.pods has the same tables from programs of
+a TPU's own compiler (docs/scaling_on_paper.md); this one needs no compiler.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What the devices of a compiled program send each other, and when.
 
 A collective is overlapped if the program starts it in one place and waits for
-it in another, with computation in between. Compilers write that in several ways:
+it in another, with computation in between. Compilers write that in several
+ways:
 
 - as a pair of instructions, `all-gather-start` and `all-gather-done`, or
   `async-start` and `async-done` of a computation that is the collective;

@@ -94,6 +94,33 @@ def test_tables_of_what_was_and_was_not_compiled(found, monkeypatch):
   assert 'commit abc' in tables['origin']
 
 
+def test_other_chips_are_given_the_bytes_of_the_largest_plain_program():
+  def kept(num_bytes, **changes):
+    program = _TINY._replace(variant='S', state='replicated', **changes)
+    sent = {'kind': 'all-reduce', 'times': 1.0, 'bytes': num_bytes}
+    return _record({'memory_bytes': {}, 'collectives': [sent]}, program)
+
+  tables = pods_page.hand_tables(
+    [
+      kept(1.0),
+      kept(3e8, topology='v5e:2x4'),
+      kept(1.0, topology='v5e:2x4', overlap=True),
+    ]
+  )
+  v5e = next(
+    x.split('|')
+    for x in tables['limits of other chips'].splitlines()
+    if x.startswith('| TPU v5e')
+  )
+  # Twice 255 of 256 parts over 200 GB/s, and 32 hops.
+  assert float(v5e[3]) == pytest.approx(2 * 255 / 256 * 1.5 + 0.032, rel=0.01)
+  assert float(v5e[-2]) == 0
+  efficiency = tables['efficiency of other chips']
+  assert efficiency.startswith('ViT-S/16, 1 images a chip:')
+  assert '1024 chips' in efficiency
+  assert 'at 20% of peak' in tables['efficiency by utilisation']
+
+
 def test_bytes_take_as_long_as_the_links_need():
   seconds = interconnects.collective_seconds
   full = (16, 16)
@@ -227,6 +254,7 @@ def test_the_page_has_a_place_for_every_table():
     'step',
     'efficiency of other chips',
     'limits of other chips',
+    'efficiency by utilisation',
   ):
     assert f'<!-- made by benchmarks.pods: {name} -->' in text
     assert f'<!-- end of {name} -->' in text
