@@ -151,6 +151,11 @@ def add_waiting(
   return sorted(found.values(), key=lambda x: -x['bytes'])
 
 
+def _network(kind: str) -> interconnects.Chip:
+  """The published figures of a kind of TPU."""
+  return next(x for x in interconnects.CHIPS if x.name == f'TPU {kind}')
+
+
 def _largest(sent: list[dict[str, Any]], count: int = 12) -> list[dict]:
   """The collectives that send most."""
   ordered = sorted(sent, key=lambda x: -x['times'] * x['bytes'])
@@ -171,10 +176,9 @@ def gather(program: Program, target: targets.Target, compiled: Compiled):
     make_config(program), target, program.num_chips, compiled, None
   )
   sent = facts.pop('sent')
-  by_name = {x.name: x for x in interconnects.CHIPS}
-  chip = by_name.get(f'TPU {target.chip.name}')
-  if chip and program.num_chips > 1:
-    facts['collectives'] = add_waiting(sent, chip, program.sides)
+  facts['collectives'] = add_waiting(
+    sent, _network(target.chip.name), program.sides
+  )
   facts['largest'] = _largest(sent)
   fits = 'fits' if facts['fits'] else 'does not fit'
   return {'outcome': fits, 'needed_bytes': compiled.needed, **facts}
@@ -349,6 +353,11 @@ def main() -> None:
       raise UserError(
         f'--topologies={program.topology} is of no TPU: choose one of '
         f'{", ".join(targets.TPUS)}, as in v5e:16x16'
+      )
+    if program.slices > 1 and not _network(kind).network:
+      raise UserError(
+        f'--slices={program.slices}: what connects slices of {kind} is not '
+        'known: leave it at 1'
       )
   for number, program in enumerate(programs, 1):
     print(f'{number} of {len(programs)}: {program}', file=sys.stderr)
