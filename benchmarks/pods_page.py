@@ -209,6 +209,10 @@ def _origin(records: Sequence[Record]) -> str:
   return 'Compiled by: ' + '; '.join(said) + '.'
 
 
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+  return record.table(rows) if rows else 'No such program was compiled.'
+
+
 def make_tables(records: Sequence[Record]) -> dict[str, str]:
   """The tables of the page in Markdown, by name.
 
@@ -217,11 +221,11 @@ def make_tables(records: Sequence[Record]) -> dict[str, str]:
   """
   return {
     'origin': _origin(records),
-    'memory': record.table(memory_rows(records)),
-    'time by part': record.table(time_rows(records)),
-    'collectives': record.table(collective_rows(records)),
-    'step': record.table(step_rows(records)),
-    **hand_tables(records),
+    'memory': _table(memory_rows(records)),
+    'time by part': _table(time_rows(records)),
+    'collectives': _table(collective_rows(records)),
+    'step': _table(step_rows(records)),
+    **{k: x or _table([]) for k, x in hand_tables(records).items()},
   }
 
 

@@ -27,8 +27,9 @@ _EVERY_S = {True: 1.0, False: 30.0}
 _NEEDED = re.compile(
   r'Used ([\d.]+)([KMGT]) of|required for [^(]*\(([\d.]+)([KMGT])'
 )
-# A location that is a name, and where it is from.
-_NAME = re.compile(r'loc\("([^"]*)"\(')
+# A location that is the name of an operation, and where it is from; functions
+# that called for it have locations, too, and change nothing.
+_NAME = re.compile(r'loc\("(jit\([^"]*)"\(')
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 

@@ -94,6 +94,12 @@ def test_tables_of_what_was_and_was_not_compiled(found, monkeypatch):
   assert 'commit abc' in tables['origin']
 
 
+def test_a_page_can_be_made_when_nothing_was_compiled():
+  tables = pods_page.make_tables([_record({'outcome': 'not compiled'})])
+  assert tables['step'] == 'No such program was compiled.'
+  assert tables['limits of other chips'] == tables['step']
+
+
 def test_other_chips_are_given_the_bytes_of_the_largest_plain_program():
   def kept(num_bytes, **changes):
     program = _TINY._replace(variant='S', state='replicated', **changes)
