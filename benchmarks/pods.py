@@ -303,6 +303,8 @@ def plan(options: argparse.Namespace) -> list[Program]:
     for variant in options.variants.split(',')
     for state in options.states.split(',')
   ]
+  if not options.overlap:
+    return programs
   last = programs[-1].topology
   return programs + [
     x._replace(overlap=True)
@@ -330,6 +332,9 @@ def main() -> None:
   parser.add_argument('--variants', default='S,L')
   parser.add_argument('--states', default='replicated,fsdp')
   parser.add_argument('--slices', default='1')
+  parser.add_argument(
+    '--overlap', action=argparse.BooleanOptionalAction, default=True
+  )
   parser.add_argument('--per_chip', type=int, default=32)
   parser.add_argument('--num_prototypes', type=int, default=65536)
   parser.add_argument('--limit_s', type=float, default=3600)
@@ -340,6 +345,12 @@ def main() -> None:
   )
   parser.add_argument(
     '--again', action='store_true', help='compile what has a record, too'
+  )
+  parser.add_argument(
+    '--compile',
+    action=argparse.BooleanOptionalAction,
+    default=True,
+    help='with --no-compile the tables are made from the records there are',
   )
   parser.add_argument(
     '--output', type=pathlib.Path, help='Markdown page whose tables are made'
@@ -364,8 +375,11 @@ def main() -> None:
     known = find_record(record.read(path), program)
     if known and not run.options.again:
       print('has a record', file=sys.stderr)
-    else:
+    elif run.options.compile:
       known = make_record(run, program)
+    else:
+      found = {'outcome': 'not compiled', 'why': 'not tried'}
+      known = {'program': program._asdict(), 'found': found}
     records.append(known)
   tables = pods_page.make_tables(records)
   if run.options.output:

@@ -203,7 +203,7 @@ def _origin(records: Sequence[Record]) -> str:
     {
       f'commit {x["commit"]}, JAX {x["versions"]["jax"]}, '
       f'libtpu {x["compiler"] or "unknown"}'
-      for x in records
+      for x in _compiled(records)
     }
   )
   return 'Compiled by: ' + '; '.join(said) + '.'

@@ -100,6 +100,25 @@ def test_a_page_can_be_made_when_nothing_was_compiled():
   assert tables['limits of other chips'] == tables['step']
 
 
+def test_what_was_not_tried_is_said_and_is_no_record(tmp_path, monkeypatch):
+  page = tmp_path / 'page.md'
+  arguments = [
+    f'--results={tmp_path}',
+    '--topologies=v5e:2x2',
+    '--variants=S',
+    '--states=fsdp',
+    '--no-compile',
+    f'--output={page}',
+  ]
+  monkeypatch.setattr('sys.argv', ['pods', *arguments])
+  pods.main()
+  assert '| not compiled: not tried |' in page.read_text()
+  assert not (tmp_path / 'pods.json').exists()
+  monkeypatch.setattr('sys.argv', ['pods', '--topologies=h100'])
+  with pytest.raises(UserError, match='is of no TPU: choose one of v5e'):
+    pods.main()
+
+
 def test_other_chips_are_given_the_bytes_of_the_largest_plain_program():
   def kept(num_bytes, **changes):
     program = _TINY._replace(variant='S', state='replicated', **changes)
@@ -191,6 +210,7 @@ def test_the_plan_has_every_combination_and_overlaps_the_last_sums():
     variants='S,L',
     states='replicated,fsdp',
     slices='1',
+    overlap=True,
     per_chip=32,
     num_prototypes=65536,
   )
