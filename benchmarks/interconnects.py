@@ -86,7 +86,13 @@ CHIPS = (
 _NODE = 8
 
 
-def _torus(chip: Chip, sides: tuple[int, ...]) -> Level:
+def torus(chip: Chip, sides: tuple[int, ...]) -> Level:
+  """The network of a slice.
+
+  Args:
+    chip: one of `CHIPS` that a torus connects.
+    sides: chips along each of its axes.
+  """
   closed = [not side % chip.ring_sides for side in sides]
   if not chip.closes_alone:
     closed = [all(closed)] * len(sides)
@@ -107,7 +113,7 @@ def levels(chip: Chip, num_chips: int) -> list[Level]:
     num_chips: one of `SIZES`.
   """
   if chip.slices:
-    inner = _torus(chip, chip.slices[min(num_chips, max(chip.slices))])
+    inner = torus(chip, chip.slices[min(num_chips, max(chip.slices))])
   else:
     size = min(num_chips, _NODE)
     inner = Level(size, chip.link, 2, SWITCH_SECONDS)
@@ -145,3 +151,34 @@ def exchange_seconds(num_bytes: float, networks: list[Level]) -> float:
   """Time to hand bytes to other chips, over the slowest level: at best."""
   slowest = min(level.bytes_per_second for level in networks)
   return num_bytes / slowest
+
+
+def collective_seconds(
+  kind: str,
+  num_bytes: float,
+  group: int | None,
+  chip: Chip,
+  sides: tuple[int, ...],
+) -> float:
+  """Time of a collective by hand, if it has the links for itself.
+
+  Args:
+    kind: one of `collectives.KINDS`.
+    num_bytes: of the whole arrays.
+    group: chips that take part; None for all, or pairs of neighbours.
+    chip: with published figures.
+    sides: of the slice; fewer chips than all are taken as those of a line.
+  """
+  all_chips = math.prod(sides)
+  whole = group is None or group >= all_chips
+  level = torus(chip, sides if whole else (group,))
+  if kind == 'collective-permute':
+    return num_bytes / chip.link + level.hop_seconds
+  if kind == 'send':
+    # What the slices sum, both ways at once.
+    return num_bytes / chip.network + 2 * SWITCH_SECONDS
+  if kind == 'all-reduce':
+    return all_reduce_seconds(num_bytes, [level])
+  if kind in ('all-gather', 'reduce-scatter'):
+    return all_reduce_seconds(num_bytes, [level]) / 2
+  return num_bytes / level.bytes_per_second + level.hops * level.hop_seconds

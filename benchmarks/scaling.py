@@ -4,8 +4,9 @@
 
 Compiles the data-parallel step for eight devices of this CPU, which need not be
 able to run it, and reads from the optimised program what every device sends
-(cmd_jax/compile_ahead/hlo.py). Predicts the step at 8 to 1,024 chips from that,
-the FLOPs counted by hand and published figures (benchmarks/interconnects.py):
+(cmd_jax/compile_ahead/collectives.py). Predicts the step at 8 to 1,024 chips
+from that, the FLOPs counted by hand and published figures
+(benchmarks/interconnects.py):
 
   compute  = FLOPs / (peak x utilisation), the utilisation assumed
   sums     = all-reduce of the gradients; overlapped, only what the backward
@@ -14,7 +15,8 @@ the FLOPs counted by hand and published figures (benchmarks/interconnects.py):
              the next layer waits for
   efficiency = compute / (compute + waiting), with the batch of a chip fixed
 
-Prints the tables of docs/scaling_on_paper.md. Nothing in them is measured.
+Nothing of it is measured. benchmarks.pods has the same tables from programs of
+a TPU's own compiler (docs/scaling_on_paper.md); this one needs no compiler.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from benchmarks.interconnects import (
 )
 from benchmarks.step import make_config, make_step
 from cmd_jax.compile_ahead import hlo
+from cmd_jax.compile_ahead.collectives import Collective, read_collectives
 from cmd_jax.compile_ahead.flops import count_flops
 from cmd_jax.devices import sharding
 from cmd_jax.models import make_encoder
@@ -101,12 +104,12 @@ def _float32_bytes(tree: Any) -> int:
 
 
 def read_traffic(
-  found: Iterable[hlo.Collective], params: Any, per_device: int
+  found: Iterable[Collective], params: Any, per_device: int
 ) -> Traffic:
   """Sums up the collectives of a program.
 
   Args:
-    found: from `hlo.collectives`.
+    found: from `collectives.read_collectives`.
     params: the student's parameters or their shapes.
     per_device: images of a device for which it was compiled.
   """
@@ -136,7 +139,7 @@ def compile_traffic(
   step = make_step(config, mesh, mode=mode)
   compiled = step.lower().compile()
   program = hlo.read_program(compiled.as_text())
-  found = hlo.collectives(program)
+  found = read_collectives(program)
   traffic = read_traffic(
     found, step.state_like.params, config.batch_size // NUM_DEVICES
   )

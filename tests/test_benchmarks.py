@@ -8,6 +8,7 @@ import pytest
 from benchmarks import __main__ as listing
 from benchmarks import ceilings, gpu, interconnects, record, scaling, step
 from cmd_jax.compile_ahead import hlo
+from cmd_jax.compile_ahead.collectives import read_collectives
 from cmd_jax.compile_ahead.flops import count_flops
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
@@ -39,7 +40,7 @@ def test_flops_and_gradients_of_the_step_are_those_of_its_program():
   # teacher expects of the prototypes, and its share of their gradient.
   assert counted <= hlo.work(program).dot_flops <= 1.4 * counted
   traffic = scaling.read_traffic(
-    hlo.collectives(program), built.state_like.params, per_device=1
+    read_collectives(program), built.state_like.params, per_device=1
   )
   assert traffic.exchange_bytes == 0
   # Centres and metrics beside the gradients.

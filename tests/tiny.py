@@ -248,6 +248,7 @@ def make_new_step(
   *,
   mode='jit',
   num_devices=1,
+  num_slices=1,
   fsdp=False,
   grad_accum_steps=1,
   several=False,
@@ -257,7 +258,7 @@ def make_new_step(
   **changes,
 ):
   """The jitted step, augmented or of noisy views, and where it starts from."""
-  mesh = sharding.make_mesh(num_devices)
+  mesh = sharding.make_mesh(num_devices, num_slices=num_slices)
   is_frozen = changes.get('is_frozen', lambda path: False)
   optimizer = optimizer or make_optimizer(is_frozen=is_frozen)
   method = make_tiny_method(name, **changes)

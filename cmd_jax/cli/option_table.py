@@ -20,7 +20,8 @@ class Option(NamedTuple):
   help: str
 
 
-def _default_cache() -> str:
+def default_cache() -> str:
+  """The folder of the compilation cache unless another is asked for."""
   home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   return os.path.join(home, 'cmd_jax', 'compilation')
 
@@ -115,7 +116,7 @@ OPTIONS = {
   ),
   'compilation_cache': Option(
     str,
-    _default_cache(),
+    default_cache(),
     'Directory of the persistent compilation cache; empty turns it off.',
   ),
 }

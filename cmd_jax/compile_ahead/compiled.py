@@ -27,8 +27,9 @@ _EVERY_S = {True: 1.0, False: 30.0}
 _NEEDED = re.compile(
   r'Used ([\d.]+)([KMGT]) of|required for [^(]*\(([\d.]+)([KMGT])'
 )
-# A location that is a name, and where it is from.
-_NAME = re.compile(r'loc\("([^"]*)"\(')
+# A location that is the name of an operation, and where it is from; functions
+# that called for it have locations, too, and change nothing.
+_NAME = re.compile(r'loc\("(jit\([^"]*)"\(')
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
@@ -124,9 +125,9 @@ def _place(
   # With the names of the operations, or old ones would come with new scopes,
   # but not with lines of files, which change nothing.
   names = sorted(set(_NAME.findall(lowered.as_text(debug_info=True))))
-  key = '\n'.join(
-    [target.name, jax.__version__, version, lowered.as_text(), *names]
-  )
+  options = sorted(f'{k}={v}' for k, v in target.compiler_options.items())
+  parts = [target.name, jax.__version__, version, lowered.as_text()]
+  key = '\n'.join([*parts, *names, *options])
   name = hashlib.sha256(key.encode()).hexdigest()
   return pathlib.Path(cache) / 'ahead' / f'{name}.json.gz'
 

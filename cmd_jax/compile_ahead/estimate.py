@@ -64,22 +64,51 @@ def cycles_by_part(program: hlo.Program) -> dict[str, float]:
   return {part: total[part] for part in (*PARTS, REST) if part in total}
 
 
+def _kernel_seconds(
+  instruction: hlo.Instruction,
+  siblings: dict[str, hlo.Instruction],
+  chip: Chip,
+) -> float | None:
+  """The roofline of a kernel; None of any other instruction."""
+  target = _TARGET.search(instruction.attributes)
+  if instruction.opcode != 'custom-call' or not target:
+    return None
+  if target.group(1) not in _KERNELS:
+    return None
+  moved = hlo.num_bytes(instruction.shape) + sum(
+    hlo.num_bytes(siblings[x].shape) for x in instruction.operands
+  )
+  stated = _COSTS.search(instruction.attributes)
+  flops = int(stated.group(1)) if stated else 0
+  return max(flops / chip.peak_flops, moved / chip.bandwidth)
+
+
 def kernels(program: hlo.Program, chip: Chip) -> Kernels:
   """Custom calls of kernels and their rooflines."""
   count = seconds = 0.0
   for name, times in hlo.executions(program).items():
     siblings = program.computations[name]
     for instruction in siblings.values():
-      target = _TARGET.search(instruction.attributes)
-      if instruction.opcode != 'custom-call' or not target:
-        continue
-      if target.group(1) not in _KERNELS:
-        continue
-      moved = hlo.num_bytes(instruction.shape) + sum(
-        hlo.num_bytes(siblings[x].shape) for x in instruction.operands
-      )
-      stated = _COSTS.search(instruction.attributes)
-      flops = int(stated.group(1)) if stated else 0
-      count += times
-      seconds += times * max(flops / chip.peak_flops, moved / chip.bandwidth)
+      of_kernel = _kernel_seconds(instruction, siblings, chip)
+      if of_kernel is not None:
+        count += times
+        seconds += times * of_kernel
   return Kernels(count, seconds)
+
+
+def seconds_of(
+  instruction: hlo.Instruction,
+  siblings: dict[str, hlo.Instruction],
+  chip: Chip,
+) -> float:
+  """How long an instruction takes once; 0 where there is no estimate.
+
+  Args:
+    instruction: of a program; what it calls is not looked at.
+    siblings: instructions of its computation, by name.
+    chip: on which it runs.
+  """
+  found = _CYCLES.search(instruction.attributes)
+  of_kernel = _kernel_seconds(instruction, siblings, chip)
+  cycles = int(found.group(1)) if found and chip.clock else 0
+  return (of_kernel or 0.0) + (cycles / chip.clock if cycles else 0.0)

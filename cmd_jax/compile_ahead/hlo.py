@@ -1,9 +1,9 @@
-"""What a compiled program says of itself: collectives, products, bytes.
+"""What a compiled program says of itself: instructions, products, bytes.
 
-XLA's own cost analysis looks at the body of a loop once, however often it runs,
-and says nothing of communication. Both are in the text of the optimised program
-(`compiled.as_text()`), which is read here: every instruction with its shape and
-operands, and how often the computation that it stands in is executed.
+XLA's own cost analysis looks at the body of a loop once, however often it runs.
+How often is in the text of the optimised program (`compiled.as_text()`), which
+is read here: every instruction with its shape and operands, and how often the
+computation that it stands in is executed.
 """
 
 from __future__ import annotations
@@ -13,14 +13,6 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-COLLECTIVES = (
-  'all-reduce',
-  'all-gather',
-  'reduce-scatter',
-  'all-to-all',
-  'collective-permute',
-  'collective-broadcast',
-)
 # Those that name memory rather than touch it, and those followed inside.
 FREE = frozenset(
   (
@@ -42,8 +34,9 @@ _CONDITION = re.compile(r'condition=%?([\w.-]+)')
 _CALLED = re.compile(r'(?:calls|to_apply|body)=%?([\w.-]+)')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_INTEGER = re.compile(r'[su]\d+\[\]')
+_ELEMENT = re.compile(r'index=\d+')
 _CONTRACTED = re.compile(r'lhs_contracting_dims=\{([\d,]*)\}')
-_PROMOTED = re.compile(r'to_apply=%?[\w.-]*promoted')
 
 
 class Instruction(NamedTuple):
@@ -76,23 +69,6 @@ class Program(NamedTuple):
 
   computations: dict[str, dict[str, Instruction]]
   entry: str
-
-
-class Collective(NamedTuple):
-  """Communication of one device.
-
-  Attributes:
-    kind: one of `COLLECTIVES`.
-    num_bytes: of its result, once.
-    times: how often it is executed.
-    is_promoted: whether XLA for CPU made it float32 from a smaller type, of
-      which other devices would send fewer bytes.
-  """
-
-  kind: str
-  num_bytes: int
-  times: float
-  is_promoted: bool
 
 
 class Work(NamedTuple):
@@ -180,6 +156,33 @@ def read_program(text: str) -> Program:
   return Program(computations, entry)
 
 
+def _constant(instruction: Instruction) -> int | None:
+  """The number that a constant is; None of anything else."""
+  value = instruction.attributes.partition(')')[0]
+  is_number = instruction.opcode == 'constant' and value.lstrip('-').isdigit()
+  return int(value) if is_number else None
+
+
+def _step(program: Program, loop: Instruction, counter: str) -> int:
+  """What a loop adds to a number that it counts; 1 where it is not seen.
+
+  Args:
+    program: that has the loop.
+    loop: a `while`.
+    counter: which element of what the loop carries, as 'index=4'.
+  """
+  body = program.computations.get(called_by(loop), {})
+  root = next((x for x in body.values() if x.is_root), None)
+  index = int(counter.partition('=')[2])
+  if root is None or index >= len(root.operands):
+    return 1
+  counted = body.get(root.operands[index])
+  if counted is None or counted.opcode != 'add':
+    return 1
+  added = [_constant(body[x]) for x in counted.operands if x in body]
+  return next((x for x in added if x), 1)
+
+
 def _trips(program: Program, loop: Instruction) -> int:
   """How often a loop runs; 1 where the program does not say."""
   if trips := _TRIPS.search(loop.attributes):
@@ -187,18 +190,35 @@ def _trips(program: Program, loop: Instruction) -> int:
   # A count from 0 ends at the only number that its condition knows.
   condition = _CONDITION.search(loop.attributes)
   instructions = program.computations[condition.group(1)] if condition else {}
-  ends = [
-    int(x.attributes.partition(')')[0])
+  found = [(x.shape, _constant(x)) for x in instructions.values()]
+  ends = [n for shape, n in found if _INTEGER.match(shape) and n is not None]
+  if len(ends) != 1:
+    return 1
+  counters = {
+    counter.group()
     for x in instructions.values()
-    if x.opcode == 'constant' and x.shape.startswith('s32[]')
-  ]
-  return ends[0] if len(ends) == 1 else 1
+    if (counter := _ELEMENT.search(x.attributes))
+  }
+  step = _step(program, loop, counters.pop()) if len(counters) == 1 else 1
+  return max(math.ceil(ends[0] / step), 1)
 
 
-def _followed(
-  program: Program, instruction: Instruction, with_trips: bool
+def called_by(instruction: Instruction) -> str | None:
+  """The computation that a fusion, a call or a loop is about, if any."""
+  found = _CALLED.search(instruction.attributes)
+  return found and found.group(1)
+
+
+def followed(
+  program: Program, instruction: Instruction, with_trips: bool = True
 ) -> Iterator[tuple[str, float]]:
-  """Computations an instruction runs, with how often; fusions are not."""
+  """Computations an instruction runs, with how often; fusions are not.
+
+  Args:
+    program: that has them.
+    instruction: one of its instructions.
+    with_trips: see `executions`.
+  """
   if instruction.opcode == 'while':
     times = _trips(program, instruction) if with_trips else 1
     yield _CALLED.search(instruction.attributes).group(1), times
@@ -224,29 +244,11 @@ def executions(program: Program, with_trips: bool = True) -> dict[str, float]:
   def visit(name, count):
     times[name] = times.get(name, 0) + count
     for instruction in program.computations[name].values():
-      for called, factor in _followed(program, instruction, with_trips):
+      for called, factor in followed(program, instruction, with_trips):
         visit(called, count * factor)
 
   visit(program.entry, 1.0)
   return times
-
-
-def collectives(program: Program) -> list[Collective]:
-  """All communication; of an asynchronous pair only the start counts."""
-  found = []
-  for name, times in executions(program).items():
-    for instruction in program.computations[name].values():
-      kind = instruction.opcode.removesuffix('-start')
-      if kind not in COLLECTIVES:
-        continue
-      size = num_bytes(instruction.shape)
-      if instruction.opcode.endswith('-start') and kind != 'all-reduce':
-        # The operand stands in the result beside it.
-        operands = program.computations[name]
-        size -= sum(num_bytes(operands[x].shape) for x in instruction.operands)
-      promoted = _PROMOTED.search(instruction.attributes) is not None
-      found.append(Collective(kind, size, times, promoted))
-  return found
 
 
 def _dot_flops(instruction: Instruction, siblings) -> float:

@@ -6,12 +6,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cmd_jax.compile_ahead import estimate, hlo
+from cmd_jax.compile_ahead import collectives, estimate, hlo
 from cmd_jax.compile_ahead.compiled import Compiled
 from cmd_jax.compile_ahead.flops import can_count, count_flops
 from cmd_jax.compile_ahead.step import ASSUMED_CLASSES, learns_labels
 from cmd_jax.compile_ahead.targets import Target
 from cmd_jax.data.pipeline.residency import DEVICE_SHARE, bytes_on_device
+from cmd_jax.devices.chips import Chip
 from cmd_jax.training.timetable import count_epochs
 
 # Training images of the sets of the built-in configs, by name and split.
@@ -29,14 +30,33 @@ def known_num_images(config: ConfigDict) -> int | None:
   return _NUM_IMAGES.get(key)
 
 
-def _collectives(program: hlo.Program) -> dict[str, dict[str, float]]:
-  """How often a device communicates in a step, and bytes, by kind."""
-  found: dict[str, dict[str, float]] = {}
-  for one in hlo.collectives(program):
-    kind = found.setdefault(one.kind, {'times': 0, 'bytes': 0})
+def _collectives(
+  program: hlo.Program, chip: Chip
+) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
+  """What a device sends in a step: sums by kind, and all that is sent."""
+  by_kind: dict[str, dict[str, float]] = {}
+  found = collectives.read_collectives(
+    program, lambda *args: estimate.seconds_of(*args, chip)
+  )
+  for one in found:
+    kind = by_kind.setdefault(
+      one.kind, {'times': 0, 'bytes': 0, 'overlapped': 0, 'overlapped_bytes': 0}
+    )
     kind['times'] += one.times
     kind['bytes'] += one.times * one.num_bytes
-  return found
+    if one.is_overlapped:
+      kind['overlapped'] += one.times
+      kind['overlapped_bytes'] += one.times * one.num_bytes
+  return by_kind, [
+    {
+      'kind': one.kind,
+      'bytes': one.num_bytes,
+      'times': one.times,
+      'group': one.group,
+      'seconds_between': one.between,
+    }
+    for one in found
+  ]
 
 
 def image_bytes(
@@ -98,6 +118,7 @@ def gather(
   if can_count(config):
     counted = {k: per_device * v for k, v in count_flops(config).items()}
   images = image_bytes(config, target, num_images)
+  by_kind, sent = _collectives(program, target.chip)
   return {
     'topology': target.name,
     'device_kind': target.devices[0].device_kind,
@@ -119,7 +140,8 @@ def gather(
     'seconds_at_peak': counted
     and sum(counted.values()) / target.chip.peak_flops,
     'bytes_moved': hlo.work(program).num_bytes,
-    'collectives': _collectives(program),
+    'collectives': by_kind,
+    'sent': sent,
     'time': _time(config, target, program, num_images),
     'num_images': num_images,
     'epochs': config.total_epochs,
@@ -218,6 +240,7 @@ def as_text(facts: dict[str, Any]) -> str:
   lines.append(f'bytes        {_amount(facts["bytes_moved"], "B")} a device')
   sent = ', '.join(
     f'{x["times"]:g} {kind} of {_amount(x["bytes"], "B")}'
+    + (f' ({x["overlapped"]:g} overlapped)' if x['overlapped'] else '')
     for kind, x in sorted(facts['collectives'].items())
   )
   lines.append(f'collectives  {sent or "none"}')

@@ -49,7 +49,11 @@ class _Compiler(NamedTuple):
     return config
 
   def compile(self, batch_size: int) -> Compiled:
-    mesh = sharding.make_mesh(self.num_devices, self.target.devices)
+    mesh = sharding.make_mesh(
+      self.num_devices,
+      self.target.devices,
+      self.request.config.parallel.num_slices,
+    )
     what = f'batch {batch_size} for {self.target.name}: '
     with showing_time(f'{what}tracing'):
       lowered = lower_step(self.config_of(batch_size), mesh, self.num_images)
@@ -134,7 +138,7 @@ def compile_ahead(request: Request, output: str | None = None) -> str:
   targets.prepare_process()
   config = request.config
   num_images = request.num_images or report.known_num_images(config)
-  target = targets.find_target(request.topology)
+  target = targets.find_target(request.topology, config.parallel.num_slices)
   wanted = config.parallel.num_devices
   if wanted > len(target.devices):
     raise UserError(

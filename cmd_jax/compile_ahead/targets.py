@@ -43,7 +43,7 @@ class Target(NamedTuple):
   """What a step is compiled for.
 
   Attributes:
-    name: as `--topology` has it.
+    name: as `--topology` has it, after the number of slices if several.
     devices: all devices, which are only described.
     chip: what each of them is.
     compiler_options: of XLA, by name.
@@ -115,13 +115,15 @@ def _quiet_loading() -> Iterator[None]:
     os.close(nowhere)
 
 
-def _describe_tpu(name: str, size: str):
+def _describe_tpu(name: str, size: str, num_slices: int):
   from jax.experimental import topologies
 
   options = {}
   if math.prod(map(int, size.split('x'))) == 1:
     # A host has four chips unless it is told otherwise.
     options['chips_per_host_bounds'] = (1, 1, 1)
+  if num_slices > 1:
+    options['num_slices'] = num_slices
   return topologies.get_topology_desc(
     platform='tpu', topology_name=name, **options
   )
@@ -139,11 +141,13 @@ def _describe_gpu(kind: str, count: str):
   )
 
 
-def find_target(name: str) -> Target:
+def find_target(name: str, num_slices: int = 1) -> Target:
   """Describes the devices of a topology by their own compiler.
 
   Args:
     name: such as 'v5e:2x4', 'h100' or 'h100:8'.
+    num_slices: config.parallel.num_slices; so many TPU slices of this size are
+      described. GPUs are those of one machine, however they are divided.
 
   Raises:
     UserError: an unknown topology, or its compiler is not installed.
@@ -159,7 +163,10 @@ def find_target(name: str) -> Target:
     )
   try:
     with _quiet_loading():
-      found = _describe_tpu(name, size) if is_tpu else _describe_gpu(kind, size)
+      if is_tpu:
+        found = _describe_tpu(name, size, num_slices)
+      else:
+        found = _describe_gpu(kind, size)
   except (RuntimeError, NotImplementedError, ValueError) as error:
     raise UserError(
       f'--topology={name} is refused by its compiler '
@@ -167,6 +174,7 @@ def find_target(name: str) -> Target:
       f'JAX and of the extra {"tpu" if is_tpu else "cuda"}'
     ) from error
   by_name = {chip.name: chip for chip in CHIPS.values()}
+  said = f'{num_slices} x {name}' if is_tpu and num_slices > 1 else name
   return Target(
-    name, tuple(found.devices), by_name[kind], {} if is_tpu else _GPU_OPTIONS
+    said, tuple(found.devices), by_name[kind], {} if is_tpu else _GPU_OPTIONS
   )

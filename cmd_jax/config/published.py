@@ -117,6 +117,9 @@ def published(argument: vocabulary.Argument) -> ConfigDict:
       mode='jit',
       # 0 are all.
       num_devices=0,
+      # Slices over which they are spread evenly; a state is spread within a
+      # slice alone.
+      num_slices=1,
       # 'replicated' keeps parameters, teacher and moments whole on each device,
       # 'fsdp' a share of them, 'auto' chooses by the devices' memory.
       state='auto',

@@ -379,6 +379,11 @@ FIELDS: dict[str, Field] = {
   ),
   'parallel.mode': _choice('How the step is compiled.', 'jit', 'pmap'),
   'parallel.num_devices': _count('Devices that share a batch; 0 for all.'),
+  'parallel.num_slices': _count(
+    'TPU slices that the devices are in, or other groups between which the '
+    'network is slower; the state is spread within a slice alone.',
+    1,
+  ),
   'parallel.state': _choice(
     'Whether each device keeps parameters, teacher and moments whole; auto '
     "chooses by the devices' memory.",

@@ -1,5 +1,10 @@
 """Devices, shardings and collectives: the only module that names an axis.
 
+Devices lie along one axis, or along two where they are in several slices that
+a slower network connects (the data-centre network, DCN, between TPU slices). A
+batch is spread over all devices either way; a state only within a slice, so
+that between slices nothing but gradients and sums of the batch is sent.
+
 One pure step is compiled two ways. Under `jit` arrays are global and XLA
 inserts the communication; under `pmap` the step sees one device's share and
 communicates through the functions below, which are identities when there is
@@ -26,8 +31,13 @@ from cmd_jax.devices import chips
 from cmd_jax.errors import UserError
 
 DATA_AXIS = 'data'
+SLICE_AXIS = 'dcn'
 MODES = ('jit', 'pmap')
 STATES = ('auto', 'replicated', 'fsdp')
+
+# The axis of an array's devices, all of several, or none for an array that is
+# global or one device's.
+Axes = str | tuple[str, ...] | None
 
 # Elements below which an array stays whole: gathering it would take longer
 # than it is worth in memory.
@@ -38,18 +48,47 @@ MIN_SHARDED_SIZE = 2**16
 _STATE_SHARE = 0.3
 
 
+def _by_slice(
+  devices: Sequence[jax.Device], num_slices: int
+) -> list[jax.Device]:
+  """Devices, those of a slice together.
+
+  Those that say in which slice they are (TPUs) are put in the order of the
+  slices; others are taken to lie in order, as many in each.
+  """
+  known = [getattr(x, 'slice_index', None) for x in devices]
+  per_slice, rest = divmod(len(devices), num_slices)
+  if rest:
+    raise UserError(
+      f'config.parallel.num_slices is {num_slices}, which {len(devices)} '
+      'devices cannot be divided by: use 1, or another number of devices'
+    )
+  # Devices of a CPU or of one slice are all said to be in slice 0.
+  if None in known or len(set(known)) == 1:
+    return list(devices)
+  if any(known.count(x) != per_slice for x in known):
+    raise UserError(
+      f'config.parallel.num_slices is {num_slices}, but the devices are in '
+      f'{len(set(known))} slices: use as many of each, or 1'
+    )
+  return sorted(devices, key=lambda x: x.slice_index)
+
+
 def make_mesh(
   num_devices: int | None = None,
   devices: Sequence[jax.Device] | None = None,
+  num_slices: int = 1,
 ) -> Mesh:
-  """A one-axis mesh over the first `num_devices` devices, all by default.
+  """A mesh over the first `num_devices` devices, all by default.
 
   Args:
     num_devices: how many; None or 0 for all.
     devices: from which, which need not be here; those of JAX without.
+    num_slices: over how many slices they are spread evenly; more than one make
+      the first of two axes.
 
   Raises:
-    UserError: fewer devices are present.
+    UserError: fewer devices are present, or they are in other slices.
   """
   devices = jax.devices() if devices is None else devices
   if num_devices and num_devices > len(devices):
@@ -57,9 +96,19 @@ def make_mesh(
       f'config.parallel.num_devices is {num_devices}, but {len(devices)} '
       f'{devices[0].platform} device(s) are present: ask for at most that many'
     )
+  devices = devices[: num_devices or None]
   # Not jax.make_mesh: its axes are Explicit by default, under which a reshape
   # of a sharded batch is an error.
-  return Mesh(np.array(devices[: num_devices or None]), (DATA_AXIS,))
+  if num_slices == 1:
+    return Mesh(np.array(devices), (DATA_AXIS,))
+  ordered = np.array(_by_slice(devices, num_slices))
+  return Mesh(ordered.reshape(num_slices, -1), (SLICE_AXIS, DATA_AXIS))
+
+
+def _batch_axes(mesh: Mesh) -> Axes:
+  """The axes over which a batch is spread: all that the mesh has."""
+  names = mesh.axis_names
+  return names[0] if len(names) == 1 else names
 
 
 def platform_of(mesh: Mesh | None) -> str:
@@ -80,12 +129,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def sharded(mesh: Mesh) -> NamedSharding:
   """The sharding of an array whose leading axis is split over the devices."""
-  return NamedSharding(mesh, P(DATA_AXIS))
+  return NamedSharding(mesh, P(_batch_axes(mesh)))
 
 
 def each_sharded(mesh: Mesh) -> NamedSharding:
   """The sharding of batches along an axis, each split over the devices."""
-  return NamedSharding(mesh, P(None, DATA_AXIS))
+  return NamedSharding(mesh, P(None, _batch_axes(mesh)))
 
 
 def fsdp_spec(
@@ -112,9 +161,13 @@ def fsdp_spec(
 def fsdp_shardings(
   tree: Any, mesh: Mesh, min_size: int = MIN_SHARDED_SIZE
 ) -> Any:
-  """The `NamedSharding` of every array of a tree under FSDP."""
+  """The `NamedSharding` of every array of a tree under FSDP.
+
+  Each slice has all of it.
+  """
+  num_devices = mesh.shape[DATA_AXIS]
   return jax.tree.map(
-    lambda x: NamedSharding(mesh, fsdp_spec(x.shape, mesh.size, min_size)),
+    lambda x: NamedSharding(mesh, fsdp_spec(x.shape, num_devices, min_size)),
     tree,
   )
 
@@ -202,17 +255,17 @@ def split_microbatches(
   return constrain(jax.tree.map(split, tree), mesh and each_sharded(mesh))
 
 
-def pmean(tree, axis_name: str | None):
+def pmean(tree, axis_name: Axes):
   """Mean over the devices; the argument itself without an axis name."""
   return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
-def psum(tree, axis_name: str | None):
+def psum(tree, axis_name: Axes):
   """Sum over the devices; the argument itself without an axis name."""
   return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
-def logsumexp(x: jax.Array, axis_name: str | None) -> jax.Array:
+def logsumexp(x: jax.Array, axis_name: Axes) -> jax.Array:
   """log of the sum of exp over the devices, elementwise."""
   if axis_name is None:
     return x
@@ -220,20 +273,20 @@ def logsumexp(x: jax.Array, axis_name: str | None) -> jax.Array:
   return peak + jnp.log(jax.lax.psum(jnp.exp(x - peak), axis_name))
 
 
-def all_gather(x: jax.Array, axis_name: str | None) -> jax.Array:
+def all_gather(x: jax.Array, axis_name: Axes) -> jax.Array:
   """All devices' shares of the leading axis, in the order of the devices."""
   if axis_name is None:
     return x
   return jax.lax.all_gather(x, axis_name, tiled=True)
 
 
-def axis_index(axis_name: str | None) -> jax.Array | int:
+def axis_index(axis_name: Axes) -> jax.Array | int:
   """Number of this device along the axis; 0 without an axis name."""
   return 0 if axis_name is None else jax.lax.axis_index(axis_name)
 
 
 def on_each_device(
-  fn: Callable, mesh: Mesh | None, axis_name: str | None = None
+  fn: Callable, mesh: Mesh | None, axis_name: Axes = None
 ) -> Callable:
   """Lets each device compute on its share of an example axis.
 
@@ -249,11 +302,12 @@ def on_each_device(
   """
   if mesh is None or mesh.size == 1:
     return lambda shared, examples: fn(shared, examples, axis_name)
+  axes = _batch_axes(mesh)
   return jax.shard_map(
-    lambda shared, examples: fn(shared, examples, DATA_AXIS),
+    lambda shared, examples: fn(shared, examples, axes),
     mesh=mesh,
-    in_specs=(P(), P(DATA_AXIS)),
-    out_specs=(P(), P(DATA_AXIS)),
+    in_specs=(P(), P(axes)),
+    out_specs=(P(), P(axes)),
     check_vma=False,
   )
 

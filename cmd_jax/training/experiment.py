@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -128,7 +127,7 @@ class Experiment(NamedTuple):
     gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(self.mesh))
     whole = gather(state._replace(opt_state=()))
     here = jax.tree.map(lambda x: x.addressable_data(0), whole)
-    mesh = Mesh(np.array(jax.local_devices()), self.mesh.axis_names)
+    mesh = sharding.make_mesh(devices=jax.local_devices())
     return self._replace(mesh=mesh), sharding.gather(here, mesh)
 
 
@@ -198,7 +197,9 @@ def build(
     UserError: anything in the config that cannot be.
   """
   check_config(config)
-  mesh = sharding.make_mesh(config.parallel.num_devices)
+  mesh = sharding.make_mesh(
+    config.parallel.num_devices, num_slices=config.parallel.num_slices
+  )
   processes.check_parallel(config.parallel.mode, mesh.size)
   sharding.check_batch_size(config.batch_size, mesh)
   check_parallel(config, mesh.size)

@@ -164,6 +164,12 @@ def check_parallel(config: ConfigDict, num_devices: int) -> None:
   """
   fields = config.parallel
   sharding.check_state(fields.state, fields.mode)
+  if fields.num_slices > 1 and fields.mode != 'jit':
+    raise UserError(
+      f'config.parallel.num_slices is {fields.num_slices}, which '
+      f'config.parallel.mode={fields.mode} cannot do: set '
+      'config.parallel.mode=jit'
+    )
   if fields.steps_per_dispatch > 1 and fields.mode != 'jit':
     raise UserError(
       f'config.parallel.steps_per_dispatch is {fields.steps_per_dispatch}, '

@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import jax
@@ -15,7 +16,7 @@ _WORDS = '--config=toybirds:quicktest,method=dino'
 def _use_devices_here(monkeypatch, memory=2**34):
   chip = Chip('here', memory, 1e12, 1e11)
   target = targets.Target('v5e:2x2', tuple(jax.devices()[:2]), chip, {})
-  monkeypatch.setattr(targets, 'find_target', lambda name: target)
+  monkeypatch.setattr(targets, 'find_target', lambda *args: target)
 
 
 @pytest.fixture(scope='module')
@@ -63,6 +64,27 @@ def test_what_is_kept_is_read_and_every_part_is_in_it(facts, monkeypatch):
   assert found.arguments == facts['memory_bytes']['arguments']
   for part in estimate.PARTS:
     assert f'{part}/' in found.text or f'({part})' in found.text, part
+
+
+def test_what_is_kept_is_that_of_any_caller(monkeypatch):
+  def double(x):
+    with jax.named_scope('encoder'):
+      return x * 2
+
+  def lower():
+    return jax.jit(double).lower(1.0)
+
+  def another_caller():
+    return lower()
+
+  target = targets.Target('v5e:2x2', tuple(jax.devices()[:1]), None, {})
+  one = compiled._place(lower(), target, 'cache')
+  assert compiled._place(another_caller(), target, 'cache') == one
+  other = target._replace(compiler_options={'xla_any': True})
+  assert compiled._place(lower(), other, 'cache') != one
+  monkeypatch.setattr(jax, 'named_scope', contextlib.nullcontext)
+  jax.clear_caches()
+  assert compiled._place(lower(), target, 'cache') != one
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,8 @@ def _assert_equal_runs(run, other):
   [
     _slow('dino', dict(num_devices=2, grad_accum_steps=2, mode='pmap')),
     _slow('cmd', dict(num_devices=8, fsdp=True)),
+    _slow('cmd', dict(num_devices=8, num_slices=2, fsdp=True)),
+    ('dino', dict(num_devices=4, num_slices=2, fsdp=True)),
     _slow('cmd', dict(num_devices=2, grad_accum_steps=2)),
     _slow('cmd_released', dict(grad_accum_steps=2)),
     _slow('esvit', dict(grad_accum_steps=8)),
