@@ -150,6 +150,9 @@ def run_program(run: Callable[[], int]) -> NoReturn:
   """
   _install()
   code = run()
+  for number in _SIGNALS:
+    # All is done and told; the interpreter, as it ends, would let them kill it.
+    signal.signal(number, signal.SIG_IGN)
   if code >= 128:
     # Threads that still compile would be torn down with the interpreter.
     sys.stdout.flush()
