@@ -57,6 +57,23 @@ def pytest_sessionstart(session):
       _forget_oldest(cache)
 
 
+_CACHING = {
+  name: getattr(jax.config, name)
+  for name in (
+    'jax_compilation_cache_dir',
+    'jax_persistent_cache_min_compile_time_secs',
+  )
+}
+
+
+@pytest.fixture(autouse=True)
+def _keep_large_programs():
+  """As the commands run in this process, they ask JAX to keep small ones too."""
+  yield
+  for name, value in _CACHING.items():
+    jax.config.update(name, value)
+
+
 _CLEAR_ABOVE_MIB = 1300
 
 

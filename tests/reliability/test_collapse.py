@@ -51,7 +51,12 @@ def _make_step(temperature, centre_momentum):
     teacher_momentum=lambda step: 0.5,
     schedules={'teacher_temperature': lambda step: temperature},
   )
-  return step, lambda: init_train_state(method, optimizer, jax.random.key(0))
+
+  @jax.jit
+  def init():
+    return init_train_state(method, optimizer, jax.random.key(0))
+
+  return step, init
 
 
 @jax.jit
