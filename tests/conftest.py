@@ -68,7 +68,7 @@ _CACHING = {
 
 @pytest.fixture(autouse=True)
 def _keep_large_programs():
-  """As the commands run in this process, they ask JAX to keep small ones too."""
+  """As commands run in this process, they ask JAX to keep small ones too."""
   yield
   for name, value in _CACHING.items():
     jax.config.update(name, value)
