@@ -100,7 +100,7 @@ def _check_the_command():
   names = {line.split()[-1] for line in found.splitlines() if '.png' in line}
   assert {'2.png', '4.png'} <= names and '3.png' not in names, found
   call('curate', '--workdir=mine', '--input=photographs', '--select=3')
-  assert 'suspects' in pathlib.Path('curated/curate.html').read_text()
+  assert 'suspects' in pathlib.Path('mine/curated/curate.html').read_text()
   build = ('build', '--workdir=mine', '--input=photographs')
   assert 'added 12' in call('index', *build, '--index_dir=kept')
   call('index', 'search', '--index_dir=kept', '--query=photographs/3.png')
