@@ -27,7 +27,7 @@ from tests.tfds_builders import layouts
 
 _REPO = pathlib.Path(__file__).resolve().parents[1]
 _PROTOCOLS = ('knn/20', 'linear/logreg', 'retrieval/test-vs-train')
-_STEPS = 36
+_STEPS = 24
 _SMALL = (
   '--config.model.depth=1',
   '--config.batch_size=8',
@@ -61,7 +61,7 @@ class _Program:
       f'--workdir={workdir}',
       '--config.dataset.builder_config=quicktest',
       f'--config.dataset.data_dir={self._data_dir}',
-      '--config.total_epochs=3',
+      '--config.total_epochs=2',
       '--config.augment.num_local=1',
       *_SMALL,
       *arguments,
@@ -230,7 +230,7 @@ def _start_and_signal(program, command, workdir, number, *, after):
   [
     ((signal.SIGTERM, 8),),
     pytest.param(
-      ((signal.SIGKILL, 4), (signal.SIGTERM, 16), (signal.SIGINT, 22)),
+      ((signal.SIGKILL, 4), (signal.SIGTERM, 10), (signal.SIGINT, 16)),
       marks=pytest.mark.slow,
     ),
   ],
