@@ -7,6 +7,7 @@ programs that tests start and the next run share it.
 import gc
 import os
 import pathlib
+import signal
 
 _CACHE = pathlib.Path(__file__).resolve().parents[1] / '.compilation_cache'
 _CACHE_BYTES = 2**30
@@ -72,6 +73,14 @@ def _keep_large_programs():
   yield
   for name, value in _CACHING.items():
     jax.config.update(name, value)
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _ctrl_c_is_not_ignored():
+  """As in a terminal; jobs in the background of a shell begin otherwise."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
 
 
 _CLEAR_ABOVE_MIB = 1300

@@ -269,6 +269,13 @@ def failing_together() -> Iterator[None]:
         _group.leave(message, 2)
     traceback.print_exc()
     _group.fail(f'{type(error).__name__}: {error}', 1)
+  else:
+    # The others may have more to do, and would be killed if the first process
+    # left them; after a signal `stopping` ends a program at once.
+    import jax
+
+    with contextlib.suppress(Exception):
+      jax.distributed.shutdown()
   finally:
     _group.close()
 

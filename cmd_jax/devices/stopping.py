@@ -67,6 +67,14 @@ def giving_back(give_back: Callable[[], None]) -> Iterator[None]:
     _given_back.remove(give_back)
 
 
+def _is_answered(number: int) -> bool:
+  """False where who started the program has said no to the signal.
+
+  As a shell does with SIGINT for what it runs in the background.
+  """
+  return signal.getsignal(number) is not signal.SIG_IGN
+
+
 class Remembered:
   """Remembers SIGINT and SIGTERM instead of dying of them.
 
@@ -79,7 +87,9 @@ class Remembered:
 
   def __enter__(self) -> Remembered:
     self._previous = {
-      number: signal.signal(number, self._remember) for number in _SIGNALS
+      number: signal.signal(number, self._remember)
+      for number in _SIGNALS
+      if _is_answered(number)
     }
     return self
 
@@ -133,8 +143,7 @@ def _watch(descriptor: int) -> None:
 
 def _install() -> None:
   for number in _SIGNALS:
-    # nohup, or a shell that runs this in the background, has said no.
-    if signal.getsignal(number) is not signal.SIG_IGN:
+    if _is_answered(number):
       signal.signal(number, _stop)
   reading, writing = os.pipe()
   os.set_blocking(writing, False)

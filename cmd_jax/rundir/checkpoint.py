@@ -231,6 +231,18 @@ def restore_step(
   return _read(directory, step, like)[0]
 
 
+class _SaysMore(logging.Filter):
+  """Leaves out the tasks that failed with a disk whose failure is told."""
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    error = record.exc_info and record.exc_info[1]
+    return not error or disk_errors.explain(error, _ANYWHERE) is None
+
+
+_ANYWHERE = pathlib.Path('/')
+_SAYS_MORE = _SaysMore()
+
+
 @contextlib.contextmanager
 def _without_traces() -> Iterator[None]:
   """Keeps Orbax from printing the traces of errors that it raises as well."""
@@ -245,11 +257,15 @@ def _without_traces() -> Iterator[None]:
       previous(unraisable)
 
   logger.addFilter(has_none)
+  # Those of the writes that failed after the first, at any later time: when
+  # their tasks are collected, which may be as the program ends.
+  logging.getLogger('asyncio').addFilter(_SAYS_MORE)
   sys.unraisablehook = show
   try:
     yield
-    # After a failure they may come as late as the end of the program.
+    # After a failure these too may come as late as that.
     sys.unraisablehook = previous
+    logging.getLogger('asyncio').removeFilter(_SAYS_MORE)
   finally:
     logger.removeFilter(has_none)
 

@@ -18,14 +18,6 @@ _TIMEOUT_S = 300
 _SCORING = 'the scoring of the trained encoder'
 
 
-@pytest.fixture(autouse=True)
-def _ctrl_c_is_not_ignored():
-  """As in a terminal; jobs in the background of a shell begin otherwise."""
-  before = signal.signal(signal.SIGINT, signal.default_int_handler)
-  yield
-  signal.signal(signal.SIGINT, before)
-
-
 def _start(workdir, *arguments):
   return subprocess.Popen(
     [
@@ -128,6 +120,19 @@ def test_ctrl_c_in_a_program_of_others_is_told(monkeypatch, capsys):
   assert (
     line == f'stopped by SIGINT during {_SCORING}; the same command goes on'
   )
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_is_ignored_stays_so(number):
+  # As a shell has its jobs in the background ignore Ctrl-C.
+  before = signal.signal(number, signal.SIG_IGN)
+  try:
+    with stopping.Remembered() as signals:
+      signal.raise_signal(number)
+      assert signals.received is None
+    assert signal.getsignal(number) is signal.SIG_IGN
+  finally:
+    signal.signal(number, before)
 
 
 @pytest.mark.slow

@@ -1,8 +1,11 @@
 """Disks that are full, read-only or gone: a line, and the last good state."""
 
+import asyncio
 import codecs
 import errno
 import functools
+import gc
+import logging
 import os
 import pathlib
 import shutil
@@ -221,6 +224,38 @@ def test_a_file_that_may_not_grow_ends_the_save(tmp_path):
   assert 'Traceback' not in result.stderr
   assert [path.name for path in tmp_path.iterdir()] == ['2']
   assert checkpoint.newest_good_step(tmp_path) == (2, [])
+
+
+@pytest.mark.parametrize(
+  'message, is_told', [('No space left on device', False), ('a bug', True)]
+)
+def test_tasks_that_fail_later_are_told_but_for_the_disk(
+  tmp_path, monkeypatch, caplog, message, is_told
+):
+  tasks = []
+
+  def save(*args, **kwargs):
+    async def fail():
+      raise ValueError(f'RESOURCE_EXHAUSTED: Error writing: {message}')
+
+    loop = asyncio.new_event_loop()
+    tasks.append(loop.create_task(fail()))
+    loop.run_until_complete(asyncio.wait(tasks))
+    loop.close()
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', keep=1)
+  monkeypatch.setattr(checkpoints._manager, 'save', save)
+  with pytest.raises(UserError, match='no space left on'):
+    checkpoints.save(_state(2), {})
+  tasks.clear()
+  gc.collect()
+  assert ('was never retrieved' in caplog.text) == is_told
+  monkeypatch.undo()
+  # The next one succeeds.
+  checkpoints.save(_state(4), {})
+  checkpoints.close()
+  assert not logging.getLogger('asyncio').filters
 
 
 @pytest.fixture
