@@ -3,7 +3,9 @@
 Both networks see the same augmented view (Beyer et al. 2022, "Knowledge
 distillation: a good teacher is patient and consistent"). What the student says
 of it is projected to the width of the teacher's features and compared with
-them; the projectors are thrown away after training.
+them; the projectors are thrown away after training. What all of the teacher's
+features have in common, which is most of them after a ReLU, can be taken away
+first.
 
 The moving average of the student that every run keeps is scored as its teacher,
 but nothing is learned from it.
@@ -23,7 +25,7 @@ from cmd_jax.data.batch import Views
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 from cmd_jax.losses.distil import cosine_distance, similarity_kl
-from cmd_jax.methods import metrics
+from cmd_jax.methods import metrics, moments
 from cmd_jax.methods.base import (
   Loss,
   Method,
@@ -50,7 +52,7 @@ from cmd_jax.models.mlp_heads import make_mlp_head
 
 LOSSES = ('cosine', 'kl')
 # Of `Method.constants`, and of the state.
-_TEACHER, _QUEUE = 'frozen_teacher', 'queue'
+_TEACHER, _QUEUE, _MOMENTS = 'frozen_teacher', 'queue', 'teacher_moments'
 
 
 class FrozenTeacher(NamedTuple):
@@ -118,6 +120,8 @@ class Distil:
       the teacher's width.
     terms: the terms of the loss.
     queue_shape: of the queue of the teacher's embeddings; None without.
+    moment_dims: by the name of the term, channels of the teacher's features
+      that are standardised; {} leaves them as they are.
   """
 
   setting: Setting
@@ -126,6 +130,7 @@ class Distil:
   projectors: Mapping[str, nn.Module]
   terms: Mapping[str, Term]
   queue_shape: tuple[int, int] | None
+  moment_dims: Mapping[str, int]
 
   def as_method(self) -> Method:
     """The method, for the train step."""
@@ -158,6 +163,10 @@ class Distil:
     if self.queue_shape:
       # A vector of zeros is equally far from all, and soon gone.
       state[_QUEUE] = jnp.zeros(self.queue_shape)
+    if self.moment_dims:
+      state[_MOMENTS] = {
+        name: moments.no_moments(dim) for name, dim in self.moment_dims.items()
+      }
     return params, state
 
   def _see(
@@ -189,13 +198,18 @@ class Distil:
       x = self.projectors[name].apply(variables, features)
       return l2_normalise(x.astype(wide(x.dtype)))
 
+    def standardise(name, features):
+      if name in self.moment_dims:
+        features = moments.standardise(state[_MOMENTS][name], features)
+      return l2_normalise(features)
+
     tokens = resize_grid(teacher.tokens, student.features.shape[2])
     return Compared(
       project('image', student.embedding),
-      l2_normalise(teacher.image),
+      standardise('image', teacher.image),
       state.get(_QUEUE),
       project('tokens', student.features),
-      l2_normalise(tokens),
+      standardise('tokens', tokens),
     )
 
   def loss(
@@ -233,11 +247,15 @@ class Distil:
       total,
       values,
       {'mean_direction': jax.lax.stop_gradient(direction)},
-      self._update(state, stats, compared),
+      self._update(state, stats, compared, teacher),
     )
 
   def _update(
-    self, state: MethodState, stats: Stats, compared: Compared
+    self,
+    state: MethodState,
+    stats: Stats,
+    compared: Compared,
+    teacher: EncoderOutput,
   ) -> MethodState:
     """The state after the step, without what is constant."""
     # The statistics of the moving average are the student's.
@@ -253,6 +271,15 @@ class Distil:
       images = images.reshape(-1, images.shape[-1])
       queue = jnp.concatenate([images.astype(jnp.float32), state[_QUEUE]])
       new[_QUEUE] = queue[: self.queue_shape[0]]
+    if self.moment_dims:
+      new[_MOMENTS] = {
+        name: moments.follow(
+          state[_MOMENTS][name],
+          getattr(teacher, name),
+          self.setting.axis_name,
+        )
+        for name in self.moment_dims
+      }
     return new
 
   def encoder_variables(self, params: Params, stats: Stats) -> Mapping:
@@ -345,6 +372,7 @@ def make_distil(
   temperature: float,
   queue_size: int,
   projector: Mapping[str, Any],
+  standardise: bool = False,
 ) -> Method:
   """Builds the distillation of a frozen teacher.
 
@@ -363,6 +391,8 @@ def make_distil(
     queue_size: embeddings in the queue of 'kl'.
     projector: arguments of `make_mlp_head` but `output_dim`, which is the
       teacher's; a `hidden_dim` of 0 is a linear projector.
+    standardise: whether the teacher's features are compared less their running
+      mean and over their running deviation, channel by channel.
 
   Raises:
     UserError: a number or a choice that cannot be, or a teacher that does not
@@ -394,4 +424,5 @@ def make_distil(
     },
     terms,
     (queue_size, widths['image']) if has_queue else None,
+    {name: widths[name] for name in terms} if standardise else {},
   ).as_method()
