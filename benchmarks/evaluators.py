@@ -27,7 +27,6 @@ FAST = {
   'retrieval/loo-test': retrieval.make_loo,
   'retrieval/cmd-ratio9': retrieval.make_cmd_ratio9,
 }
-GRID = tuple(10.0**e for e in range(-4, 3))
 
 
 def make_features(
@@ -65,7 +64,7 @@ def fit_scikit_learn(train: Features, test: Features, our_c: float) -> dict:
   start = time.perf_counter()
   search = GridSearchCV(
     LogisticRegression(max_iter=1000),
-    {'C': GRID},
+    {'C': linear.GRID},
     cv=PredefinedSplit(linear.stratified_folds(train.labels, 5)),
   )
   search.fit(x, train.labels)
@@ -111,7 +110,7 @@ def main() -> None:
   }
   if not arguments.no_scikit_learn:
     ours = rows['linear/logreg']
-    ours['C'] = linear.fit_logreg(train.vectors, train.labels, GRID).c
+    ours['C'] = linear.fit_logreg(train.vectors, train.labels, linear.GRID).c
     theirs = fit_scikit_learn(train, test, ours['C'])
     name = 'scikit-learn LogisticRegression'
     rows[name] = {'evaluator': name, **theirs}

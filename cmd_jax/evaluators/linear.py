@@ -13,6 +13,8 @@ import numpy as np
 from cmd_jax.evaluators import lbfgs
 from cmd_jax.evaluators.features import Features, usable
 
+# Values of C that are tried.
+GRID = tuple(10.0**e for e in range(-4, 3))
 _PROTOCOL = 'linear/logreg'
 _HIGHEST = jax.lax.Precision.HIGHEST
 # Entries of the logits of all folds held at once: 64 MB.
@@ -40,7 +42,7 @@ class LogReg(NamedTuple):
 
 
 def make_logreg(
-  grid: Sequence[float] = tuple(10.0**e for e in range(-4, 3)),
+  grid: Sequence[float] = GRID,
   folds: int = 5,
 ) -> Callable[[Features, Features], dict[str, float]]:
   """Multinomial logistic regression, its regularisation chosen on train only.
