@@ -75,10 +75,12 @@ def test_batch_statistics_are_those_of_all_devices(name, mode):
 
   one, (metrics,) = one_step()
   two, (other_metrics,) = one_step(mode=mode, num_devices=2)
-  for name in ('loss', 'grad_norm'):
-    np.testing.assert_allclose(other_metrics[name], metrics[name], rtol=1e-2)
+  for metric in ('loss', 'grad_norm'):
+    np.testing.assert_allclose(
+      other_metrics[metric], metrics[metric], rtol=1e-2
+    )
   stats = [
-    {name: run.method_state[f'{name}_stats'] for name in ('student', 'teacher')}
+    {x: run.method_state[f'{x}_stats'] for x in ('student', 'teacher')}
     for run in (one, two)
   ]
   heads = {'image_head', 'region_head'} if name == 'esvit' else {'image_head'}
