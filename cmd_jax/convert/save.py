@@ -15,6 +15,7 @@ from safetensors.numpy import save as to_safetensors
 from cmd_jax import __version__
 from cmd_jax.convert import architecture, entries
 from cmd_jax.errors import UserError
+from cmd_jax.files import disk_errors
 from cmd_jax.files.atomic import write_atomically
 from cmd_jax.models import efficientnet
 from cmd_jax.models.efficientnet import EfficientNet
@@ -278,10 +279,6 @@ def save_encoder(
   constructor = timm_constructor(encoder, num_classes)
   strings[constructor.partition('.')[0]] = constructor
   content = to_safetensors(tensors, {**(metadata or {}), **strings})
-  try:
+  with disk_errors.writing(path, 'choose another path'):
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
-  except OSError as error:
-    raise UserError(
-      f'{path} cannot be written ({error.strerror}): choose another path'
-    ) from error

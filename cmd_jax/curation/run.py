@@ -14,6 +14,7 @@ from cmd_jax.curation.findings import Findings, examine
 from cmd_jax.curation.photographs import read_photographs
 from cmd_jax.errors import UserError
 from cmd_jax.export.cluster import check_output
+from cmd_jax.files import disk_errors
 from cmd_jax.files.atomic import make_place, new_folder, write_atomically
 from cmd_jax.report.curated import FOLDER
 from cmd_jax.report.page import render
@@ -81,13 +82,8 @@ def _check(request: Request) -> None:
       f'--output={request.output} is within --input, whose images it would '
       'join: choose another'
     )
-  try:
+  with disk_errors.writing(request.output):
     make_place(request.output)
-  except OSError as error:
-    raise UserError(
-      f'{request.output} cannot be written ({error.strerror}): choose another '
-      '--output'
-    ) from error
 
 
 def _write(request: Request, encoder: Encoder, findings: Findings) -> None:
@@ -105,17 +101,12 @@ def _write(request: Request, encoder: Encoder, findings: Findings) -> None:
       for name, text in tables.to_fiftyone(findings, rows).items()
     },
   }
-  try:
+  with disk_errors.writing(request.output):
     with new_folder(request.output) as unfinished:
       for name, text in files.items():
         path = unfinished / name
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, text)
-  except OSError as error:
-    raise UserError(
-      f'{request.output} cannot be written ({error.strerror}): choose another '
-      '--output'
-    ) from error
 
 
 def _summary(request: Request, findings: Findings) -> str:

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from cmd_jax.data.canvas import Canvases
-from cmd_jax.errors import UserError
-from cmd_jax.files import safe_read
+from cmd_jax.files import disk_errors, safe_read
 from cmd_jax.files.atomic import write_atomically
 
 # Of a split that is streamed, canvases whose pixels are part of the key.
@@ -97,12 +96,7 @@ class FeatureCache:
     buffer = io.BytesIO()
     names = np.array(sorted(arrays))
     np.savez(buffer, key=np.array(text), names=names, **arrays)
-    try:
+    with disk_errors.writing(path, 'make room, or choose another --workdir'):
       self._folder.mkdir(parents=True, exist_ok=True)
       write_atomically(path, buffer.getvalue())
-    except OSError as error:
-      raise UserError(
-        f'{path} cannot be written ({error.strerror}): make room, or choose '
-        'another --workdir'
-      ) from error
     return arrays

@@ -12,6 +12,7 @@ import numpy as np
 from cmd_jax.errors import UserError, missing_extra
 from cmd_jax.evaluators.features import principal_components, unit_rows
 from cmd_jax.export.images import Embeddings
+from cmd_jax.files import disk_errors
 from cmd_jax.files.atomic import new_folder
 
 ALONE = -1
@@ -145,14 +146,10 @@ def save_clusters(
     UserError: the folder is there, or can't be written.
   """
   check_output(folder)
-  try:
+  with disk_errors.writing(folder):
     with new_folder(folder) as unfinished:
       _write_links(unfinished, embeddings, clusters)
       _write_table(unfinished / _CSV, embeddings, clusters)
-  except OSError as error:
-    raise UserError(
-      f'{folder} cannot be written ({error.strerror}): choose another --output'
-    ) from error
 
 
 def _write_links(

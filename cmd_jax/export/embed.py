@@ -14,7 +14,7 @@ from cmd_jax.api import Encoder
 from cmd_jax.data.canvas import Skipped
 from cmd_jax.errors import UserError, missing_extra
 from cmd_jax.export.images import Embeddings
-from cmd_jax.files import safe_read
+from cmd_jax.files import disk_errors, safe_read
 from cmd_jax.files.atomic import write_atomically
 from cmd_jax.files.formats import VERSION_FIELD, check_format
 from cmd_jax.files.safe_read import one_line
@@ -69,13 +69,9 @@ def save_embeddings(
   check_output(path)
   description = describe(encoder, embeddings)
   write = _npz if path.suffix == '.npz' else _parquet
-  try:
+  with disk_errors.writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, write(embeddings, description))
-  except OSError as error:
-    raise UserError(
-      f'{path} cannot be written ({error.strerror}): choose another --output'
-    ) from error
 
 
 def load_embeddings(path: pathlib.Path, encoder: Encoder) -> Embeddings:

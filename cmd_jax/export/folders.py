@@ -16,6 +16,7 @@ from cmd_jax.errors import UserError
 from cmd_jax.export import cluster, embed, predict, search
 from cmd_jax.export.images import Embeddings, embed_folder, list_images
 from cmd_jax.export.search_encoder import load_for_search
+from cmd_jax.files import disk_errors
 from cmd_jax.files.atomic import make_place
 
 MODES = ('embed', 'search', 'cluster', 'predict')
@@ -104,13 +105,8 @@ def _check(mode: str, request: Request) -> None:
       raise UserError(
         f'--output={request.output} is a folder: give the name of a file'
       )
-  try:
+  with disk_errors.writing(request.output):
     make_place(request.output)
-  except OSError as error:
-    raise UserError(
-      f'{request.output} cannot be written ({error.strerror}): choose another '
-      '--output'
-    ) from error
 
 
 def _embed(encoder: Encoder, request: Request) -> str:

@@ -17,6 +17,7 @@ from cmd_jax.export import transformers
 from cmd_jax.export.preprocessing import describe
 from cmd_jax.export.stablehlo import describe_stablehlo, to_stablehlo
 from cmd_jax.export.weights import export_weights
+from cmd_jax.files import disk_errors
 from cmd_jax.files.atomic import write_atomically
 from cmd_jax.files.formats import VERSION_FIELD
 from cmd_jax.files.safe_read import one_line
@@ -141,14 +142,10 @@ def _write(
     | description,
     indent=2,
   )
-  try:
+  with disk_errors.writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
     write_atomically(sidecar, text + '\n')
-  except OSError as error:
-    raise UserError(
-      f'{path} cannot be written ({error.strerror}): choose another --output'
-    ) from error
   return sidecar
 
 
@@ -182,14 +179,10 @@ def _write_folder(path: pathlib.Path, encoder: Encoder) -> str:
     _as_json(told),
     _as_json(converted.config),
   )
-  try:
+  with disk_errors.writing(path):
     path.mkdir(parents=True, exist_ok=True)
     for name, content in zip(_FILES, contents, strict=True):
       write_atomically(path / name, content)
-  except OSError as error:
-    raise UserError(
-      f'{path} cannot be written ({error.strerror}): choose another --output'
-    ) from error
   (name,) = converted.config['architectures']
   return '\n'.join(
     (

@@ -13,6 +13,7 @@ import numpy as np
 from cmd_jax.api import Encoder
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators.classifier import Classifier
+from cmd_jax.files import disk_errors
 from cmd_jax.files.atomic import write_atomically
 
 # What the column `name` has below the threshold.
@@ -110,9 +111,5 @@ def save_predictions(
       row += [names[label], f'{probabilities[label]:.6f}']
     writer.writerow(row)
   content = text.getvalue().encode('utf-8', 'surrogateescape')
-  try:
+  with disk_errors.writing(path):
     write_atomically(path, content)
-  except OSError as error:
-    raise UserError(
-      f'{path} cannot be written ({error.strerror}): choose another --output'
-    ) from error

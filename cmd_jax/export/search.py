@@ -17,6 +17,7 @@ from cmd_jax.errors import UserError, missing_extra
 from cmd_jax.evaluators.features import centred, unit_rows
 from cmd_jax.evaluators.nearest import Nearest, find_nearest
 from cmd_jax.export.images import Embeddings
+from cmd_jax.files import disk_errors
 from cmd_jax.files.atomic import write_atomically
 
 INDEXES = ('exact', 'faiss')
@@ -164,15 +165,11 @@ def save_results(
   ]
   picture = picture_beside(path)
   content = _sheet([query, *files], [f'query {query.name}', *titles])
-  try:
+  with disk_errors.writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     # Names need not be valid UTF-8.
     write_atomically(path, text.getvalue().encode(errors='surrogateescape'))
     write_atomically(picture, content)
-  except OSError as error:
-    raise UserError(
-      f'{path} cannot be written ({error.strerror}): choose another --output'
-    ) from error
   return picture
 
 

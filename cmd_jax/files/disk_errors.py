@@ -84,3 +84,24 @@ def explaining(path: pathlib.Path | None) -> Iterator[None]:
     if reason is None:
       raise
     raise UserError(reason) from error
+
+
+@contextlib.contextmanager
+def writing(
+  path: str | os.PathLike[str], remedy: str = 'choose another --output'
+) -> Iterator[None]:
+  """Tells in a line that what a user has named cannot be written.
+
+  Args:
+    path: a file or folder.
+    remedy: what to do about it.
+
+  Raises:
+    UserError: it cannot.
+  """
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f'{path} cannot be written ({error.strerror}): {remedy}'
+    ) from error

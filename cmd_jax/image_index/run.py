@@ -16,6 +16,7 @@ from cmd_jax.data.canvas import Skipped, printable
 from cmd_jax.errors import UserError
 from cmd_jax.export.images import embed_blocks, list_images, none_readable
 from cmd_jax.export.search_encoder import load_for_search
+from cmd_jax.files import disk_errors
 from cmd_jax.files.atomic import make_place, write_atomically
 from cmd_jax.image_index import store
 from cmd_jax.image_index.ranking import Ranked, rank
@@ -307,13 +308,9 @@ def _search(request: Request, path: pathlib.Path) -> str:
     queries = _queries_of_files(request, index)
   found = rank(index, queries.vectors, request.top_k, without=queries.rows)
   content = to_csv(index, queries, found)
-  try:
+  with disk_errors.writing(output):
     make_place(output)
     write_atomically(output, content)
-  except OSError as error:
-    raise UserError(
-      f'{output} cannot be written ({error.strerror}): choose another --output'
-    ) from error
   shown = ''
   if len(queries.names) == 1:
     shown = _table(index, found) + '\n\n'

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from cmd_jax.errors import UserError
-from cmd_jax.files import safe_read
+from cmd_jax.files import disk_errors, safe_read
 from cmd_jax.files.atomic import write_atomically
 from cmd_jax.files.formats import check_format
 from cmd_jax.files.safe_read import one_line
@@ -158,7 +158,7 @@ def save_masks(
   sha256 = hashlib.sha256(content).hexdigest()
   name = f'masks-{sha256[:16]}.npz'
   record = {'format': _FORMAT, 'file': name, 'file_sha256': sha256}
-  try:
+  with disk_errors.writing(folder, 'choose another folder'):
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / name, content)
     # Only now do the new masks count.
@@ -169,10 +169,6 @@ def save_masks(
     for old in folder.glob('masks-*.npz'):
       if old.name != name:
         old.unlink()
-  except OSError as error:
-    raise UserError(
-      f'{folder} cannot be written ({error.strerror}): choose another folder'
-    ) from error
 
 
 def has_masks(folder: pathlib.Path) -> bool:
@@ -264,13 +260,9 @@ class Chunks:
     if path.exists():
       _check_same(str(folder), _read_json(path), manifest)
       return
-    try:
+    with disk_errors.writing(folder, 'choose another folder'):
       folder.mkdir(parents=True, exist_ok=True)
       write_atomically(path, json.dumps(manifest.flat(), indent=2) + '\n')
-    except OSError as error:
-      raise UserError(
-        f'{folder} cannot be written ({error.strerror}): choose another folder'
-      ) from error
 
   def get(
     self, name: str, compute: Callable[[], dict[str, np.ndarray]]
@@ -290,13 +282,8 @@ class Chunks:
       arrays = compute()
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    try:
+    with disk_errors.writing(path, 'make room, or choose another folder'):
       write_atomically(path, buffer.getvalue())
-    except OSError as error:
-      raise UserError(
-        f'{path} cannot be written ({error.strerror}): make room, or choose '
-        'another folder'
-      ) from error
     return arrays
 
   def remove(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from cmd_jax.errors import UserError
+from cmd_jax.files import disk_errors
 from cmd_jax.files.atomic import write_atomically
 from cmd_jax.report import content, page
 from cmd_jax.rundir.workdir import Workdir
@@ -54,10 +55,6 @@ def write_report(
       f'{workdir.path} holds results that are not finite ({error}): '
       'cmd-jax evaluate scores the run anew'
     ) from error
-  try:
+  with disk_errors.writing(path):
     write_atomically(path, html)
-  except OSError as error:
-    raise UserError(
-      f'{path} cannot be written ({error.strerror}): choose another --output'
-    ) from error
   return path

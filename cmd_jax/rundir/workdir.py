@@ -10,7 +10,7 @@ from typing import Any
 
 from cmd_jax.config.defaults import complete
 from cmd_jax.errors import UserError
-from cmd_jax.files import safe_read
+from cmd_jax.files import disk_errors, safe_read
 from cmd_jax.files.atomic import write_atomically
 from cmd_jax.files.formats import VERSION_FIELD, check_format
 from cmd_jax.rundir.config_diff import (
@@ -136,14 +136,9 @@ class Workdir:
     for x in self.check(config):
       if x.field == EPOCHS:
         print(f'{x.field} {x.there} -> {x.here}: {x.why}', file=sys.stderr)
-    try:
+    with disk_errors.writing(self.path, 'choose another --workdir'):
       self.path.mkdir(parents=True, exist_ok=True)
       _write_versioned(self.config_file, config)
-    except OSError as error:
-      raise UserError(
-        f'{self.path} cannot be written ({error.strerror}): choose another '
-        '--workdir'
-      ) from error
 
   def has_checkpoint(self) -> bool:
     """Whether a step was saved."""

@@ -15,7 +15,7 @@ from cmd_jax.data.inspect.report import make_report
 from cmd_jax.data.inspect.report_text import JSON_FILE, TEXT_FILE, report_text
 from cmd_jax.data.pipeline.load import load_data
 from cmd_jax.devices import sharding
-from cmd_jax.errors import UserError
+from cmd_jax.files import disk_errors
 from cmd_jax.files.atomic import write_atomically
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training.same_images import check_same_images
@@ -66,11 +66,7 @@ def write_data_report(report: Mapping[str, Any], folder: pathlib.Path) -> None:
   Raises:
     UserError: the folder cannot be written.
   """
-  try:
+  with disk_errors.writing(folder, 'choose another --workdir'):
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / TEXT_FILE, report_text(report))
     write_atomically(folder / JSON_FILE, json.dumps(report, indent=1) + '\n')
-  except OSError as error:
-    raise UserError(
-      f'{folder} cannot be written ({error.strerror}): choose another --workdir'
-    ) from error
