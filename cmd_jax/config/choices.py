@@ -126,7 +126,6 @@ def method_fields(name: str, encoder: str = 'vit') -> ConfigDict:
       temperature=0.07,
       queue_size=4096,
       projector=dict(hidden_dim=0, initialisation='torch'),
-      standardise=False,
     )
     return ConfigDict(fields)
   if name == 'dino':

@@ -280,9 +280,6 @@ FIELDS: dict[str, Field] = {
     'cosine',
     'kl',
   ),
-  'method.standardise': _switch(
-    "Takes from the teacher's features what they have in common."
-  ),
   'method.queue_size': _count(
     'Embeddings by the teacher that loss=kl compares images with.', 1
   ),

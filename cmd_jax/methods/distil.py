@@ -3,9 +3,7 @@
 Both networks see the same augmented view (Beyer et al. 2022, "Knowledge
 distillation: a good teacher is patient and consistent"). What the student says
 of it is projected to the width of the teacher's features and compared with
-them; the projectors are thrown away after training. What all of the teacher's
-features have in common, which is most of them after a ReLU, can be taken away
-first.
+them; the projectors are thrown away after training.
 
 The moving average of the student that every run keeps is scored as its teacher,
 but nothing is learned from it.
@@ -25,7 +23,7 @@ from cmd_jax.data.batch import Views
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 from cmd_jax.losses.distil import cosine_distance, similarity_kl
-from cmd_jax.methods import metrics, moments
+from cmd_jax.methods import metrics
 from cmd_jax.methods.base import (
   Loss,
   Method,
@@ -52,7 +50,7 @@ from cmd_jax.models.mlp_heads import make_mlp_head
 
 LOSSES = ('cosine', 'kl')
 # Of `Method.constants`, and of the state.
-_TEACHER, _QUEUE, _MOMENTS = 'frozen_teacher', 'queue', 'teacher_moments'
+_TEACHER, _QUEUE = 'frozen_teacher', 'queue'
 
 
 class FrozenTeacher(NamedTuple):
@@ -120,8 +118,6 @@ class Distil:
       the teacher's width.
     terms: the terms of the loss.
     queue_shape: of the queue of the teacher's embeddings; None without.
-    moment_dims: by the name of the term, channels of the teacher's features
-      that are standardised; {} leaves them as they are.
   """
 
   setting: Setting
@@ -130,7 +126,6 @@ class Distil:
   projectors: Mapping[str, nn.Module]
   terms: Mapping[str, Term]
   queue_shape: tuple[int, int] | None
-  moment_dims: Mapping[str, int]
 
   def as_method(self) -> Method:
     """The method, for the train step."""
@@ -163,10 +158,6 @@ class Distil:
     if self.queue_shape:
       # A vector of zeros is equally far from all, and soon gone.
       state[_QUEUE] = jnp.zeros(self.queue_shape)
-    if self.moment_dims:
-      state[_MOMENTS] = {
-        name: moments.no_moments(dim) for name, dim in self.moment_dims.items()
-      }
     return params, state
 
   def _see(
@@ -198,18 +189,13 @@ class Distil:
       x = self.projectors[name].apply(variables, features)
       return l2_normalise(x.astype(wide(x.dtype)))
 
-    def standardise(name, features):
-      if name in self.moment_dims:
-        features = moments.standardise(state[_MOMENTS][name], features)
-      return l2_normalise(features)
-
     tokens = resize_grid(teacher.tokens, student.features.shape[2])
     return Compared(
       project('image', student.embedding),
-      standardise('image', teacher.image),
+      l2_normalise(teacher.image),
       state.get(_QUEUE),
       project('tokens', student.features),
-      standardise('tokens', tokens),
+      l2_normalise(tokens),
     )
 
   def loss(
@@ -247,15 +233,11 @@ class Distil:
       total,
       values,
       {'mean_direction': jax.lax.stop_gradient(direction)},
-      self._update(state, stats, compared, teacher),
+      self._update(state, stats, compared),
     )
 
   def _update(
-    self,
-    state: MethodState,
-    stats: Stats,
-    compared: Compared,
-    teacher: EncoderOutput,
+    self, state: MethodState, stats: Stats, compared: Compared
   ) -> MethodState:
     """The state after the step, without what is constant."""
     # The statistics of the moving average are the student's.
@@ -271,15 +253,6 @@ class Distil:
       images = images.reshape(-1, images.shape[-1])
       queue = jnp.concatenate([images.astype(jnp.float32), state[_QUEUE]])
       new[_QUEUE] = queue[: self.queue_shape[0]]
-    if self.moment_dims:
-      new[_MOMENTS] = {
-        name: moments.follow(
-          state[_MOMENTS][name],
-          getattr(teacher, name),
-          self.setting.axis_name,
-        )
-        for name in self.moment_dims
-      }
     return new
 
   def encoder_variables(self, params: Params, stats: Stats) -> Mapping:
@@ -372,7 +345,6 @@ def make_distil(
   temperature: float,
   queue_size: int,
   projector: Mapping[str, Any],
-  standardise: bool = False,
 ) -> Method:
   """Builds the distillation of a frozen teacher.
 
@@ -391,8 +363,6 @@ def make_distil(
     queue_size: embeddings in the queue of 'kl'.
     projector: arguments of `make_mlp_head` but `output_dim`, which is the
       teacher's; a `hidden_dim` of 0 is a linear projector.
-    standardise: whether the teacher's features are compared less their running
-      mean and over their running deviation, channel by channel.
 
   Raises:
     UserError: a number or a choice that cannot be, or a teacher that does not
@@ -424,5 +394,4 @@ def make_distil(
     },
     terms,
     (queue_size, widths['image']) if has_queue else None,
-    {name: widths[name] for name in terms} if standardise else {},
   ).as_method()

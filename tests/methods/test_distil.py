@@ -1,7 +1,6 @@
 import functools
 import json
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +11,7 @@ from cmd_jax.cli import program
 from cmd_jax.config import builtin, check
 from cmd_jax.data.batch import Views
 from cmd_jax.errors import UserError
-from cmd_jax.methods import distil, moments
+from cmd_jax.methods import distil
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training import experiment, recipe, run
 from cmd_jax.training.frozen_teacher import load_teacher
@@ -146,12 +145,8 @@ def test_encoder_and_projectors_learn_and_nothing_else():
   assert not any(np.any(x != 0) for x in jax.tree.leaves(others))
 
 
-@pytest.mark.parametrize('standardise', [False, True])
-def test_it_is_trained_by_the_step_in_whole_batches_and_in_parts(standardise):
-  make = functools.partial(
-    tiny.make_step, 'distil', drop_path=0.0, standardise=standardise
-  )
-  step, state = make()
+def test_it_is_trained_by_the_step_in_whole_batches_and_in_parts():
+  step, state = tiny.make_step('distil', drop_path=0.0)
   before = jax.device_get(state.params)
   state, (metrics, _) = tiny.run_steps(step, state, 2)
   total = metrics['loss/image'] + metrics['loss/tokens']
@@ -159,72 +154,10 @@ def test_it_is_trained_by_the_step_in_whole_batches_and_in_parts(standardise):
   moved = jax.tree.map(lambda a, b: np.any(a != b), before, state.params)
   assert all(jax.tree.leaves(moved['image_projector']))
   # No step carries the frozen teacher, so none can change or save it.
-  assert list(state.method_state) == ['teacher_moments'] * standardise
-  step, start = make(grad_accum_steps=2)
-  other, (in_parts, _) = tiny.run_steps(step, start, 2)
+  assert not state.method_state
+  step, start = tiny.make_step('distil', drop_path=0.0, grad_accum_steps=2)
+  _, (in_parts, _) = tiny.run_steps(step, start, 2)
   np.testing.assert_allclose(in_parts['loss'], metrics['loss'], rtol=1e-5)
-  chex.assert_trees_all_close(
-    other.method_state, state.method_state, rtol=1e-4, atol=1e-6
-  )
-
-
-def test_moments_are_those_of_the_steps_so_far():
-  rng = np.random.default_rng(0)
-  steps = [rng.normal(3, 2, size=(5, 4, 3)).astype(np.float32) for _ in '123']
-  state = moments.no_moments(3)
-  # Nothing is known yet.
-  np.testing.assert_array_equal(moments.standardise(state, steps[0]), steps[0])
-  for features in steps:
-    state = moments.follow(state, features, None)
-  # The latest step counts most.
-  weights = 0.99 ** np.arange(2, -1, -1)
-  rows = np.float64(steps).reshape(3, -1, 3)
-  mean = np.average(rows.mean(1), axis=0, weights=weights)
-  variance = np.average((rows**2).mean(1), axis=0, weights=weights) - mean**2
-  deviation = np.sqrt(variance + 0.01 * variance.mean())
-  np.testing.assert_allclose(
-    moments.standardise(state, steps[0]),
-    (steps[0] - mean) / deviation,
-    rtol=1e-4,
-  )
-
-
-def test_a_channel_that_says_nothing_stays_small():
-  features = np.random.default_rng(0).normal(size=(50, 2)) * [1, 1e-6] + 5
-  features = jnp.asarray(features, jnp.float32)
-  state = moments.follow(moments.no_moments(2), features, None)
-  assert np.abs(moments.standardise(state, features)[:, 1]).max() < 0.1
-
-
-def test_what_the_features_have_in_common_can_be_left_out():
-  method = tiny.make_tiny_method('distil', drop_path=0.0, standardise=True)
-  teacher = tiny.inside(method).teacher
-  images = _views().global_views.reshape(6, 16, 16, 3)
-  target = jax.jit(teacher.encoder.apply)(teacher.variables, images)
-  params, state = _start(method)
-  state['teacher_moments'] = method.init(jax.random.key(0))[1][
-    'teacher_moments'
-  ]
-  before = _loss(method, params, state)
-  assert set(before.state) == {'teacher_moments'}
-  # The first step sees features as they are, and the next has its moments.
-  plain = tiny.make_tiny_method('distil', drop_path=0.0)
-  expected = _loss(plain, params, {**plain.constants})
-  np.testing.assert_allclose(before.mean, expected.mean, rtol=1e-6)
-  after = _loss(method, params, {**state, **before.state})
-  student, _, tokens, _ = _by_hand(method, params)
-  standard = {}
-  for name in ('image', 'tokens'):
-    x = np.float64(getattr(target, name))
-    variance = x.reshape(-1, x.shape[-1]).var(0)
-    deviation = np.sqrt(variance + 0.01 * variance.mean())
-    standard[name] = (x - x.reshape(-1, x.shape[-1]).mean(0)) / deviation
-  image = 1 - np.sum(student * _unit(standard['image']), -1).mean()
-  np.testing.assert_allclose(after.terms['image'], image, rtol=1e-3)
-  fine = [_twice_as_fine(x.reshape(2, 2, -1)) for x in standard['tokens']]
-  targets = _unit(np.reshape(fine, (6, 16, -1)))
-  of_tokens = 1 - np.sum(tokens * targets, -1).mean()
-  np.testing.assert_allclose(after.terms['tokens'], of_tokens, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
