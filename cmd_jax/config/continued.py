@@ -44,7 +44,7 @@ PHOTOGRAPHS = dict(
   total_epochs=10,
   min_steps=700,
   augment=dict(global_px=128, local_px=64, num_local=2),
-  # Of each class a fifth of the training labels is held out to be asked for.
+  # Training images ask each other for their labels, or a validation split does.
   # The centre is as published, for photographs that nobody has cropped.
   eval=dict(view_px=224, crop_fraction=0.875, every_epochs=2.0),
   checkpoint=dict(keep_best='auto'),

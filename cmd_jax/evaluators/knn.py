@@ -55,6 +55,29 @@ def make_knn(
   return evaluate
 
 
+def leave_one_out(
+  features: Features, k: int = 20, temperature: float = 0.07
+) -> float | None:
+  """How often the k nearest other images vote for an image's own class.
+
+  Args:
+    features: of images, with or without labels; those without are left out, and
+      an image that is alone in its class votes and is not asked.
+    k: neighbours.
+    temperature: of the votes.
+
+  Returns:
+    The share of those that are asked; None if there are none.
+  """
+  features = features.take(np.flatnonzero(features.labels >= 0))
+  asked = np.bincount(features.labels)[features.labels] > 1
+  if not asked.any():
+    return None
+  own = np.arange(len(features.labels))
+  ranks, _ = _votes(features, features, k, temperature, MAX_SIMILARITIES, own)
+  return float((ranks[asked] < 1).mean())
+
+
 def predict(
   train: Features, test: Features, k: int = 20, temperature: float = 0.07
 ) -> np.ndarray | None:
@@ -81,10 +104,11 @@ def _votes(
   k: int,
   temperature: float,
   max_similarities: int,
+  own: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Ranks [Q] of the true classes, and the classes [Q] with the most votes."""
   nearest = find_nearest(
-    test.vectors, train.vectors, k, max_similarities=max_similarities
+    test.vectors, train.vectors, k, max_similarities=max_similarities, own=own
   )
   num_classes = len(train.class_names)
   chunk = min(max(max_similarities // num_classes, 1), len(test.labels))

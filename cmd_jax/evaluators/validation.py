@@ -1,17 +1,14 @@
 """Scores that may choose a checkpoint: they never see a test image.
 
-Where there are labels, a share of the labelled training images asks the others,
-or a validation split does. The embeddings of training images are looked at
+Where there are labels, a validation split asks the training images, or each of
+these the others. The embeddings of training images are looked at
 without labels besides.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
-from cmd_jax.data.sources.labelled import first_of_each_class
 from cmd_jax.evaluators import knn, label_free
 from cmd_jax.evaluators.features import Features
 
@@ -25,47 +22,47 @@ MAX_IMAGES = 4096
 CHOOSING = {'knn': True, 'rank1': True, 'rankme': False, 'top1': True}
 
 
-class Sample(NamedTuple):
-  """The training images that are looked at.
-
-  Attributes:
-    rows: [N] their numbers.
-    asks: [N] whether an image's label is held out and asked for.
-  """
-
-  rows: np.ndarray
-  asks: np.ndarray
-
-
-def choose_sample(labels: np.ndarray) -> Sample:
-  """Chooses training images, the same ones for the same labels.
+def choose_images(labels: np.ndarray) -> np.ndarray:
+  """Chooses images to look at, the same ones for the same labels.
 
   Args:
-    labels: [M] of all training images, -1 where unknown. Images with a label
-      are taken before others.
+    labels: [M] of all images, -1 where unknown. Images with a label are taken
+      before others.
 
   Returns:
-    At most `MAX_IMAGES` of them. Of every class with two images in the sample
-    or more, about a fifth and at least one are held out.
+    [N] their numbers in ascending order, at most `MAX_IMAGES`.
   """
   order = np.random.default_rng(0).permutation(len(labels))
   order = order[np.argsort(labels[order] < 0, kind='stable')][:MAX_IMAGES]
-  asks = first_of_each_class(labels[order])
-  by_number = np.argsort(order)
-  return Sample(order[by_number], asks[by_number])
+  return np.sort(order)
 
 
-def score_labelled(train: Features, queries: Features) -> dict[str, float]:
+def can_ask(labels: np.ndarray) -> bool:
+  """Whether two of the images that are looked at are known to be of a class."""
+  chosen = labels[choose_images(labels)]
+  return bool((np.bincount(chosen[chosen >= 0]) > 1).any())
+
+
+def score_labelled(
+  train: Features, queries: Features | None
+) -> dict[str, float]:
   """The shares of queries whose class is found.
 
   Args:
     train: features that are searched.
-    queries: features that ask.
+    queries: features that ask; None lets each of train ask the others. Nothing
+      is learned from labels, so that these hide nothing from training.
 
   Returns:
     `knn`, by the vote of 20 neighbours as in the protocol knn/20, and `rank1`,
-    by the nearest one; nothing where either side has no label.
+    by the nearest one; nothing where there are no labels to ask for.
   """
+  if queries is None:
+    scores = {
+      'knn': knn.leave_one_out(train),
+      'rank1': knn.leave_one_out(train, k=1),
+    }
+    return {name: x for name, x in scores.items() if x is not None}
   if not ((train.labels >= 0).any() and (queries.labels >= 0).any()):
     return {}
   return {

@@ -33,7 +33,7 @@ def score_to_keep_by(score: str, data: Data, with_labels: bool) -> str:
     return score
   asked = data.validation is not None
   if not asked:
-    asked = validation.choose_sample(data.pretrain.labels).asks.any()
+    asked = validation.can_ask(np.asarray(data.pretrain.labels))
   is_labelled = bool(asked and (data.pretrain.labels >= 0).any())
   if score == 'auto':
     return 'rank1' if is_labelled else ''

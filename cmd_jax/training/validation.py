@@ -56,7 +56,7 @@ class Validation:
       best = None
     self.best = best
     self.scores: dict[str, dict[str, float]] = dict(saved.get('scores', {}))
-    self._sample: validation.Sample | None = None
+    self._rows: np.ndarray | None = None
     self._encode: Callable | None = None
 
   @property
@@ -124,29 +124,25 @@ class Validation:
     classifier = classifier_of_state(experiment, state)
     if classifier is not None:
       held_out = experiment.data.validation
-      rows = validation.choose_sample(held_out.labels).rows
+      rows = validation.choose_images(held_out.labels)
       asked = self._embed(experiment, variables, held_out, rows)
       if not np.isfinite(asked).all():
         return {}, None
       features = _features(held_out, rows, asked)
       return quick_scores(classifier, features), None
-    if self._sample is None:
-      self._sample = validation.choose_sample(train.labels)
-    sample = self._sample
-    vectors = self._embed(experiment, variables, train, sample.rows)
+    if self._rows is None:
+      self._rows = validation.choose_images(train.labels)
+    vectors = self._embed(experiment, variables, train, self._rows)
     if not np.isfinite(vectors).all():
       return {}, None
     before = None if self._nearest is None else np.array(self._nearest)
     scores, nearest = validation.score_unlabelled(vectors, before)
-    features = _features(train, sample.rows, vectors)
-    held_out = experiment.data.validation
+    features = _features(train, self._rows, vectors)
+    held_out, queries = experiment.data.validation, None
     if held_out is not None:
-      rows = validation.choose_sample(held_out.labels).rows
+      rows = validation.choose_images(held_out.labels)
       asked = self._embed(experiment, variables, held_out, rows)
       queries = _features(held_out, rows, asked)
-    else:
-      queries = features.take(np.flatnonzero(sample.asks))
-      features = features.take(np.flatnonzero(~sample.asks))
     scores |= validation.score_labelled(features, queries)
     return scores, nearest.tolist()
 
