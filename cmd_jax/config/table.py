@@ -214,9 +214,10 @@ FIELDS: dict[str, Field] = {
   ),
   'model.remat': _choice(
     'What the gradient computes again to need less memory: all but linear '
-    'layers, or whole blocks.',
+    'layers, the hidden ones of MLPs as well, or whole blocks.',
     'none',
     'dots',
+    'narrow',
     'full',
   ),
   'init.path': _text(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,35 @@ linear_init = nn.initializers.normal(0.02)
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
+# Width of a result over that of what it is computed from. Queries, keys and
+# values are three times as wide, the hidden layer of an MLP four times.
+_WIDE = 3
+
+
+def _is_narrow_product(primitive: Any, *avals: Any, **params: Any) -> bool:
+  """Whether it is a linear layer whose result is not much wider than its input.
+
+  Args:
+    primitive: of JAX.
+    *avals: shapes of what it is applied to.
+    **params: its parameters.
+  """
+  is_linear = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  if not is_linear(primitive, *avals, **params):
+    return False
+  left, right = avals
+  (contracted, _), _ = params['dimension_numbers']
+  width = math.prod(left.shape[i] for i in contracted)
+  return right.size <= _WIDE * width * width
+
+
 # What of a block is kept for its gradient; the rest is computed again.
 REMATS = {
   'none': None,
   # The results of linear layers, not the attention weights.
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # Those but the hidden layers of MLPs.
+  'narrow': _is_narrow_product,
   # Its input alone.
   'full': jax.checkpoint_policies.nothing_saveable,
 }

@@ -13,9 +13,7 @@ def _features(vectors, labels):
 
 def test_of_few_images_all_are_looked_at():
   labels = np.repeat([0, 1, 2, 3, -1], [10, 5, 2, 1, 7])
-  np.testing.assert_array_equal(
-    validation.choose_images(labels), np.arange(25)
-  )
+  np.testing.assert_array_equal(validation.choose_images(labels), np.arange(25))
 
 
 def test_of_many_images_those_with_labels_are_looked_at_first():
