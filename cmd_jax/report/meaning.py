@@ -42,9 +42,9 @@ _MEANINGS = {
   'skipped_steps': 'Steps left out because they were not finite. Healthy at 0.',
   'images_per_second': 'Training images a second, scoring left out. Steady '
   'where nothing else uses the machine.',
-  'eval/knn': 'Share of held-out labels that 20 neighbours vote for. Healthy '
+  'eval/knn': 'Share of images for whose class 20 others vote. Healthy '
   'above the start, the dashed line to beat.',
-  'eval/rank1': 'Share of images with a held-out label whose nearest image is '
+  'eval/rank1': 'Share of images whose nearest other is '
   'of their class. Healthy above the start, the dashed line to beat.',
   'eval/rankme': 'Effective number of directions that the features use '
   '(RankMe). Healthy not far below the start, the dashed line; near 1 '

@@ -108,7 +108,7 @@ class Data(NamedTuple):
       puts the images on the devices, or streams them.
     batch_indices: step, from 0 -> [B] numbers of its examples.
     validation: the images whose labels are asked for while it trains; None
-      where labels of training images are held out for it, or nothing is asked.
+      where training images ask each other, or nothing is asked.
       Of a method that learns labels no training image is among them.
     statistics: by which views are normalised.
   """
