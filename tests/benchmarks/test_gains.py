@@ -1,4 +1,4 @@
-"""What a run gains with few labels is read from the features that it kept."""
+"""What a run gains is read from the features that it kept."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from benchmarks import few_labels
+from benchmarks import gains
 from cmd_jax.errors import UserError
 
 
@@ -32,30 +32,39 @@ def folder(tmp_path):
   return tmp_path
 
 
-def test_start_and_end_are_given_the_same_images(folder, monkeypatch):
-  monkeypatch.setattr(few_labels, 'SHARES', (50,))
-  given, shots = few_labels.score_run(folder)
-  assert given['given'] == 'labels/50'
-  assert (given['images'], shots['images']) == (24, 20)
-  for row in (given, shots):
-    assert row['trained'] > 0.95 > 0.6 > row['frozen']
-    assert row['gain'] == pytest.approx(row['trained'] - row['frozen'])
-    low, high = row['gain_95']
-    assert 0 < low < row['gain'] < high
+def test_start_and_end_are_given_the_same_images(folder):
+  asked = ('rank1', 'labels/50', 'all labels', '5 images a class')
+  lines = gains.score_row([folder, folder], asked)
+  assert tuple(line['asked'] for line in lines) == asked
+  for line in lines:
+    assert line['seeds'] == 2
+    assert line['after'] > 0.95 > 0.6 > line['before']
+    assert float(line['gain']) == pytest.approx(
+      100 * (line['after'] - line['before']), abs=0.06
+    )
+
+
+def test_the_interval_is_over_images_and_seeds():
+  alike = np.tile(np.arange(100) % 2, (3, 1)).astype(float)
+  low, high = gains.interval(alike)
+  assert 0.3 < low < 0.45 < 0.55 < high < 0.7
+  # Seeds that differ widen it, however many images there are.
+  apart = np.ones((3, 100)) * [[0], [0], [1]]
+  assert gains.interval(apart) == (0, 1)
 
 
 def test_shots_are_as_many_of_each_class_as_there_are():
   labels = np.array([0, 0, 0, 1, 1, 2])
-  rows = few_labels.choose_shots(labels, 2, seed=0)
+  rows = gains.choose_shots(labels, 2, seed=0)
   np.testing.assert_array_equal(np.bincount(labels[rows]), [2, 2, 1])
-  others = [few_labels.choose_shots(labels, 2, seed) for seed in range(9)]
+  others = [gains.choose_shots(labels, 2, seed) for seed in range(9)]
   assert len({tuple(x) for x in others}) > 1
 
 
 def test_a_run_whose_start_was_best_gains_nothing(folder):
   for path in folder.glob('b*'):
     path.unlink()
-  before, after = few_labels.read_kept(folder)
+  before, after = gains.read_kept(folder)
   np.testing.assert_array_equal(before.train.vectors, after.train.vectors)
 
 
@@ -63,4 +72,4 @@ def test_a_run_that_is_not_finished_is_named(folder):
   for path in folder.glob('*settest*'):
     path.unlink()
   with pytest.raises(UserError, match='features of 0 encoders'):
-    few_labels.read_kept(folder)
+    gains.read_kept(folder)

@@ -1,35 +1,39 @@
-"""What finished runs gain where few images have labels.
+"""What finished runs gain over where they started, with intervals.
 
-  python -m benchmarks.few_labels --workdir=runs/compare --sets=cars14-lite0
+  python -m benchmarks.gains --workdir=runs/compare --sets=cars14-lite0
 
 WORKDIR is that of `benchmarks.compare`: of each run in WORKDIR/SET/ROW/seedN
 the features are read that it has kept, of the encoder that it started from and
-of the one that it ended with. `linear/logreg` is given a share of the training
-labels (`labels/10`, `labels/20`, `labels/50`) or five images of each class.
-Both encoders get the same images, in five draws; the interval of the gain is a
-bootstrap over the test images, of which each counts with the mean of its draws.
+of the one that it ended with. Both are asked for the nearest training image of
+each test image (rank1), and by `linear/logreg` given all training labels, a
+share of them (`labels/10`, `labels/20`, `labels/50`) or five images of each
+class; both get the same images, in five draws. The interval of a gain is that
+of 95 % by bootstrap over the test images and the seeds of a row.
 """
 
 from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tqdm
 
 from benchmarks import record
-from benchmarks.retrieval import interval
 from cmd_jax.errors import UserError
+from cmd_jax.evaluators.features import unit_rows
 from cmd_jax.evaluators.labels import choose
 from cmd_jax.evaluators.linear import GRID, decision, fit_logreg
 from cmd_jax.files import safe_read
 
 SHARES = (10, 20, 50)
 SHOTS = 5
+_RANK1, _ALL, _FEW = 'rank1', 'all labels', f'{SHOTS} images a class'
+ASKED = (_RANK1, *(f'labels/{percent}' for percent in SHARES), _ALL, _FEW)
 _NUM_DRAWS = 5
+_NUM_BOOTSTRAPS = 2000
 
 
 class Split(NamedTuple):
@@ -119,13 +123,21 @@ def draws(labels: np.ndarray) -> Iterator[tuple[str, list[np.ndarray]]]:
       f'labels/{percent}',
       [choose(labels, percent, seed) for seed in range(_NUM_DRAWS)],
     )
+  yield _ALL, [np.arange(len(labels))]
   yield (
-    f'{SHOTS} images a class',
+    _FEW,
     [choose_shots(labels, SHOTS, seed) for seed in range(_NUM_DRAWS)],
   )
 
 
-def hits(kept: Kept, rows: np.ndarray) -> np.ndarray:
+def nearest_hits(kept: Kept) -> np.ndarray:
+  """[T], 1 where the nearest training image is of a test image's class."""
+  train, test = (unit_rows(split.vectors) for split in kept)
+  nearest = (test @ train.T).argmax(1)
+  return (kept.train.labels[nearest] == kept.test.labels).astype(float)
+
+
+def logreg_hits(kept: Kept, rows: np.ndarray) -> np.ndarray:
   """[T], 1 where the class of a test image is told by the given ones."""
   train, test = kept
   model = fit_logreg(train.vectors[rows], train.labels[rows], GRID)
@@ -133,30 +145,70 @@ def hits(kept: Kept, rows: np.ndarray) -> np.ndarray:
   return (model.classes[best] == test.labels).astype(float)
 
 
-def score_run(folder: pathlib.Path) -> list[dict]:
-  """The rows of a run.
+def hits_of_run(
+  folder: pathlib.Path, asked: Sequence[str]
+) -> dict[str, np.ndarray]:
+  """What both encoders of a run find.
 
   Args:
     folder: `features` of its work directory.
+    asked: of `ASKED`.
+
+  Returns:
+    By what is asked: [2, T], before and after training, the mean of the draws.
   """
-  before, after = read_kept(folder)
-  rows = []
-  for given, chosen in draws(before.train.labels):
-    start, end = (
-      np.mean([hits(kept, x) for x in chosen], axis=0)
-      for kept in (before, after)
+  pair = read_kept(folder)
+  found = {}
+  if _RANK1 in asked:
+    found[_RANK1] = np.stack([nearest_hits(kept) for kept in pair])
+  for given, chosen in draws(pair[0].train.labels):
+    if given not in asked:
+      continue
+    found[given] = np.stack(
+      [np.mean([logreg_hits(kept, x) for x in chosen], axis=0) for kept in pair]
     )
-    rows.append(
+  return found
+
+
+def interval(gains: np.ndarray) -> tuple[float, float]:
+  """The 95 % interval of the mean of [S, T], by bootstrap over both."""
+  rng = np.random.default_rng(0)
+  seeds, images = gains.shape
+  means = [
+    gains[rng.integers(0, seeds, seeds)][
+      :, rng.integers(0, images, images)
+    ].mean()
+    for _ in range(_NUM_BOOTSTRAPS)
+  ]
+  low, high = np.percentile(means, [2.5, 97.5])
+  return float(low), float(high)
+
+
+def score_row(
+  folders: list[pathlib.Path], asked: Sequence[str] = ASKED
+) -> list[dict]:
+  """A line for each thing that is asked.
+
+  Args:
+    folders: `features` of the runs of a row, one of each seed.
+    asked: of `ASKED`.
+  """
+  runs = [hits_of_run(folder, asked) for folder in folders]
+  lines = []
+  for name in runs[0]:
+    before, after = np.stack([run[name] for run in runs], axis=1)
+    low, high = interval(after - before)
+    lines.append(
       {
-        'given': given,
-        'images': float(np.mean([len(x) for x in chosen])),
-        'frozen': float(start.mean()),
-        'trained': float(end.mean()),
-        'gain': float((end - start).mean()),
-        'gain_95': interval(end - start),
+        'asked': name,
+        'seeds': len(runs),
+        'before': float(before.mean()),
+        'after': float(after.mean()),
+        'gain': f'{100 * (after - before).mean():+.1f}',
+        'gain_95': f'[{100 * low:.1f}, {100 * high:.1f}]',
       }
     )
-  return rows
+  return lines
 
 
 def main() -> None:
@@ -164,16 +216,23 @@ def main() -> None:
   parser = record.make_parser(__doc__)
   parser.add_argument('--workdir', type=pathlib.Path, required=True)
   parser.add_argument('--sets', required=True)
-  run = record.begin('few_labels', parser)
+  parser.add_argument('--asked', default=','.join(ASKED))
+  run = record.begin('gains', parser)
+  asked = run.options.asked.split(',')
+  if unknown := set(asked) - set(ASKED):
+    raise UserError(f'--asked={unknown.pop()}: choose of {", ".join(ASKED)}')
   rows = []
   for name in run.options.sets.split(','):
-    folders = sorted((run.options.workdir / name).glob('*/seed*/features'))
+    places = sorted((run.options.workdir / name).glob('*'))
+    folders = {
+      place.name: found
+      for place in places
+      if (found := sorted(place.glob('seed*/features')))
+    }
     if not folders:
       raise UserError(f'{run.options.workdir / name} has no finished runs')
-    for folder in tqdm.tqdm(folders, desc=name, unit='run'):
-      *_, row, seed, _ = folder.parts
-      said = {'set': name, 'row': row, 'seed': int(seed[len('seed') :])}
-      rows += [said | scores for scores in score_run(folder)]
+    for row, found in tqdm.tqdm(folders.items(), desc=name, unit='row'):
+      rows += [{'set': name, 'row': row} | x for x in score_row(found, asked)]
   record.finish(run, rows)
 
 
