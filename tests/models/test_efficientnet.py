@@ -224,7 +224,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_outputs():
     (dict(batch_statistics='own'), ['synchronised, frozen']),
     (dict(input_normalisation='caffe'), ['tensorflow, imagenet']),
     (dict(dtype='int8'), ['dtype', 'float32, bfloat16']),
-    (dict(remat='some'), ['remat', 'none, dots, full']),
+    (dict(remat='some'), ['remat', 'none, dots, narrow, full']),
     (dict(drop_path_rate=1.0), ['drop_path_rate', '1.0']),
     (dict(width_ratio=0.01), ['width_ratio', '0.01', '1/16']),
   ],
