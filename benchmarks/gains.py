@@ -97,6 +97,12 @@ def read_kept(folder: pathlib.Path) -> tuple[Kept, Kept]:
   return before, after
 
 
+def is_finished(workdir: pathlib.Path) -> bool:
+  """Whether a run has trained and been scored to its end."""
+  path = workdir / 'results.json'
+  return path.exists() and 'final' in json.loads(path.read_text())
+
+
 def choose_shots(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
   """`count` images of each class, in ascending order; all where it has fewer.
 
@@ -227,7 +233,13 @@ def main() -> None:
     folders = {
       place.name: found
       for place in places
-      if (found := sorted(place.glob('seed*/features')))
+      if (
+        found := [
+          seed / 'features'
+          for seed in sorted(place.glob('seed*'))
+          if is_finished(seed)
+        ]
+      )
     }
     if not folders:
       raise UserError(f'{run.options.workdir / name} has no finished runs')

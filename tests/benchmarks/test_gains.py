@@ -73,3 +73,10 @@ def test_a_run_that_is_not_finished_is_named(folder):
     path.unlink()
   with pytest.raises(UserError, match='features of 0 encoders'):
     gains.read_kept(folder)
+
+
+def test_runs_that_go_on_are_left_out(tmp_path):
+  assert not gains.is_finished(tmp_path)
+  for scores, finished in ({'init': {}}, False), ({'final': {}}, True):
+    (tmp_path / 'results.json').write_text(json.dumps(scores))
+    assert gains.is_finished(tmp_path) == finished
