@@ -23,9 +23,9 @@ import tqdm
 
 from benchmarks import record
 from cmd_jax.errors import UserError
-from cmd_jax.evaluators.features import unit_rows
 from cmd_jax.evaluators.labels import choose
 from cmd_jax.evaluators.linear import GRID, decision, fit_logreg
+from cmd_jax.evaluators.nearest import find_nearest
 from cmd_jax.files import safe_read
 
 SHARES = (10, 20, 50)
@@ -138,8 +138,8 @@ def draws(labels: np.ndarray) -> Iterator[tuple[str, list[np.ndarray]]]:
 
 def nearest_hits(kept: Kept) -> np.ndarray:
   """[T], 1 where the nearest training image is of a test image's class."""
-  train, test = (unit_rows(split.vectors) for split in kept)
-  nearest = (test @ train.T).argmax(1)
+  found = find_nearest(kept.test.vectors, kept.train.vectors, 1)
+  nearest = found.rows[:, 0]
   return (kept.train.labels[nearest] == kept.test.labels).astype(float)
 
 
