@@ -112,6 +112,11 @@ def _no_warmup(base: str) -> Row:
   return Row(f'{base}-no-warmup', base, {'term_warmup_epochs': 0.0}, base)
 
 
+def _with_neighbours(base: str) -> Row:
+  note = 'half of the views are of one of three neighbours'
+  return Row(f'{base}-neighbours', base, {'num_neighbours': 3}, base, note)
+
+
 def _normalised(base: str, how: str) -> Row:
   return Row(f'{base}-{how}', base, {'teacher.normalisation': how}, base)
 
@@ -149,6 +154,8 @@ ROWS = (
   _heads_plain('dino'),
   _heads_plain('esvit'),
   _heads_plain('cmd'),
+  _with_neighbours('dino'),
+  _with_neighbours('cmd'),
   _no_warmup('esvit'),
   _no_warmup('cmd'),
   Row('dino-global-views', 'dino', _GLOBAL_ONLY, 'dino', 'no local views'),
@@ -177,6 +184,8 @@ PRETRAINED_ROWS = (
   'dino',
   'esvit',
   'cmd',
+  'dino-neighbours',
+  'cmd-neighbours',
   'dino-global-views',
   'simclr',
   'detcon',

@@ -59,7 +59,7 @@ class Step(NamedTuple):
   def noise(self) -> Batch:
     """A batch of uniform noise, on the devices."""
     rng = np.random.default_rng(0)
-    images, sizes, index, _ = self.batch_like
+    images, sizes, index = self.batch_like[:3]
     batch = Batch(
       rng.integers(0, 256, images.shape, np.uint8),
       np.full(sizes.shape, images.shape[1], np.int32),

@@ -212,12 +212,12 @@ def make_optimizer(learning_rate=1e-3, **options):
   )
 
 
-def noisy_views(images, sizes, keys, step_key, part_ids):
+def noisy_views(images, sizes, keys, step_key, part_ids, partners):
   """Views drawn by the key of each image, by little of a program.
 
   The augmentation is a third of what a step takes to compile.
   """
-  del sizes, step_key, part_ids
+  del sizes, step_key, part_ids, partners
   shape = (2, *images.shape[1:])
   noise = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
   views = images[:, None] / 255 - 1 + noise

@@ -101,6 +101,7 @@ def lower_step(
     mesh=mesh,
     with_parts=plan is not None,
     with_labels=with_labels,
+    with_partners=config.num_neighbours > 0,
     steps_per_dispatch=config.parallel.steps_per_dispatch,
   )
   return functions.step.lower(functions.state_like, batch, *shapes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from cmd_jax.config import vocabulary
 from cmd_jax.config.fields import check_fields
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators import check_protocol
@@ -28,6 +29,7 @@ def check_config(config: ConfigDict) -> None:
       'drawn at random: set config.init.path to weights to start from (all of '
       'them: cmd-jax weights), or --config=NAME:start=scratch'
     )
+  _check_neighbours(config)
   if config.checkpoint.keep_best and not config.eval.every_epochs:
     raise UserError(
       f'config.checkpoint.keep_best is {config.checkpoint.keep_best!r}, which '
@@ -38,6 +40,25 @@ def check_config(config: ConfigDict) -> None:
       f'config.checkpoint.patience is {config.checkpoint.patience}, but no '
       'score says what is better: name one by config.checkpoint.keep_best, or '
       'set 0'
+    )
+
+
+def _check_neighbours(config: ConfigDict) -> None:
+  """Refuses neighbours where they would say nothing, or something wrong."""
+  count, method = config.num_neighbours, config.method.name
+  if not count:
+    return
+  if method in vocabulary.METHODS_OF_SINGLE_IMAGES:
+    raise UserError(
+      f'config.num_neighbours is {count}, which is for methods that take two '
+      f'views for the same thing, and method={method} looks at each image for '
+      'itself: set 0, or use another method, such as method=cmd'
+    )
+  if not config.init.path:
+    raise UserError(
+      f'config.num_neighbours is {count}, but an encoder that is drawn at '
+      'random knows no neighbours: set config.init.path to weights to start '
+      'from (all of them: cmd-jax weights), or config.num_neighbours=0'
     )
 
 

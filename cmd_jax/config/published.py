@@ -20,6 +20,8 @@ def published(argument: vocabulary.Argument) -> ConfigDict:
     total_epochs=300,
     # Small sets are seen more often, in whole epochs, until so many steps.
     min_steps=0,
+    # Of every image; one gives half of its views: cmd_jax.training.neighbours.
+    num_neighbours=0,
     canvas_px=256,
     # JPEG files may be decoded at 1/2, 1/4 or 1/8, which is faster, as long as
     # the shorter side keeps so many pixels; 0 is the canvas's side.

@@ -76,6 +76,11 @@ FIELDS: dict[str, Field] = {
   'min_steps': _count(
     'Steps of the run at least, for which small sets have more epochs.'
   ),
+  'num_neighbours': _count(
+    'Nearest training images by the weights that the run starts from, of which '
+    'one gives the second global view and half of the local ones; 0 for the '
+    'image itself.'
+  ),
   'canvas_px': _count('Side of the squares to which images are squashed.', 1),
   'decode_px': _count(
     'Pixels that the shorter side keeps where JPEG files are decoded smaller, '

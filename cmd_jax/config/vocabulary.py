@@ -19,6 +19,8 @@ METHODS = (
 METHODS_OF_LABELS = ('finetune',)
 # Those that contrast parts.
 METHODS_OF_PARTS = ('particle', 'detcon')
+# Those to which two images are never the same thing.
+METHODS_OF_SINGLE_IMAGES = (*METHODS_OF_PARTS, *METHODS_OF_LABELS, 'distil')
 ENCODERS = ('vit', 'swin', 'resnet', 'efficientnet')
 STARTS = ('pretrained', 'scratch')
 PARTS = ('hypercolumn', 'cosegmentation', 'grid', 'felzenszwalb', 'annotated')

@@ -18,6 +18,9 @@ class Batch(NamedTuple):
     part_ids: [B, R, R] uint8 part of every pixel; None for a method without
       parts.
     labels: [B] int32 class of each example; None for a method without labels.
+    partners: [B, R, R, 3] uint8 canvases of other images that are taken for the
+      same thing, of which half of an example's views are made; None without.
+    partner_sizes: [B, 2] int32, of their originals.
   """
 
   images: jax.Array
@@ -25,6 +28,8 @@ class Batch(NamedTuple):
   index: jax.Array
   part_ids: jax.Array | None = None
   labels: jax.Array | None = None
+  partners: jax.Array | None = None
+  partner_sizes: jax.Array | None = None
 
 
 class MultiStepBatch(NamedTuple):

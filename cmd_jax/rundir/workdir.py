@@ -79,6 +79,7 @@ class Workdir:
     self.metrics_file = self.path / 'metrics.jsonl'
     self.results_file = self.path / 'results.json'
     self.neighbours_file = self.path / 'neighbours.png'
+    self.neighbour_rows = self.path / 'neighbours.npz'
     self.skipped_file = self.path / 'skipped_images.txt'
     self.non_finite_file = self.path / 'non_finite.json'
     self.checkpoints = self.path / 'checkpoints'

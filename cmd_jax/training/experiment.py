@@ -76,6 +76,7 @@ class Experiment(NamedTuple):
     data: the images.
     method: the objective for global batches, as evaluation needs it.
     parts: how the parts of the images are found; None for a method without.
+    num_neighbours: of every image, of which one gives half of the views.
     init_state: () -> `TrainState` on the mesh, a function of the seed; not
       the one that the run began with if `start_is_lost`.
     state_like: shapes and shardings of that state.
@@ -94,6 +95,7 @@ class Experiment(NamedTuple):
   data: Data
   method: Method
   parts: Plan | None
+  num_neighbours: int
   init_state: Callable[[], TrainState]
   state_like: TrainState
   compile_step: Callable[[], Callable]
@@ -245,6 +247,7 @@ def build(
     data=data,
     method=functions.method,
     parts=plan,
+    num_neighbours=config.num_neighbours,
     init_state=functions.init,
     state_like=functions.state_like,
     compile_step=lambda: compile_functions(
@@ -257,6 +260,7 @@ def build(
         mesh=mesh,
         with_parts=plan is not None,
         with_labels=with_labels,
+        with_partners=config.num_neighbours > 0,
         steps_per_dispatch=config.parallel.steps_per_dispatch,
       ),
       steps_rng,

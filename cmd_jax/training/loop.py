@@ -23,6 +23,7 @@ from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training import classification, hooks, part_rounds
 from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.metrics import Progress
+from cmd_jax.training.neighbours import with_neighbours
 from cmd_jax.training.profiling import Profiler
 from cmd_jax.training.scoring import (
   describe_choice,
@@ -376,6 +377,7 @@ def train(experiment: Experiment, workdir: Workdir) -> dict:
       # Of use before any training, and what that has to beat.
       _score_start(experiment, workdir)
       processes.broadcast_from_main(lambda: show_start(workdir))
+    experiment = with_neighbours(experiment, workdir)
     loop = _Loop(experiment, workdir, checkpoints, state, meta, compiled)
     with stopping.during('training'):
       state = loop.run()

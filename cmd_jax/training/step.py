@@ -61,8 +61,16 @@ def _make_differentiate(
       for stream in (_VIEWS, _DROP_PATH)
     )
     with jax.named_scope('augment'):
+      partners = None
+      if batch.partners is not None:
+        partners = batch.partners, batch.partner_sizes
       views = augment(
-        batch.images, batch.sizes, views_keys, step_key, batch.part_ids
+        batch.images,
+        batch.sizes,
+        views_keys,
+        step_key,
+        batch.part_ids,
+        partners,
       )
     views = views._replace(labels=batch.labels)
     grads, loss = jax.grad(loss_of, has_aux=True)(
@@ -139,7 +147,7 @@ def make_train_step(
 
   Args:
     method: the objective, built for the same `axis_name`.
-    augment: (images, sizes, keys, step_key, part_ids) -> `Views`.
+    augment: `multi_crop.make_augment`'s.
     optimizer: takes `step=` as an extra argument.
     teacher_momentum: m of teacher <- m teacher + (1 - m) student.
     schedules: schedules to log, by name.

@@ -122,6 +122,36 @@ def test_views_depend_on_the_example_alone(canvases):
   assert distance[~np.eye(8, dtype=bool)].min() > 0.05
 
 
+def test_half_of_the_views_are_of_a_partner(canvases):
+  make = multi_crop.make_augment(
+    **{**PLAIN, 'global_px': 24, 'local_px': 12, 'num_local': 3}
+  )
+  black = np.zeros_like(canvases), np.full((4, 2), 96)
+  sizes = np.full((4, 2), 256)
+  views = _jit(make)(canvases, sizes, _keys(4), STEP_KEY, None, black)
+  swapped = _jit(make)(*black, _keys(4), STEP_KEY, None, (canvases, sizes))
+  for ours, theirs, own in (
+    (views.global_views, swapped.global_views, 1),
+    (views.local_views, swapped.local_views, 2),
+  ):
+    assert ours.shape[1] == own + 1
+    levels, other = _levels(ours), _levels(theirs)
+    assert levels[:, :own].std(axis=(2, 3)).min() > 5
+    np.testing.assert_allclose(levels[:, own:], 0, atol=1e-3)
+    np.testing.assert_allclose(other[:, :own], 0, atol=1e-3)
+    assert other[:, own:].std(axis=(2, 3)).min() > 5
+
+
+def test_no_two_views_of_an_image_and_itself_as_a_partner_are_equal(canvases):
+  sizes = np.full((4, 2), 256)
+  views = published(
+    canvases, sizes, _keys(4), STEP_KEY, None, (canvases, sizes)
+  )
+  boxes = np.concatenate([views.global_boxes, views.local_boxes], 1)
+  for of_image in boxes:
+    assert len(np.unique(of_image, axis=0)) == 4
+
+
 def test_one_by_one_is_as_all_at_once(canvases, monkeypatch):
   sizes = np.full((4, 2), 256)
   whole = published(canvases, sizes, _keys(4), STEP_KEY)

@@ -79,3 +79,42 @@ def test_several_batches_are_drawn_at_once():
     for leaf, want in zip(jax.tree.leaves(batch), jax.tree.leaves(like.batch)):
       assert (leaf.shape, leaf.dtype) == (want.shape, want.dtype)
       assert leaf.sharding == want.sharding
+
+
+@pytest.mark.parametrize('several', [1, 2])
+def test_a_neighbour_goes_with_each_image(several):
+  canvases, mesh = _canvases(), sharding.make_mesh(2)
+  own = np.arange(NUM_EXAMPLES)[:, None]
+  neighbours = ((own + [1, 2, 3]) % NUM_EXAMPLES).astype(np.int32)
+  options = dict(batch_size=BATCH, mesh=mesh, steps_per_dispatch=several)
+  found = set()
+  with resident.resident_batches(
+    canvases, seed=5, neighbours=neighbours, **options
+  ) as batches:
+    for step in range(9):
+      batch = batches(step) if several == 1 else batches(step, 1).batch
+      if several > 1:
+        batch = jax.tree.map(lambda x: x[0], batch)
+      partners = order.choose_partners(5, step, batch.index, neighbours)
+      np.testing.assert_array_equal(batch.partners, canvases.images[partners])
+      sizes = canvases.sizes[partners]
+      np.testing.assert_array_equal(batch.partner_sizes, sizes)
+      steps_apart = (partners - np.asarray(batch.index)) % NUM_EXAMPLES
+      found |= set(steps_apart.tolist())
+  assert found == {1, 2, 3}
+  like = resident.batch_like(4, with_partners=True, **options)
+  like = like if several == 1 else like.batch
+  assert like.partners.shape == like.images.shape
+  assert like.partner_sizes.dtype == jnp.int32
+
+
+def test_which_neighbour_it_is_depends_on_seed_and_step():
+  index = np.arange(BATCH)
+  neighbours = np.tile(np.arange(1000, dtype=np.int32), (BATCH, 1))
+
+  def chosen(seed, step):
+    return order.choose_partners(seed, step, index, neighbours).tolist()
+
+  assert chosen(-1, 3) == chosen(-1, 3)
+  assert chosen(0, 3) != chosen(1, 3) and chosen(0, 3) != chosen(0, 4)
+  assert len(set(chosen(0, 3))) > BATCH // 2

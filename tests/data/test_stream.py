@@ -82,9 +82,11 @@ def _assert_same(tree, other):
 def test_both_routes_give_the_same_batches_in_any_order(birds, num_devices):
   mesh = sharding.make_mesh(num_devices)
   part_ids = np.arange(COUNT * PX**2, dtype=np.uint8).reshape(-1, PX, PX)
+  own = np.arange(COUNT, dtype=np.int32)[:, None]
+  options = dict(part_ids=part_ids, neighbours=(own + [1, 2]) % COUNT)
   with (
-    _resident(birds, mesh, part_ids=part_ids) as held,
-    _stream(birds, mesh, part_ids=part_ids) as streamed,
+    _resident(birds, mesh, **options) as held,
+    _stream(birds, mesh, **options) as streamed,
   ):
     for step in (0, 1, 2, 40, 41, 3):
       _assert_same(streamed(step), held(step))

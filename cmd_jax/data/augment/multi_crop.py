@@ -42,6 +42,20 @@ class _Group(NamedTuple):
   blur_probs: tuple[float, ...]
   solarize_probs: tuple[float, ...]
 
+  def halves(self) -> tuple[_Group, _Group]:
+    """The first half of the views, the larger one, and the second."""
+    middle = -(-len(self.blur_probs) // 2)
+    return (
+      self._replace(
+        blur_probs=self.blur_probs[:middle],
+        solarize_probs=self.solarize_probs[:middle],
+      ),
+      self._replace(
+        blur_probs=self.blur_probs[middle:],
+        solarize_probs=self.solarize_probs[middle:],
+      ),
+    )
+
 
 class _Recipe(NamedTuple):
   """What all views have in common; see `make_augment`."""
@@ -159,6 +173,26 @@ def _make_views(
   return _normalise(views, recipe.mean, recipe.std), boxes, flips
 
 
+def _make_group(
+  images: tuple[jax.Array, jax.Array],
+  partners: tuple[jax.Array, jax.Array] | None,
+  keys: jax.Array,
+  step_key: jax.Array,
+  group: _Group,
+  recipe: _Recipe,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """As `_make_views`, of images and sizes; half of their partners."""
+  first, second = group.halves()
+  if partners is None or not second.blur_probs:
+    return _make_views(*images, keys, step_key, group, recipe)
+  of_images = _make_views(*images, keys, step_key, first, recipe)
+  keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+  of_partners = _make_views(*partners, keys, step_key, second, recipe)
+  return jax.tree.map(
+    lambda *x: jnp.concatenate(x, axis=1), of_images, of_partners
+  )
+
+
 def make_augment(
   *,
   global_px: int = 224,
@@ -213,9 +247,11 @@ def make_augment(
 
   Returns:
     (canvases [B, R, R, 3] uint8, sizes [B, 2] int32, keys [B], step_key,
-    part_ids [B, R, R] uint8 or None) -> `Views`, pure and jittable. `sizes` are
-    the heights and widths in pixels of the originals that were squashed into
-    the canvases. Everything is drawn from
+    part_ids [B, R, R] uint8 or None, partners or None) -> `Views`, pure and
+    jittable. `sizes` are the heights and widths in pixels of the originals that
+    were squashed into the canvases. Partners, canvases and sizes of as many
+    other images, give the second global view and the second half of the local
+    ones in place of the example itself. Everything is drawn from
     the example's own key, but the order of the colour jitter from `step_key`,
     one for the global and one for the local views. An example's views therefore
     do not depend on the rest of its batch, if the keys' generator is threefry
@@ -265,16 +301,17 @@ def make_augment(
     keys: jax.Array,
     step_key: jax.Array,
     part_ids: jax.Array | None = None,
+    partners: tuple[jax.Array, jax.Array] | None = None,
   ) -> Views:
-    part_ids = () if part_ids is None else (part_ids,)
-    _, views = spread(step_key, (canvases, sizes, keys, *part_ids))
+    examples = canvases, sizes, keys, part_ids, partners
+    _, views = spread(step_key, examples)
     return views
 
   def augment_share(step_key, examples, _):
     if sharding.platform_of(mesh) != 'cpu':
       return (), augment_together(step_key, *examples)
-    canvases = examples[0]
-    floats = math.prod(canvases.shape[1:])
+    canvases, *_, partners = examples
+    floats = math.prod(canvases.shape[1:]) * (1 if partners is None else 2)
     floats += canvases.shape[-1] * (2 * global_px**2 + num_local * local_px**2)
     size = chunking.examples_in_a_block(len(canvases), 4 * floats, _CACHE_BYTES)
     views = jax.lax.map(
@@ -283,15 +320,17 @@ def make_augment(
     )
     return (), chunking.join(views)
 
-  def augment_together(step_key, canvases, sizes, keys, part_ids=None):
-    images = _to_planes(canvases)
+  def augment_together(step_key, canvases, sizes, keys, part_ids, partners):
+    images = _to_planes(canvases), sizes
+    if partners is not None:
+      partners = _to_planes(partners[0]), partners[1]
     group_keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
     order_keys = jax.random.split(step_key, 2)
-    global_views, global_boxes, global_flips = _make_views(
-      images, sizes, group_keys[:, 0], order_keys[0], global_group, recipe
+    global_views, global_boxes, global_flips = _make_group(
+      images, partners, group_keys[:, 0], order_keys[0], global_group, recipe
     )
-    local_views, local_boxes, local_flips = _make_views(
-      images, sizes, group_keys[:, 1], order_keys[1], local_group, recipe
+    local_views, local_boxes, local_flips = _make_group(
+      images, partners, group_keys[:, 1], order_keys[1], local_group, recipe
     )
     global_part_ids = None
     if part_ids is not None:

@@ -104,8 +104,9 @@ class Data(NamedTuple):
     sha256: hash of the names and labels of both.
     route: 'device' or 'stream'.
     placement: one line: where they are, and why.
-    make_batches: part ids [N, R, R] or None -> context of (step -> `Batch`);
-      puts the images on the devices, or streams them.
+    make_batches: (part ids [N, R, R] or None, neighbours [N, k] or None) ->
+      context of (step -> `Batch`); puts the images on the devices, or streams
+      them.
     batch_indices: step, from 0 -> [B] numbers of its examples.
     validation: the images whose labels are asked for while it trains; None
       where training images ask each other, or nothing is asked.
@@ -212,12 +213,13 @@ def load_data(
   processes.assert_same_on_all('the training images', _hash_of_data(canvases))
   check_num_examples(canvases, config.batch_size)
 
-  def make_batches(part_ids):
+  def make_batches(part_ids=None, neighbours=None):
     options = dict(
       batch_size=config.batch_size,
       seed=config.seed,
       mesh=mesh,
       part_ids=part_ids,
+      neighbours=neighbours,
       with_labels=with_labels,
     )
     if route == 'device':

@@ -1,7 +1,7 @@
 """The order of the examples of a run, a pure function of (seed, step).
 
-Both routes to the device follow it, and so do processes that decode, which
-need nothing but NumPy for it.
+So is which of its neighbours goes with an example. Both routes to the device
+follow it, and so do processes that decode, which need nothing but NumPy for it.
 """
 
 from __future__ import annotations
@@ -62,3 +62,24 @@ def batch_indices(
   epoch, place = divmod(step, num_examples // batch_size)
   start = place * batch_size
   return epoch_order(seed, epoch, num_examples)[start : start + batch_size]
+
+
+def choose_partners(
+  seed: int, step: int, index: np.ndarray, neighbours: np.ndarray
+) -> np.ndarray:
+  """The neighbour that goes with each example of a step.
+
+  Args:
+    seed: of the run.
+    step: number of the step, from 0.
+    index: [B] the examples, from `batch_indices`.
+    neighbours: [N, k] of every example of the set.
+
+  Returns:
+    [B] int32.
+  """
+  # Not the entropy of an epoch's order, which has one number less.
+  entropy = np.random.SeedSequence((seed % 2**64, step, 0))
+  draws = np.random.Philox(entropy).random_raw(len(index))
+  column = draws % np.uint64(neighbours.shape[1])
+  return neighbours[index, column.astype(int)].astype(np.int32)

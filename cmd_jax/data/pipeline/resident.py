@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from cmd_jax.data.batch import Batch, MultiStepBatch
 from cmd_jax.data.canvas import Canvases
 from cmd_jax.data.channels import dtype_of
-from cmd_jax.data.pipeline.order import batch_indices
+from cmd_jax.data.pipeline.order import batch_indices, choose_partners
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 
@@ -44,6 +44,7 @@ def resident_batches(
   part_ids: np.ndarray | None = None,
   steps_per_dispatch: int = 1,
   with_labels: bool = False,
+  neighbours: np.ndarray | None = None,
 ) -> Iterator[Callable[..., Batch | MultiStepBatch]]:
   """Puts a set on the devices and gives what draws its batches there.
 
@@ -55,6 +56,7 @@ def resident_batches(
     part_ids: [N, R, R] uint8 parts to go with the images.
     steps_per_dispatch: n, batches drawn at once.
     with_labels: whether the labels go with the images.
+    neighbours: [N, k] of each image, of which one goes with it; None without.
 
   Yields:
     step -> global `Batch`, split over the devices; compiled once. For n above 1
@@ -77,28 +79,36 @@ def resident_batches(
     ),
   )
 
-  def draw(data, index):
+  def draw(data, index, partners):
     images, sizes, *others = jax.tree.map(lambda x: x[index], data)
-    return Batch(images, sizes, index, *others)
+    batch = Batch(images, sizes, index, *others)
+    if partners is None:
+      return batch
+    return batch._replace(
+      partners=data[0][partners], partner_sizes=data[1][partners]
+    )
 
   def indices(step):
-    return batch_indices(
+    index = batch_indices(
       seed, step, num_examples=num_examples, batch_size=batch_size
     )
+    if neighbours is None:
+      return index, None
+    return index, choose_partners(seed, step, index, neighbours)
 
   def draw_several(step, count):
     # All calls have one shape; what is too much repeats the last batch.
     numbers = (step + min(i, count - 1) for i in range(steps_per_dispatch))
-    index = np.stack([indices(number) for number in numbers])
-    return MultiStepBatch(draw(data, index), np.int32(count))
+    chosen = jax.tree.map(lambda *x: np.stack(x), *map(indices, numbers))
+    return MultiStepBatch(draw(data, *chosen), np.int32(count))
 
   if steps_per_dispatch > 1:
     split = sharding.each_sharded(mesh)
-  draw = jax.jit(draw, in_shardings=(whole, whole), out_shardings=split)
+  draw = jax.jit(draw, in_shardings=whole, out_shardings=split)
   if steps_per_dispatch > 1:
     yield draw_several
   else:
-    yield lambda step: draw(data, indices(step))
+    yield lambda step: draw(data, *indices(step))
 
 
 def batch_like(
@@ -109,6 +119,7 @@ def batch_like(
   mesh: Mesh,
   with_parts: bool = False,
   with_labels: bool = False,
+  with_partners: bool = False,
   steps_per_dispatch: int = 1,
 ) -> Batch | MultiStepBatch:
   """Shapes and shardings of the batches of a set, by either route.
@@ -120,6 +131,7 @@ def batch_like(
     mesh: the devices.
     with_parts: whether a part mask goes with every image.
     with_labels: whether the labels go with the images.
+    with_partners: whether a neighbour goes with every image.
     steps_per_dispatch: n, batches drawn at once.
   """
   leading, split = (batch_size,), sharding.sharded(mesh)
@@ -130,12 +142,16 @@ def batch_like(
   def like(shape, dtype):
     return jax.ShapeDtypeStruct((*leading, *shape), dtype, sharding=split)
 
+  images = like((canvas_px, canvas_px, channels), dtype_of(channels))
+  sizes = like((2,), jnp.int32)
   batch = Batch(
-    images=like((canvas_px, canvas_px, channels), dtype_of(channels)),
-    sizes=like((2,), jnp.int32),
+    images=images,
+    sizes=sizes,
     index=like((), jnp.int32),
     part_ids=like((canvas_px, canvas_px), jnp.uint8) if with_parts else None,
     labels=like((), jnp.int32) if with_labels else None,
+    partners=images if with_partners else None,
+    partner_sizes=sizes if with_partners else None,
   )
   if steps_per_dispatch == 1:
     return batch

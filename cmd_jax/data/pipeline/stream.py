@@ -172,6 +172,7 @@ def streamed_batches(
   mesh: Mesh,
   part_ids: np.ndarray | None = None,
   with_labels: bool = False,
+  neighbours: np.ndarray | None = None,
   num_workers: int = 0,
   ahead: int = 2,
 ) -> Iterator[Callable[[int], Batch]]:
@@ -186,6 +187,7 @@ def streamed_batches(
     part_ids: [N, R, R] uint8 parts to go with the images; may be mapped from a
       file.
     with_labels: whether the labels go with the images.
+    neighbours: [N, k] of each image, of which one goes with it; None without.
     num_workers: processes that decode; 0 decodes in threads of this one.
     ahead: batches made, and held on the devices, ahead of the step.
 
@@ -203,6 +205,7 @@ def streamed_batches(
     seed=seed,
     batch_size=batch_size,
     places=places,
+    neighbours=neighbours,
   )
 
   def start(step):

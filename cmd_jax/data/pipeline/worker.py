@@ -9,7 +9,7 @@ import threading
 import numpy as np
 
 from cmd_jax.data.canvas import Decoded, Skipped, decode_example
-from cmd_jax.data.pipeline.order import batch_indices
+from cmd_jax.data.pipeline.order import batch_indices, choose_partners
 from cmd_jax.data.sources.base import Source
 from cmd_jax.errors import UserError
 
@@ -63,6 +63,7 @@ class RunExamples:
     seed: of the order.
     batch_size: B of all processes together.
     places: [b] this process's places in a batch.
+    neighbours: [N, k] of each example, of which one goes with it; None without.
   """
 
   def __init__(
@@ -73,33 +74,47 @@ class RunExamples:
     seed: int,
     batch_size: int,
     places: np.ndarray,
+    neighbours: np.ndarray | None = None,
   ) -> None:
     self._source, self._canvas_px = source, canvas_px
     self._seed, self._batch_size = seed, batch_size
-    self._places = places
+    self._places, self._neighbours = places, neighbours
 
   def __len__(self) -> int:
     return _NUM_STEPS * len(self._places)
 
   def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-    """{image [R, R, 3], size [2], index [], wanted []} of an example.
+    """{images [R, R, 3], sizes [2], index [], wanted []} of an example.
 
     `index` is the example decoded and `wanted` the one that the order named.
+    With neighbours there are `partners` and `partner_sizes` of one besides.
     """
     step, place = divmod(number, len(self._places))
-    wanted = batch_indices(
+    place = self._places[place]
+    named = batch_indices(
       self._seed,
       step,
       num_examples=len(self._source.file_names),
       batch_size=self._batch_size,
-    )[self._places[place]]
-    index, decoded = decode_readable(self._source, int(wanted), self._canvas_px)
-    return {
+    )
+    index, decoded = self._decode(named[place])
+    example = {
       'images': decoded.canvas,
       'sizes': np.array(decoded.size, np.int32),
       'index': np.int32(index),
-      'wanted': wanted,
+      'wanted': named[place],
     }
+    if self._neighbours is None:
+      return example
+    partners = choose_partners(self._seed, step, named, self._neighbours)
+    _, partner = self._decode(partners[place])
+    return example | {
+      'partners': partner.canvas,
+      'partner_sizes': np.array(partner.size, np.int32),
+    }
+
+  def _decode(self, index: np.integer) -> tuple[int, Decoded]:
+    return decode_readable(self._source, int(index), self._canvas_px)
 
 
 def _end_with_parent() -> None:
