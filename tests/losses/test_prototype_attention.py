@@ -349,43 +349,75 @@ def test_blocks_hold_whole_bags_and_come_apart():
   np.testing.assert_array_equal(prototype_blocks.from_blocks(cut, 3, 5), x)
 
 
+def _print_compiled(topology: str, function: str) -> list[int]:
+  """What a function of this module prints when it compiles for a topology.
+
+  In a process of its own: compilers are loaded before JAX finds its devices.
+  """
+  code = f"""
+import jax
+from cmd_jax.compile_ahead import targets
+targets.prepare_process()
+from cmd_jax.devices import sharding
+from tests.losses import test_prototype_attention as cases
+target = targets.find_target('{topology}')
+mesh = sharding.make_mesh(1, target.devices)
+print(*cases.{function}(sharding.replicated(mesh), target.compiler_options))
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  return [int(x) for x in done.stdout.splitlines()[-1].split()]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None,
   reason="compiles for a TPU: needs libtpu, pip install 'cmd_jax[tpu]'",
 )
 def test_kernels_compile_for_a_tpu():
-  """In a process of its own: libtpu is loaded before JAX finds its devices."""
-  code = """
-import jax, jax.numpy as jnp
-from cmd_jax.compile_ahead import targets
-targets.prepare_process()
-from cmd_jax.devices import sharding
-from tests.losses import test_prototype_attention as cases
-target = targets.find_target('v5e:1x1')
-mesh = sharding.make_mesh(1, target.devices)
-print(cases.compile_kernels(sharding.replicated(mesh)))
-"""
-  done = subprocess.run(
-    [sys.executable, '-c', code], capture_output=True, text=True, check=False
-  )
-  assert done.returncode == 0, done.stderr[-2000:]
   # Three for each of the student's view sizes. Of the teacher's three, one has
   # no part in these gradients.
-  assert int(done.stdout.split()[-1]) == 8
+  assert _print_compiled('v5e:1x1', 'count_kernels') == [8]
 
 
-def compile_kernels(where) -> int:
-  """How many kernels a program has that is compiled for a device."""
+@pytest.mark.slow
+@pytest.mark.skipif(
+  importlib.util.find_spec('jax_cuda13_plugin') is None,
+  reason="compiles for a GPU: needs CUDA, pip install 'cmd_jax[cuda]'",
+)
+def test_tiles_compile_for_a_gpu():
+  few, many = _print_compiled('h100', 'measure_temporaries')
+  # But for gradients, which are as large as the prototypes.
+  assert 0 < many - few < 2**14 * 8 * 4 * 4
+
+
+def _gradient(where, num_prototypes: int, dim: int, kernels: str):
+  """The gradient by prototypes and features, lowered for a device."""
   bag = _BAGS['attention']
-  inputs = _inputs(bag, jnp.bfloat16, 512, 128)
+  inputs = _inputs(bag, jnp.bfloat16, num_prototypes, dim)
   like = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), inputs
   )
 
   def loss(prototypes, *rest):
-    attended = _by_kernels(bag, prototypes, *rest, kernels='compiled')
+    attended = _by_kernels(bag, prototypes, *rest, kernels=kernels)
     return sum(x.sum() for x in jax.tree.leaves(attended))
 
-  text = jax.jit(jax.grad(loss, (0, 1))).lower(*like).compile().as_text()
-  return text.count('custom_call_target="tpu_custom_call"')
+  return jax.jit(jax.grad(loss, (0, 1))).lower(*like)
+
+
+def count_kernels(where, options) -> tuple[int]:
+  """How many kernels a program has that is compiled for a device."""
+  text = _gradient(where, 512, 128, 'compiled').compile(options).as_text()
+  return (text.count('custom_call_target="tpu_custom_call"'),)
+
+
+def measure_temporaries(where, options) -> tuple[int, int]:
+  """Bytes of temporaries with few and with many prototypes."""
+  found = (
+    _gradient(where, count, 8, '').compile(options).memory_analysis()
+    for count in (2**10, 2**14)
+  )
+  return tuple(x.temp_size_in_bytes for x in found)
