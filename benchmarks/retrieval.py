@@ -28,6 +28,7 @@ from cmd_jax.api import Encoder
 from cmd_jax.data.augment.multi_crop import make_eval_view
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators.features import unit_rows
+from cmd_jax.evaluators.whitening import learn_whitening
 from cmd_jax.models.pooling import generalised_mean, mean_by_strength
 
 # Those cut to their boxes already are shown whole.
@@ -229,6 +230,12 @@ def make_vectors(
   for power in (0.25, 0.5):
     name = f'GeM 2, 320 px, whitened to the power {power}'
     made[name] = whiten(pooled, gallery, power)
+  for name, vectors in (
+    ('encoder, 224 px', pool(maps[224], 1.0)),
+    ('patches by strength, 320 px', pool(maps[320], None)),
+  ):
+    learned = learn_whitening(vectors[gallery])
+    made[f'{name}, whitened by neighbours'] = learned(vectors)
   return made
 
 

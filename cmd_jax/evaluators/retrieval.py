@@ -18,6 +18,7 @@ from cmd_jax.evaluators.features import (
   unit_rows,
   usable,
 )
+from cmd_jax.evaluators.whitening import apart_in
 
 # Every how many-th test image queries under retrieval/cmd-ratio9.
 _RATIO = 9
@@ -59,7 +60,6 @@ def make_retrieval(
 
 def make_centred(
   max_similarities: int = 2**22,
-  protocol: str = 'retrieval/test-vs-train-centred',
 ) -> Callable[[Features, Features], dict[str, float]]:
   """`retrieval/test-vs-train-centred`: as `make_retrieval`, features centred.
 
@@ -68,17 +68,46 @@ def make_centred(
 
   Args:
     max_similarities: as in `make_retrieval`.
-    protocol: name, for messages.
 
   Returns:
     An evaluator giving `rank1`, `rank5` and `mAP`.
   """
 
   def evaluate(train: Features, test: Features) -> dict[str, float]:
+    protocol = 'retrieval/test-vs-train-centred'
     train, test = usable(protocol, train, test)
     gallery, queries = (
       x._replace(vectors=centred(x.vectors, train.vectors))
       for x in (train, test)
+    )
+    ranking = _rank_all(protocol, queries, gallery, max_similarities)
+    return {**_ranks(ranking), **_mean_precision(ranking)}
+
+  return evaluate
+
+
+def make_as_searched(
+  max_similarities: int = 2**22,
+) -> Callable[[Features, Features], dict[str, float]]:
+  """`retrieval/search`: train images ranked as `cmd-jax search` ranks them.
+
+  As `make_retrieval`, of features whitened by what the neighbours among the
+  train images differ in (`whitening.learn_whitening`, without a label); centred
+  where these are too few.
+
+  Args:
+    max_similarities: as in `make_retrieval`.
+
+  Returns:
+    An evaluator giving `rank1`, `rank5` and `mAP`.
+  """
+
+  def evaluate(train: Features, test: Features) -> dict[str, float]:
+    protocol = 'retrieval/search'
+    train, test = usable(protocol, train, test)
+    told_apart = apart_in(train.vectors)
+    gallery, queries = (
+      x._replace(vectors=told_apart(x.vectors)) for x in (train, test)
     )
     ranking = _rank_all(protocol, queries, gallery, max_similarities)
     return {**_ranks(ranking), **_mean_precision(ranking)}

@@ -104,9 +104,7 @@ EVALUATORS: dict[str, Factory] = {
   'labels/100': _of_embeddings(labels.make_label_share, percent=100),
   'retrieval/test-vs-train': _of_embeddings(retrieval.make_retrieval),
   'retrieval/test-vs-train-centred': _of_embeddings(retrieval.make_centred),
-  'retrieval/search': _as_searched(
-    retrieval.make_centred, protocol='retrieval/search'
-  ),
+  'retrieval/search': _as_searched(retrieval.make_as_searched),
   'retrieval/loo-test': _of_embeddings(retrieval.make_loo),
   'retrieval/cmd-ratio9': _of_embeddings(retrieval.make_cmd_ratio9),
   'parts/hit': _of_network(attention_hit.make_attention_hit, 'parts_hit'),

@@ -14,17 +14,19 @@ from PIL import Image, ImageDraw
 
 from cmd_jax.data import canvas, image_files
 from cmd_jax.errors import UserError, missing_extra
-from cmd_jax.evaluators.features import centred, unit_rows
+from cmd_jax.evaluators.features import unit_rows
 from cmd_jax.evaluators.nearest import Nearest, find_nearest
+from cmd_jax.evaluators.whitening import MIN_VECTORS, apart_in
 from cmd_jax.export.images import Embeddings
 from cmd_jax.files import disk_errors
 from cmd_jax.files.atomic import write_atomically
 
 INDEXES = ('exact', 'faiss')
 _ABOUT = (
-  'centred: cosine similarity after the mean of the images searched is taken '
-  'off, by\nwhich they are ranked; cosine: without that, near 1 for all where '
-  'features lie in a\nnarrow cone'
+  'likeness: cosine similarity after the mean of the images searched is taken '
+  'off and, from\n{count} images on, what the nearest of them differ in counts '
+  'less; they are ranked by it;\ncosine: without either, near 1 for all where '
+  'features lie in a narrow cone'
 )
 _CELL_PX, _TEXT_PX, _COLUMNS = 160, 32, 5
 
@@ -67,12 +69,13 @@ class Found(NamedTuple):
 
   Attributes:
     rows: [k] rows of the gallery.
-    centred: [k] cosines after the gallery's mean was taken off, descending.
+    likeness: [k] cosines in which images are told apart in the gallery, see
+      `whitening.apart_in`, descending.
     cosines: [k] cosines of the features as they are.
   """
 
   rows: np.ndarray
-  centred: np.ndarray
+  likeness: np.ndarray
   cosines: np.ndarray
 
 
@@ -84,7 +87,7 @@ def search(
   *,
   without: Sequence[int] = (),
 ) -> Found:
-  """The k images of a gallery that look most like one query, centred.
+  """The k images of a gallery that look most like one query.
 
   Args:
     query: [D] its embedding.
@@ -98,9 +101,8 @@ def search(
   """
   find = {'exact': find_nearest, 'faiss': nearest_by_faiss}[index]
   vectors = gallery.vectors
-  found = find(
-    centred(query[None], vectors), centred(vectors, vectors), k + len(without)
-  )
+  told_apart = apart_in(vectors)
+  found = find(told_apart(query[None]), told_apart(vectors), k + len(without))
   kept = np.flatnonzero(~np.isin(found.rows[0], without))[:k]
   rows = found.rows[0][kept]
   cosines = unit_rows(vectors[rows]) @ unit_rows(query[None])[0]
@@ -109,11 +111,11 @@ def search(
 
 def table(gallery: Embeddings, found: Found) -> str:
   """The result as lines of rank, both similarities and file name."""
-  lines = ['rank  centred  cosine  file']
+  lines = ['rank  likeness  cosine  file']
   for rank, (row, similarity, cosine) in enumerate(zip(*found), 1):
     name = canvas.printable(gallery.file_names[row])
-    lines.append(f'{rank:4}  {similarity:7.3f}  {cosine:6.3f}  {name}')
-  return '\n'.join([*lines, '', _ABOUT])
+    lines.append(f'{rank:4}  {similarity:8.3f}  {cosine:6.3f}  {name}')
+  return '\n'.join([*lines, '', _ABOUT.format(count=MIN_VECTORS)])
 
 
 def picture_beside(path: pathlib.Path) -> pathlib.Path:
@@ -140,8 +142,7 @@ def save_results(
   """Writes the result as CSV, and as a picture beside it.
 
   Args:
-    path: of the CSV file, with the columns rank, centred_similarity,
-      similarity and file.
+    path: of the CSV file, with the columns rank, likeness, similarity and file.
     query: the image that was searched for.
     gallery: what was searched.
     found: the result.
@@ -154,14 +155,14 @@ def save_results(
   """
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(['rank', 'centred_similarity', 'similarity', 'file'])
+  writer.writerow(['rank', 'likeness', 'similarity', 'file'])
   for rank, (row, *similarities) in enumerate(zip(*found), 1):
     numbers = [f'{x:.6f}' for x in similarities]
     writer.writerow([rank, *numbers, gallery.file_names[row]])
   files = [gallery.folder / gallery.file_names[row] for row in found.rows]
   titles = [
     f'{rank}: {x:.2f} {f.name}'
-    for rank, (x, f) in enumerate(zip(found.centred, files), 1)
+    for rank, (x, f) in enumerate(zip(found.likeness, files), 1)
   ]
   picture = picture_beside(path)
   content = _sheet([query, *files], [f'query {query.name}', *titles])

@@ -1,4 +1,4 @@
-"""The nearest images of an index, by the ranking of `cmd-jax search`.
+"""The nearest images of an index.
 
 Cosines after the mean of the live rows was taken off. All rows are compared up
 to `EXACT_UP_TO`; beyond it inverted lists give candidates of the rows that they

@@ -29,9 +29,9 @@ def test_what_lies_in_a_narrow_cone_is_told_apart(without):
   want[list(without)] = -2
   rows = np.argsort(-want)[:6]
   np.testing.assert_array_equal(found.rows, rows)
-  np.testing.assert_allclose(found.centred, want[rows], atol=1e-4)
+  np.testing.assert_allclose(found.likeness, want[rows], atol=1e-4)
   assert found.cosines.min() > 0.999
-  assert np.ptp(found.centred) > 0.1
+  assert np.ptp(found.likeness) > 0.1
 
 
 def test_one_image_is_found_though_nothing_is_left_of_it():
@@ -40,7 +40,7 @@ def test_one_image_is_found_though_nothing_is_left_of_it():
     file_names=gallery.file_names[:1], vectors=gallery.vectors[:1]
   )
   found = search.search(gallery.vectors[1], one, 3)
-  assert found.rows.tolist() == [0] and found.centred.tolist() == [0]
+  assert found.rows.tolist() == [0] and found.likeness.tolist() == [0]
   assert found.cosines[0] > 0.999
 
 

@@ -58,7 +58,7 @@ def test_it_agrees_with_search(make_index, monkeypatch):
   for query, *columns in zip(queries, *found):
     want = _search(vectors, query, 7)
     np.testing.assert_array_equal(columns[0], want.rows)
-    np.testing.assert_allclose(columns[1], want.centred, atol=1e-4)
+    np.testing.assert_allclose(columns[1], want.likeness, atol=1e-4)
     np.testing.assert_allclose(columns[2], want.cosines, atol=1e-5)
 
 
