@@ -44,10 +44,17 @@ class Whitening(NamedTuple):
 
   def __call__(self, vectors: np.ndarray) -> np.ndarray:
     """Maps vectors [N, D] to unit vectors [N, D] float32."""
-    return unit_rows(self._map(vectors) - self.mean)
+    return unit_rows(project(vectors, self.matrix) - self.mean)
 
-  def _map(self, vectors: np.ndarray) -> np.ndarray:
-    return unit_rows(unit_rows(vectors) @ self.matrix)
+
+def project(vectors: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+  """Unit vectors [N, D] float32 of which no mean is taken off.
+
+  Args:
+    vectors: [N, D].
+    matrix: `Whitening.matrix`; its inverse takes unit vectors back.
+  """
+  return unit_rows(unit_rows(vectors) @ matrix)
 
 
 def learn_whitening(vectors: np.ndarray) -> Whitening | None:
@@ -77,8 +84,7 @@ def learn_whitening(vectors: np.ndarray) -> Whitening | None:
   # In units of the mean deviation, so that nothing grows or shrinks as a whole.
   scale = np.sqrt(spread / shrunk)
   matrix = ((directions * scale) @ directions.T).astype(np.float32)
-  found = Whitening(matrix, np.zeros(dim, np.float32))
-  return found._replace(mean=found._map(units).mean(0))
+  return Whitening(matrix, project(units, matrix).mean(0))
 
 
 def apart_in(gallery: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

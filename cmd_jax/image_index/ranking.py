@@ -1,4 +1,4 @@
-"""The nearest images of an index.
+"""The nearest images of an index, by the ranking of `cmd-jax search`.
 
 Cosines after the mean of the live rows was taken off. All rows are compared up
 to `EXACT_UP_TO`; beyond it inverted lists give candidates of the rows that they
@@ -43,12 +43,12 @@ class Ranked(NamedTuple):
 
   Attributes:
     rows: [Q, k] rows of the index; -1 where there are no more.
-    centred: [Q, k] cosines after the mean was taken off.
-    cosines: [Q, k] cosines of the vectors as they are.
+    likeness: [Q, k] cosines after the mean was taken off.
+    cosines: [Q, k] cosines of the rows as they are.
   """
 
   rows: np.ndarray
-  centred: np.ndarray
+  likeness: np.ndarray
   cosines: np.ndarray
 
 
@@ -151,7 +151,7 @@ def rank(
 
   Args:
     index: that is searched.
-    queries: [Q, D] embeddings.
+    queries: [Q, D] as the rows are, see `Index.like_rows`.
     k: how many are wanted; fewer where there are fewer.
     without: [Q] a row that is no result of the query; -1 for none.
 

@@ -225,7 +225,8 @@ def _queries_of_files(request: Request, index: Index) -> Queries:
     ):
       skipped += block.skipped
       if block.names:
-        vectors[[place_of[name] for name in block.names]] = block.vectors
+        places = [place_of[name] for name in block.names]
+        vectors[places] = index.like_rows(block.vectors)
     unreadable[[place_of[x.file_name] for x in skipped]] = True
     if unreadable.all():
       raise none_readable(root, skipped)
@@ -240,27 +241,27 @@ def to_csv(index: Index, queries: Queries, found: Ranked) -> str:
   text, items = io.StringIO(), index.items
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow(
-    ['query', 'rank', 'centred_similarity', 'similarity', 'file', 'class_name']
+    ['query', 'rank', 'likeness', 'similarity', 'file', 'class_name']
   )
   for query, *columns in zip(queries.names, *found):
-    for place, (row, centred, cosine) in enumerate(zip(*columns), 1):
+    for place, (row, likeness, cosine) in enumerate(zip(*columns), 1):
       if row >= 0:
         label = items.labels[row]
         class_name = items.class_names[label] if label >= 0 else ''
-        numbers = f'{centred:.6f}', f'{cosine:.6f}'
+        numbers = f'{likeness:.6f}', f'{cosine:.6f}'
         writer.writerow([query, place, *numbers, items.names[row], class_name])
   return text.getvalue()
 
 
 def _table(index: Index, found: Ranked) -> str:
   """The result of one query as `cmd-jax search` shows it."""
-  lines = ['rank  centred  cosine  file']
-  for place, (row, centred, cosine) in enumerate(
+  lines = ['rank  likeness  cosine  file']
+  for place, (row, likeness, cosine) in enumerate(
     zip(*(column[0] for column in found)), 1
   ):
     if row >= 0:
       name = printable(index.items.names[row])
-      lines.append(f'{place:4}  {centred:7.3f}  {cosine:6.3f}  {name}')
+      lines.append(f'{place:4}  {likeness:8.3f}  {cosine:6.3f}  {name}')
   return '\n'.join(lines)
 
 

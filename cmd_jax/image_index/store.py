@@ -4,7 +4,10 @@ A folder with
 
   index.json        which files belong to it, and the encoder; written last, so
                     that an index is what it was until all of a change is there
-  vectors.f32       [N, D] float32, row by row; only ever appended to
+  vectors.f32       [N, D] float32, row by row; only ever appended to, and from
+                    200 images on replaced by
+  vectors-G.f32     the same whitened
+  whitening-G.npz   by what
   items-G.npz       names, sizes and times of the files, classes, states
   lists-G.faiss     inverted lists over the first rows, of a large index
   lock              held while something is added
@@ -29,13 +32,16 @@ import cmd_jax
 from cmd_jax.data.sources.base import UNLABELLED
 from cmd_jax.data.sources.index import Names
 from cmd_jax.errors import UserError
+from cmd_jax.evaluators.whitening import project
 from cmd_jax.files import safe_read
 from cmd_jax.files.atomic import write_atomically
 from cmd_jax.files.formats import VERSION_FIELD, check_format
 from cmd_jax.files.safe_read import one_line
 
 MANIFEST, VECTORS = 'index.json', 'vectors.f32'
-_FORMAT_VERSION = 1
+# 2: vectors may be whitened.
+_FORMAT_VERSION = 2
+_OF_VECTORS = 'vectors*.f32', 'whitening-*.npz'
 # States of a row: a result, its file gone, its file replaced by a later row.
 LIVE, GONE, REPLACED = range(3)
 
@@ -107,6 +113,20 @@ class Lists(NamedTuple):
   recall: float
 
 
+class Whitened(NamedTuple):
+  """What was done to the vectors of an index.
+
+  Attributes:
+    file: with the matrix.
+    matrix: [D, D], for `whitening.project`.
+    images: how many live ones there were when it was learned.
+  """
+
+  file: str
+  matrix: np.ndarray
+  images: int
+
+
 class Index(NamedTuple):
   """An index that is open.
 
@@ -118,6 +138,8 @@ class Index(NamedTuple):
     dim: D.
     lists: of a large index; None without.
     generation: number of changes.
+    vectors_file: name of the file of vectors.
+    whitened: how they were whitened; None for those that the encoder gave.
   """
 
   path: pathlib.Path
@@ -127,6 +149,8 @@ class Index(NamedTuple):
   dim: int
   lists: Lists | None = None
   generation: int = 0
+  vectors_file: str = VECTORS
+  whitened: Whitened | None = None
 
   def file_of(self, name: str) -> pathlib.Path:
     """The image of a name."""
@@ -139,16 +163,20 @@ class Index(NamedTuple):
       return full[len(root) :].replace(os.sep, '/')
     return full
 
+  def like_rows(self, vectors: np.ndarray) -> np.ndarray:
+    """Vectors [M, D] of the encoder as the rows of the index are."""
+    if self.whitened is None:
+      return vectors
+    return project(vectors, self.whitened.matrix)
+
   def vectors(self) -> np.ndarray:
     """[N, D] float32, mapped and read where they are looked at."""
-    count = len(self.items.names)
+    count, path = len(self.items.names), self.path / self.vectors_file
     try:
-      return np.memmap(
-        self.path / VECTORS, '<f4', mode='r', shape=(count, self.dim)
-      )
+      return np.memmap(path, '<f4', mode='r', shape=(count, self.dim))
     except (OSError, ValueError) as error:
       raise UserError(
-        f'{self.path / VECTORS} does not hold {count} vectors '
+        f'{path} does not hold {count} vectors '
         f'({one_line(error)}): build the index again'
       ) from error
 
@@ -207,8 +235,9 @@ def locked(path: pathlib.Path) -> Iterator[None]:
 def discard(path: pathlib.Path) -> None:
   """Takes away what is left of an index that has never been one."""
   with contextlib.suppress(OSError):
-    for name in (VECTORS, 'lock'):
-      (path / name).unlink(missing_ok=True)
+    for pattern in (*_OF_VECTORS, 'lock'):
+      for file in path.glob(pattern):
+        file.unlink(missing_ok=True)
     path.rmdir()
 
 
@@ -220,7 +249,8 @@ def append(index: Index, vectors: np.ndarray) -> None:
   """
   size = len(index.items.names) * index.dim * 4
   # Not 'ab', which would write behind the leftovers.
-  with open(index.path / VECTORS, 'r+b' if size else 'wb') as file:
+  path = index.path / index.vectors_file
+  with open(path, 'r+b' if size else 'wb') as file:
     file.truncate(size)
     file.seek(size)
     file.write(np.ascontiguousarray(vectors, '<f4').tobytes())
@@ -271,6 +301,7 @@ def commit(index: Index) -> Index:
     total=items.total,
   )
   write_atomically(index.path / f'items-{generation}.npz', buffer.getvalue())
+  whitened = index.whitened
   manifest = {
     VERSION_FIELD: _FORMAT_VERSION,
     'cmd_jax_version': cmd_jax.__version__,
@@ -280,15 +311,42 @@ def commit(index: Index) -> Index:
     'dim': index.dim,
     'encoder': index.encoder._asdict(),
     'lists': index.lists and index.lists._asdict(),
+    'vectors': index.vectors_file,
+    'whitened': whitened and {'file': whitened.file, 'images': whitened.images},
   }
+  before = _files_of_vectors(index.path)
   write_atomically(index.path / MANIFEST, json.dumps(manifest, indent=2) + '\n')
-  kept = {f'items-{generation}.npz', index.lists and index.lists.file}
-  for pattern in ('items-*.npz', 'lists-*.faiss'):
+  # Whoever opened the index a moment ago still reads the last ones.
+  kept = {f'items-{x}.npz' for x in (old, generation)} | before
+  kept |= {index.lists and index.lists.file, index.vectors_file}
+  kept |= {whitened and whitened.file}
+  for pattern in ('items-*.npz', 'lists-*.faiss', *_OF_VECTORS):
     for path in index.path.glob(pattern):
-      if path.name not in kept and path.name != f'items-{old}.npz':
-        # Whoever opened the index a moment ago still reads the last items.
+      if path.name not in kept:
         path.unlink(missing_ok=True)
   return index._replace(generation=generation)
+
+
+def _files_of_vectors(path: pathlib.Path) -> set[str]:
+  """Names of the files that the manifest on the disk says vectors are in."""
+  try:
+    manifest = safe_read.parse_json((path / MANIFEST).read_text())
+    whitened = manifest.get('whitened') or {}
+    return {manifest.get('vectors', VECTORS), whitened.get('file')}
+  except (OSError, ValueError):
+    return set()
+
+
+def _read_whitened(
+  path: pathlib.Path, said: dict[str, Any] | None, dim: int
+) -> Whitened | None:
+  if not said:
+    return None
+  with (path / said['file']).open('rb') as file:
+    matrix = safe_read.read_npz(file)['matrix']
+  if matrix.shape != (dim, dim) or matrix.dtype != np.float32:
+    raise ValueError(f'its whitening has the shape {matrix.shape}')
+  return Whitened(said['file'], matrix, said['images'])
 
 
 def _read_items(path: pathlib.Path, rows: int, dim: int) -> Items:
@@ -327,8 +385,11 @@ def open_index(path: pathlib.Path) -> Index:
     dim, lists = manifest['dim'], manifest['lists']
     if not all(type(x) is int and x >= 0 for x in (generation, rows, dim)):
       raise ValueError('its counts are no numbers')
-    if lists and os.path.basename(lists['file']) != lists['file']:
-      raise ValueError('its lists are elsewhere')
+    # An index of format 1 says neither.
+    vectors, said = manifest.get('vectors', VECTORS), manifest.get('whitened')
+    files = [vectors, *(x['file'] for x in (lists, said) if x)]
+    if any(os.path.basename(name) != name for name in files):
+      raise ValueError('its files are elsewhere')
     items = _read_items(path / f'items-{generation}.npz', rows, dim)
     return Index(
       path,
@@ -338,6 +399,8 @@ def open_index(path: pathlib.Path) -> Index:
       dim,
       Lists(**lists) if lists else None,
       generation,
+      vectors,
+      _read_whitened(path, said, dim),
     )
   except (LookupError, OSError, TypeError, ValueError) as error:
     raise UserError(

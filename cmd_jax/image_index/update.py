@@ -19,6 +19,7 @@ from cmd_jax.export.images import embed_blocks, list_images, none_readable
 from cmd_jax.image_index import store
 from cmd_jax.image_index.ranking import with_lists
 from cmd_jax.image_index.store import GONE, LIVE, REPLACED, Index, Items
+from cmd_jax.image_index.whitened import with_whitening
 
 # What was embedded is on the disk after so long, whatever happens later.
 _COMMIT_S = 60.0
@@ -107,13 +108,14 @@ def _embed(
         'another checkpoint or other weights'
       )
     added += len(block.names)
-    store.append(index, block.vectors)
+    vectors = index.like_rows(block.vectors)
+    store.append(index, vectors)
     items = store.extended(
       index.items,
       [index.name_of(folder / name) for name in block.names],
       np.array([wanted[name][1] for name in block.names], np.int64),
       [wanted[name][0] for name in block.names],
-      block.vectors,
+      vectors,
     )
     index = index._replace(items=items)
     if time.monotonic() - since > _COMMIT_S:
@@ -213,7 +215,7 @@ def update(
   )
   if not len(index.items.names):
     raise none_readable(folder, skipped)
-  index = store.commit(with_lists(index))
+  index = store.commit(with_lists(with_whitening(index)))
   counts = Counts(
     added, plan.changed, len(plan.kept), plan.vanished, tuple(skipped)
   )

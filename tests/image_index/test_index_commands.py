@@ -227,6 +227,6 @@ def test_vectors_that_are_cut_short_and_newer_formats(built, tmp_path):
   assert 'does not hold 11 vectors' in line
   file = path / store.MANIFEST
   file.write_text(
-    file.read_text().replace('"format_version": 1', '"format_version": 9')
+    file.read_text().replace('"format_version": 2', '"format_version": 9')
   )
   assert 'newer' in _error(built('search', '--query_class=red'))

@@ -104,7 +104,7 @@ def test_lists_find_what_comparing_all_finds(make_index, monkeypatch):
   same = found.rows[:, 0] == want.rows[:, 0]
   assert same.mean() > 0.9
   np.testing.assert_allclose(
-    found.centred[same, 0], want.centred[same, 0], atol=1e-4
+    found.likeness[same, 0], want.likeness[same, 0], atol=1e-4
   )
   own = np.arange(5)
   found = ranking.rank(index, vectors[:5], 3, without=own)
