@@ -169,7 +169,7 @@ def choose_rows(of: Set, options: argparse.Namespace) -> list[Row]:
   Raises:
     UserError: an unknown row, or an override without a name.
   """
-  known = compare_rows.ROW_BY_NAME
+  known = compare_rows.rows_of(of)
   rows = _named(options.rows, known, 'rows')
   if bool(options.override) != bool(options.row_name):
     raise UserError('give both of --override and --row_name, or none')

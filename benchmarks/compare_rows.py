@@ -50,6 +50,7 @@ class Row(NamedTuple):
     overrides: values of config fields.
     base: the row that it is a variant of; empty for none.
     note: what a reader of the table must know of it.
+    asks_weights: whether it is for encoders that start from weights alone.
   """
 
   name: str
@@ -57,6 +58,7 @@ class Row(NamedTuple):
   overrides: Mapping[str, Any] = {}
   base: str = ''
   note: str = ''
+  asks_weights: bool = False
 
 
 class Set(NamedTuple):
@@ -114,7 +116,8 @@ def _no_warmup(base: str) -> Row:
 
 def _with_neighbours(base: str) -> Row:
   note = 'half of the views are of one of three neighbours'
-  return Row(f'{base}-neighbours', base, {'num_neighbours': 3}, base, note)
+  fields = {'num_neighbours': 3}
+  return Row(f'{base}-neighbours', base, fields, base, note, True)
 
 
 def _normalised(base: str, how: str) -> Row:
@@ -303,3 +306,9 @@ SETS = (
 )
 SET_BY_NAME = {x.name: x for x in SETS}
 SMOKE = Set('smoke', 'smoke', 'toybirds', _SCORED, words=('quicktest',))
+
+
+def rows_of(of: Set) -> dict[str, Row]:
+  """The rows that can be run in a set, by their names."""
+  from_weights = of.tier == 'pretrained'
+  return {x.name: x for x in ROWS if from_weights or not x.asks_weights}

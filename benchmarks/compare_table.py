@@ -23,11 +23,11 @@ from benchmarks.compare_measured import (
   values_of,
 )
 from benchmarks.compare_rows import (
-  ROW_BY_NAME,
   SEEDS_FOR_CHOOSING,
   SETS,
   SMOKE,
   SPLITS,
+  rows_of,
 )
 
 NOT_MEASURED = 'not measured'
@@ -314,6 +314,6 @@ def tables(records: Sequence[Record]) -> str:
       wanted: Sequence[str] = ()
       # Settings are chosen with the rows that it takes.
       if split == 'test' and name in known:
-        wanted = known[name].rows or tuple(ROW_BY_NAME)
+        wanted = known[name].rows or tuple(rows_of(known[name]))
       blocks.append(_section(name, group, wanted))
   return '\n\n'.join(blocks) + '\n'

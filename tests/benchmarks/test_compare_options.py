@@ -100,7 +100,7 @@ def test_sets_rows_and_budgets_are_chosen(photographs, tmp_path):
   assert {run.resolved.config['total_epochs'] for run in runs} == {5}
   assert len(runs) == 2 * len(compare_rows.MAIN_ROWS)
   runs = _plan(tmp_path, '--set=toybirds-12ep', '--seeds=3')
-  assert len(runs) == len(compare_rows.ROWS)
+  assert len(runs) == len(compare_rows.rows_of(runs[0].of))
   weights = tmp_path / 'w.safetensors'
   weights.touch()
   runs = _plan(
@@ -123,7 +123,7 @@ def test_sets_rows_and_budgets_are_chosen(photographs, tmp_path):
   assert run.resolved.config['teacher']['temperature'] == 0.05
   assert run.folder.parts[-2:] == ('warm', 'seed0')
   smoke = _plan(tmp_path, '--smoke')
-  assert len(smoke) == len(compare_rows.ROWS)
+  assert len(smoke) == len(compare_rows.rows_of(compare_rows.SMOKE))
 
 
 @pytest.mark.parametrize(

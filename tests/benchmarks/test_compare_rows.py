@@ -58,6 +58,7 @@ def test_every_row_that_was_promised_is_there():
     *(f'{x}-sinkhorn' for x in distilled),
     *(f'{x}-heads-plain' for x in distilled),
     *(f'{x}-no-warmup' for x in ('esvit', 'cmd')),
+    *(f'{x}-neighbours' for x in ('dino', 'cmd')),
     *(f'cmd-no-{x}' for x in ('region', 'student_bag', 'teacher_bag')),
     *(f'cmd-regions-{x}' for x in ('attended', 'plain')),
     *(f'cmd-pool-{x}' for x in pools),
@@ -76,7 +77,7 @@ def test_rows_of_a_set_share_encoder_images_views_and_scores(of):
   reference = flatten(_resolve(of, 'cmd').config)
   assert set(SHARED) == set(_SHARED)
   assert all(any(x.startswith(y) for x in reference) for y in _SHARED)
-  for row in ROWS:
+  for row in compare_rows.rows_of(of).values():
     resolved = _resolve(of, row.name)
     check_config(ConfigDict(resolved.config))
     fields = flatten(resolved.config)
@@ -95,7 +96,7 @@ def test_rows_of_a_set_share_encoder_images_views_and_scores(of):
 @pytest.mark.parametrize('of', _ALL, ids=lambda of: of.name)
 def test_rows_of_a_set_learn_by_one_recipe(of):
   reference = flatten(_resolve(of, 'cmd').config)
-  for row in ROWS:
+  for row in compare_rows.rows_of(of).values():
     fields = flatten(_resolve(of, row.name).config)
     other = {
       key
@@ -112,7 +113,7 @@ def test_rows_of_a_set_learn_by_one_recipe(of):
 def test_what_rows_share_has_a_hash_of_its_own():
   of = SETS[0]
   here = _resolve(of, 'cmd')
-  for row in ROWS:
+  for row in compare_rows.rows_of(of).values():
     assert _resolve(of, row.name).shared_sha256 == here.shared_sha256
   for fields in (
     {'total_epochs': 5},
@@ -147,7 +148,7 @@ def test_weights_to_start_from_are_hashed_by_what_is_in_them(tmp_path):
 
 @pytest.mark.parametrize('of', _ALL, ids=lambda of: of.name)
 def test_a_variant_differs_from_its_base_in_what_it_names_alone(of):
-  for row in ROWS:
+  for row in compare_rows.rows_of(of).values():
     if not row.base:
       continue
     mine, base = (_resolve(of, x) for x in (row.name, row.base))
@@ -292,7 +293,7 @@ def test_every_row_can_be_built(monkeypatch):
   monkeypatch.setattr(load, 'load_source', lambda *_: _Source)
   monkeypatch.setattr(load, 'make_canvases', _noise)
   seen = set()
-  for row in ROWS:
+  for row in compare_rows.rows_of(SMOKE).values():
     resolved = _resolve(SMOKE, row.name)
     if resolved.sha256 in seen:
       continue
