@@ -165,6 +165,9 @@ def _hash(fields: Mapping[str, Any]) -> str:
     for key, value in fields.items()
     if key != 'seed' and key not in _WHERE and not key.startswith(free)
   }
+  if not kept.get('num_neighbours'):
+    # As it was before the field was there, so that records still agree.
+    kept.pop('num_neighbours', None)
   if kept.get('init.path'):
     kept['init.path'] = _file_sha256(kept['init.path'])
   return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
