@@ -1,4 +1,4 @@
-"""What finished runs gain over where they started, with intervals.
+r"""What finished runs gain over where they started, with intervals.
 
   python -m benchmarks.gains --workdir=runs/compare --sets=cars14-lite0
 
@@ -9,6 +9,12 @@ each test image (rank1), and by `linear/logreg` given all training labels, a
 share of them (`labels/10`, `labels/20`, `labels/50`) or five images of each
 class; both get the same images, in five draws. The interval of a gain is that
 of 95 % by bootstrap over the test images and the seeds of a row.
+
+With --asked='rank1 as searched' it is that of `retrieval/search`, for whose
+features each run must have been asked before:
+
+  cmd-jax evaluate --workdir=runs/compare/cars14-lite0/cmd/seed10 \
+    --config.eval.protocols="('retrieval/search',)"
 """
 
 from __future__ import annotations
@@ -26,11 +32,13 @@ from cmd_jax.errors import UserError
 from cmd_jax.evaluators.labels import choose
 from cmd_jax.evaluators.linear import GRID, decision, fit_logreg
 from cmd_jax.evaluators.nearest import find_nearest
+from cmd_jax.evaluators.whitening import apart_in
 from cmd_jax.files import safe_read
 
 SHARES = (10, 20, 50)
 SHOTS = 5
 _RANK1, _ALL, _FEW = 'rank1', 'all labels', f'{SHOTS} images a class'
+_SEARCHED = 'rank1 as searched'
 ASKED = (_RANK1, *(f'labels/{percent}' for percent in SHARES), _ALL, _FEW)
 _NUM_DRAWS = 5
 _NUM_BOOTSTRAPS = 2000
@@ -60,18 +68,19 @@ class Kept(NamedTuple):
   test: Split
 
 
-def read_kept(folder: pathlib.Path) -> tuple[Kept, Kept]:
+def read_kept(folder: pathlib.Path, name: str = 'image') -> tuple[Kept, Kept]:
   """The features before and after the training of a run.
 
   Args:
     folder: `features` of its work directory.
+    name: of the features, as the end of their files has it; may be a pattern.
 
   Raises:
     UserError: not those of two encoders.
   """
   encoders: dict[str, dict[str, Split]] = {}
   paths = sorted(
-    folder.glob('*_image.npz'), key=lambda path: path.stat().st_mtime_ns
+    folder.glob(f'*_{name}.npz'), key=lambda path: path.stat().st_mtime_ns
   )
   for path in paths:
     with path.open('rb') as file:
@@ -143,6 +152,14 @@ def nearest_hits(kept: Kept) -> np.ndarray:
   return (kept.train.labels[nearest] == kept.test.labels).astype(float)
 
 
+def searched_hits(kept: Kept) -> np.ndarray:
+  """As `nearest_hits`, by the likeness of `cmd-jax search`."""
+  told_apart = apart_in(kept.train.vectors)
+  return nearest_hits(
+    Kept(*(x._replace(vectors=told_apart(x.vectors)) for x in kept))
+  )
+
+
 def logreg_hits(kept: Kept, rows: np.ndarray) -> np.ndarray:
   """[T], 1 where the class of a test image is told by the given ones."""
   train, test = kept
@@ -158,7 +175,7 @@ def hits_of_run(
 
   Args:
     folder: `features` of its work directory.
-    asked: of `ASKED`.
+    asked: of `ASKED`, and `rank1 as searched`.
 
   Returns:
     By what is asked: [2, T], before and after training, the mean of the draws.
@@ -167,6 +184,10 @@ def hits_of_run(
   found = {}
   if _RANK1 in asked:
     found[_RANK1] = np.stack([nearest_hits(kept) for kept in pair])
+  if _SEARCHED in asked:
+    # Of another pooling or view than the encoder's own, or they are those.
+    pair_searched = read_kept(folder, '[a-z]*_[0-9]*')
+    found[_SEARCHED] = np.stack([searched_hits(x) for x in pair_searched])
   for given, chosen in draws(pair[0].train.labels):
     if given not in asked:
       continue
@@ -225,8 +246,9 @@ def main() -> None:
   parser.add_argument('--asked', default=','.join(ASKED))
   run = record.begin('gains', parser)
   asked = run.options.asked.split(',')
-  if unknown := set(asked) - set(ASKED):
-    raise UserError(f'--asked={unknown.pop()}: choose of {", ".join(ASKED)}')
+  known = (*ASKED, _SEARCHED)
+  if unknown := set(asked) - set(known):
+    raise UserError(f'--asked={unknown.pop()}: choose of {", ".join(known)}')
   rows = []
   for name in run.options.sets.split(','):
     places = sorted((run.options.workdir / name).glob('*'))

@@ -10,8 +10,8 @@ from benchmarks import gains
 from cmd_jax.errors import UserError
 
 
-def _keep(folder, encoder, split, vectors, labels, *, at):
-  path = folder / f'{encoder}{split.replace("/", "")}_image.npz'
+def _keep(folder, encoder, split, vectors, labels, *, at, name='image'):
+  path = folder / f'{encoder}{split.replace("/", "")}_{name}.npz'
   key = json.dumps(dict(encoder_sha256=encoder, split=split))
   names = np.array(['labels', 'vectors'])
   np.savez(path, key=np.array(key), names=names, vectors=vectors, labels=labels)
@@ -42,6 +42,21 @@ def test_start_and_end_are_given_the_same_images(folder):
     assert float(line['gain']) == pytest.approx(
       100 * (line['after'] - line['before']), abs=0.06
     )
+
+
+def test_what_search_finds_is_read_of_its_own_features(folder):
+  with pytest.raises(UserError, match='features of 0 encoders'):
+    gains.score_row([folder], ['rank1 as searched'])
+  rng, labels = np.random.default_rng(1), np.arange(48) % 4
+  for encoder, scale in (('b', 8), ('a', 0)):
+    for split in ('set/pretrain', 'set/test'):
+      x = rng.normal(size=(48, 4)) + scale * np.eye(4)[labels]
+      _keep(
+        folder, encoder, split, x, labels, at=3 - scale, name='strength_320'
+      )
+  (line,) = gains.score_row([folder], ['rank1 as searched'])
+  # These were made to get worse, where the others get better.
+  assert line['before'] == 1 and line['after'] < 0.5
 
 
 def test_the_interval_is_over_images_and_seeds():
