@@ -72,7 +72,7 @@ def _record():
 class _StoredParts:
   """Gives a step the stored views, and the stored draw of their parts."""
 
-  def augment(self, images, sizes, keys, step_key, part_ids):
+  def augment(self, images, sizes, keys, step_key, part_ids, partners):
     """In place of the augmentation."""
     images, part_ids, self._sampled_ids = images
     return Views(images, global_part_ids=part_ids)

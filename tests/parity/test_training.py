@@ -113,7 +113,7 @@ def _batch(fixture, step, dtype):
   )
 
 
-def _stored_views(images, sizes, keys, step_key, part_ids):
+def _stored_views(images, sizes, keys, step_key, part_ids, partners):
   """In place of the augmentation."""
   global_views, local_views = images
   return Views(global_views, local_views)
