@@ -72,18 +72,11 @@ def make_centred(
   Returns:
     An evaluator giving `rank1`, `rank5` and `mAP`.
   """
-
-  def evaluate(train: Features, test: Features) -> dict[str, float]:
-    protocol = 'retrieval/test-vs-train-centred'
-    train, test = usable(protocol, train, test)
-    gallery, queries = (
-      x._replace(vectors=centred(x.vectors, train.vectors))
-      for x in (train, test)
-    )
-    ranking = _rank_all(protocol, queries, gallery, max_similarities)
-    return {**_ranks(ranking), **_mean_precision(ranking)}
-
-  return evaluate
+  return _make_apart(
+    'retrieval/test-vs-train-centred',
+    lambda gallery: lambda vectors: centred(vectors, gallery),
+    max_similarities,
+  )
 
 
 def make_as_searched(
@@ -101,11 +94,19 @@ def make_as_searched(
   Returns:
     An evaluator giving `rank1`, `rank5` and `mAP`.
   """
+  return _make_apart('retrieval/search', apart_in, max_similarities)
+
+
+def _make_apart(
+  protocol: str,
+  learn: Callable[[np.ndarray], Callable[[np.ndarray], np.ndarray]],
+  max_similarities: int,
+) -> Callable[[Features, Features], dict[str, float]]:
+  """As `make_retrieval`, after a map that is learned of the train vectors."""
 
   def evaluate(train: Features, test: Features) -> dict[str, float]:
-    protocol = 'retrieval/search'
     train, test = usable(protocol, train, test)
-    told_apart = apart_in(train.vectors)
+    told_apart = learn(train.vectors)
     gallery, queries = (
       x._replace(vectors=told_apart(x.vectors)) for x in (train, test)
     )

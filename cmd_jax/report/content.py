@@ -317,7 +317,7 @@ def collect(
     experiment.data.pretrain, experiment.data.test, max_images
   )
   given = {'training': experiment.splits.train, 'test': experiment.splits.test}
-  # Compared as cmd-jax search does, which may be by other views.
+  # By the views and the pooling of cmd-jax search, which may be others.
   as_searched = experiment.evaluation.settings['search']
   shown = [
     network.embeddings(given[split.name], **as_searched).take(split.rows)

@@ -12,7 +12,6 @@ import io
 import json
 import sys
 
-import jax
 import numpy as np
 
 from cmd_jax.devices import processes, stopping
@@ -20,10 +19,9 @@ from cmd_jax.errors import UserError
 from cmd_jax.evaluators.nearest import find_nearest
 from cmd_jax.files import disk_errors, safe_read
 from cmd_jax.files.atomic import write_atomically
-from cmd_jax.parts.store import hash_variables
 from cmd_jax.rundir.workdir import Workdir
 from cmd_jax.training.experiment import Experiment
-from cmd_jax.training.scoring import network_of, variables_of
+from cmd_jax.training.scoring import network_of
 from cmd_jax.training.state import TrainState
 
 # Rows told to the other processes at once, as text.
@@ -83,9 +81,9 @@ def _find(
   """The rows [N, k] of the neighbours, the nearest first; read or found."""
   count, images = experiment.num_neighbours, experiment.data.pretrain
   key = {'num_neighbours': count, 'data_sha256': experiment.data.sha256}
+  network = network_of(experiment, state, workdir)
   if not experiment.start_is_lost:
-    variables, _ = variables_of(experiment, state)
-    key['encoder_sha256'] = hash_variables(jax.device_get(variables))
+    key['encoder_sha256'] = network.hash
   path = workdir.neighbour_rows
   if (rows := _read(workdir, key)) is not None:
     return rows
@@ -94,7 +92,7 @@ def _find(
       f'{experiment.imported.path} is not there any more, and neither is '
       f'{path}, which tells the neighbours by it: restore one of them'
     )
-  vectors = network_of(experiment, state, workdir).embeddings(images).vectors
+  vectors = network.embeddings(images).vectors
   rows = find_nearest(vectors, vectors, count, own=np.arange(len(vectors))).rows
   buffer = io.BytesIO()
   np.savez(buffer, key=np.array(json.dumps(key)), rows=rows)

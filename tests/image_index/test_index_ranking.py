@@ -9,6 +9,7 @@ from cmd_jax.errors import UserError
 from cmd_jax.export import search
 from cmd_jax.export.images import Embeddings
 from cmd_jax.image_index import inverted_lists, ranking, store
+from tests.image_index import drawn
 
 _ENCODER = store.EncoderId('drawn', '0' * 64, {'view_px': 8})
 
@@ -29,16 +30,7 @@ def make_index(tmp_path):
     path.mkdir()
     index = store.empty(path, tmp_path, _ENCODER, dim)
     for block in blocks:
-      first = len(index.items.names)
-      store.append(index, block)
-      items = store.extended(
-        index.items,
-        [f'{first + i}.png' for i in range(len(block))],
-        np.zeros((len(block), 2), np.int64),
-        [''] * len(block),
-        block,
-      )
-      index = store.commit(ranking.with_lists(index._replace(items=items)))
+      index = store.commit(ranking.with_lists(drawn.append(index, block)))
     return store.open_index(path)
 
   return make

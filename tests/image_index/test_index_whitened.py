@@ -10,6 +10,7 @@ from cmd_jax.errors import UserError
 from cmd_jax.export import search
 from cmd_jax.export.images import Embeddings
 from cmd_jax.image_index import ranking, store, whitened
+from tests.image_index import drawn
 
 _ENCODER = store.EncoderId('drawn', '0' * 64, {'view_px': 8})
 _DIM = 10
@@ -31,17 +32,7 @@ def index(tmp_path):
 
 def _add(index, vectors):
   """As `update` adds what the encoder gave."""
-  first = len(index.items.names)
-  rows = index.like_rows(vectors)
-  store.append(index, rows)
-  items = store.extended(
-    index.items,
-    [f'{first + i}.png' for i in range(len(rows))],
-    np.zeros((len(rows), 2), np.int64),
-    [''] * len(rows),
-    rows,
-  )
-  index = index._replace(items=items)
+  index = drawn.append(index, index.like_rows(vectors))
   store.commit(whitened.with_whitening(index))
   return store.open_index(index.path)
 
@@ -136,16 +127,7 @@ def test_a_damaged_whitening_says_so(index, content):
 def test_what_was_not_committed_is_not_there(index):
   vectors = _draw(150)
   index = _add(index, vectors)
-  rows = _draw(100, 2)
-  store.append(index, rows)
-  items = store.extended(
-    index.items,
-    [f'new{i}' for i in range(100)],
-    np.zeros((100, 2), np.int64),
-    [''] * 100,
-    rows,
-  )
-  whitened.with_whitening(index._replace(items=items))
+  whitened.with_whitening(drawn.append(index, _draw(100, 2)))
   again = store.open_index(index.path)
   assert again.whitened is None and len(again.items.names) == 150
   np.testing.assert_array_equal(again.vectors(), vectors)
