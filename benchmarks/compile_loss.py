@@ -153,7 +153,7 @@ def compile_row(
   gradient = make_gradient(
     make_distillation(options.method, num_prototypes, mesh),
     blockwise.Budget(
-      options.tile_mib * 2**20, 0, 'compiled' if options.kernels else ''
+      options.tile_mib * 2**20, 0, 'tpu' if options.kernels else ''
     ),
   )
   start = time.perf_counter()

@@ -67,7 +67,7 @@ def lower_step(
       'compiled when it is first taken: set config.parallel.mode=jit'
     )
   sharding.check_batch_size(config.batch_size, mesh)
-  check_parallel(config, mesh.size)
+  check_parallel(config, mesh.size, sharding.platform_of(mesh))
   encoder = make_encoder(**config.model)
   plan = make_plan_of(config, _no_images(config))
   is_frozen = partial.make_is_frozen(

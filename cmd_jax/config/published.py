@@ -131,6 +131,10 @@ def published(argument: vocabulary.Argument) -> ConfigDict:
       # Steps taken without the host in between, for small models whose images
       # are on the devices: cmd_jax.training.step.multi_step.
       steps_per_dispatch=1,
+      # 'pallas' wants kernels for the loss over prototypes, of a TPU or a GPU,
+      # 'xla' none; 'auto' has them on a TPU. Those of a GPU have been compiled
+      # and checked, but not yet measured.
+      kernels='auto',
     ),
     # Where the images are: 'device' holds all of them in the devices' memory,
     # 'stream' decodes them ahead of the step, 'auto' chooses by their size.

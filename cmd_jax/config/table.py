@@ -405,6 +405,13 @@ FIELDS: dict[str, Field] = {
   'parallel.steps_per_dispatch': _count(
     'Steps taken in one call, without the host in between.', 1
   ),
+  'parallel.kernels': _choice(
+    'Whether the loss over prototypes is of Pallas kernels: auto where they '
+    'are the faster ones, which is on TPUs.',
+    'auto',
+    'pallas',
+    'xla',
+  ),
   'stream.num_workers': _count('Processes that decode; 0 decodes in threads.'),
   'stream.ahead': _count('Batches decoded ahead.'),
   'log.every_steps': _count(

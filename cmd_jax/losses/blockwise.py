@@ -55,13 +55,19 @@ class Plan(NamedTuple):
   kernels: str = ''
 
 
-def budget_for(platform: str) -> Budget:
-  """What logits may take on the devices of a platform, as JAX names it."""
+def budget_for(platform: str, kernels: str = 'auto') -> Budget:
+  """What logits may take on the devices of a platform.
+
+  Args:
+    platform: as JAX names it.
+    kernels: 'pallas', 'xla', or 'auto' for what is faster there.
+  """
   if platform == 'cpu':
     return Budget(8 * 2**20, 320 * 2**20)
+  if kernels == 'auto':
+    kernels = 'pallas' if platform == 'tpu' else 'xla'
   # Products are cheap there and memory is not: logits are computed anew.
-  kernels = 'compiled' if platform == 'tpu' else ''
-  return Budget(256 * 2**20, 0, kernels)
+  return Budget(256 * 2**20, 0, platform if kernels == 'pallas' else '')
 
 
 def make_plan(

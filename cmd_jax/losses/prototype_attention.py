@@ -23,7 +23,11 @@ from __future__ import annotations
 
 import jax
 
-from cmd_jax.losses import prototype_fused, prototype_passes
+from cmd_jax.losses import (
+  prototype_fused,
+  prototype_passes,
+  prototype_platforms,
+)
 from cmd_jax.losses import prototype_tiles as tiles
 from cmd_jax.losses.prototype_tiles import (
   Attended,
@@ -63,6 +67,6 @@ def attend(
   inputs = tiles.Inputs(
     prototypes, so_far, student, student_weights, teacher, teacher_weights
   )
-  if settings.kernels and prototype_fused.serves(settings, inputs):
+  if settings.kernels and prototype_platforms.serves(settings, inputs):
     return prototype_fused.attend(settings, inputs)
   return prototype_passes.attend(settings, inputs)

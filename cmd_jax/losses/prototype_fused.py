@@ -2,7 +2,7 @@
 
 The same function as `prototype_attention.attend`, whose equations it follows.
 Images, a hundredth of the rows, go through its tiles; regions, and the bags
-that are made of them, through `prototype_kernels`.
+that are made of them, through the kernels of the platform.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmd_jax.losses import prototype_blocks as blocks
-from cmd_jax.losses import prototype_kernels as kernels
 from cmd_jax.losses import prototype_passes as reference
 from cmd_jax.losses import prototype_tiles as tiles
+from cmd_jax.losses.prototype_platforms import Functions, functions_of
 from cmd_jax.losses.prototype_tiles import Attended, Levels, Settings
 
 
@@ -26,35 +26,18 @@ class _Size(NamedTuple):
   """The regions of one size of views, in blocks.
 
   Attributes:
-    shape: how they are cut.
+    shape: how they are cut, by `Functions.make_shape`.
     num_views: G.
     rows: [blocks, N g, d].
     normalisers: [blocks, N g], in units of log 2.
     weights: a, [blocks, N g]; 0 without a bag.
   """
 
-  shape: blocks.Shape
+  shape: Any
   num_views: int
   rows: jax.Array
   normalisers: jax.Array
   weights: jax.Array
-
-
-def serves(settings: Settings, inputs: tiles.Inputs) -> bool:
-  """Whether the kernels take these inputs.
-
-  They want regions, prototypes in whole registers, and sums over bags.
-  """
-  bags = [x for x in (settings.student_bag, settings.teacher_bag) if x]
-  rows = inputs.student.regions
-  if not rows or any(x.by_maximum for x in bags):
-    return False
-  num_prototypes = jax.tree.leaves(inputs.prototypes)[0].shape[-1]
-  return (
-    num_prototypes % blocks.LANES == 0
-    and rows[0].shape[-1] % blocks.LANES == 0
-    and rows[0].dtype in (jnp.float32, jnp.bfloat16)
-  )
 
 
 def _images_alone(
@@ -108,6 +91,7 @@ def _kernels(settings: Settings, inputs: tiles.Inputs) -> tuple[Levels, Levels]:
 
 
 def _cut(
+  functions: Functions,
   x: jax.Array,
   weights: jax.Array | None,
   kernel: blocks.Kernel,
@@ -115,7 +99,7 @@ def _cut(
 ) -> _Size:
   """[N, G, d] regions and [N, G] weights in blocks."""
   tokens, num_views, _ = x.shape
-  shape = blocks.make_shape(tokens, num_views, kernel.columns.shape[1])
+  shape = functions.make_shape(tokens, num_views, kernel.columns.shape[1])
   rows = blocks.to_blocks(x, shape.views)
   if weights is None:
     given = jnp.zeros(rows.shape[:2])
@@ -125,17 +109,15 @@ def _cut(
 
 
 def _sizes(
-  regions: tuple, weights: tuple, kernel: blocks.Kernel, interpret: bool
+  functions: Functions, regions: tuple, weights: tuple, kernel: blocks.Kernel
 ) -> list[_Size]:
   """Cuts the regions of each size into blocks and normalises them."""
   weights = weights or (None,) * len(regions)
-  sizes = [_cut(*x, kernel) for x in zip(regions, weights, strict=True)]
+  sizes = [
+    _cut(functions, *x, kernel) for x in zip(regions, weights, strict=True)
+  ]
   return [
-    x._replace(
-      normalisers=kernels.normalise(
-        x.shape, x.rows, kernel, interpret=interpret
-      )
-    )
+    x._replace(normalisers=functions.normalise(x.shape, x.rows, kernel))
     for x in sizes
   ]
 
@@ -179,19 +161,19 @@ def _to_regions(size: _Size, x: jax.Array) -> jax.Array:
 
 
 def _compare(
+  functions: Functions,
   sizes: list[_Size],
   images: list | None,
   kernel: blocks.Kernel,
   values: jax.Array | None,
   bag: tiles.Bag | None,
-  interpret: bool,
 ) -> tuple[tuple, tuple, tuple]:
   """Sums, moments and expected of each size; () of what is not wanted."""
   sums, moments, expected = [], [], []
   if bag is None and values is None:
     return (), (), ()
   for index, size in enumerate(sizes):
-    of_bags, of_rows, means = kernels.compare(
+    of_bags, of_rows, means = functions.compare(
       size.shape,
       size.rows,
       blocks.to_lanes(size.normalisers, size.weights),
@@ -199,7 +181,6 @@ def _compare(
       images and images[index],
       values,
       bag and bag.compare,
-      interpret=interpret,
     )
     sums.append(tuple(x.reshape(-1)[: size.num_views] for x in of_bags))
     moments.append(tuple(_to_regions(size, x) for x in of_rows))
@@ -210,29 +191,29 @@ def _compare(
 
 
 def _forward(settings: Settings, inputs: tiles.Inputs):
-  interpret = settings.kernels == 'interpreted'
+  functions = functions_of(settings)
   alone = _images_alone(settings, inputs)
   attended, residuals = reference.forward(*alone)
   normalisers = residuals[0]
   of_student, of_teacher = _kernels(settings, inputs)
   student = _sizes(
+    functions,
     inputs.student.regions,
     inputs.student_weights,
     of_student.regions,
-    interpret,
   )
   teacher = _sizes(
+    functions,
     inputs.teacher.features.regions,
     inputs.teacher_weights,
     of_teacher.regions,
-    interpret,
   )
 
   def compare(sizes, rows, normalisers, kernel, values, bag):
     images = bag and _images(
       sizes, rows.image[0], normalisers.image[0], kernel.image
     )
-    return _compare(sizes, images, kernel.regions, values, bag, interpret)
+    return _compare(functions, sizes, images, kernel.regions, values, bag)
 
   sums, moments, _ = compare(
     student,
@@ -286,6 +267,7 @@ def _pull_back_student(
     cotangents: of the bags' sums.
   """
   bag, tau = settings.student_bag, settings.temperature
+  functions = functions_of(settings)
   images = bag and _images(
     sizes, inputs.student.image[0], of_images, kernel.image, cotangents
   )
@@ -294,7 +276,7 @@ def _pull_back_student(
   for index, size in enumerate(sizes):
     a = blocks.to_blocks(of_normalisers[index], size.shape.views)
     lanes = (size.normalisers, size.weights, a / tau, size.weights / tau)
-    found, columns = kernels.pull_back(
+    found, columns = functions.pull_back(
       size.shape,
       size.rows,
       blocks.to_lanes(*lanes),
@@ -302,7 +284,6 @@ def _pull_back_student(
       images and images[index],
       columns,
       bag and bag.compare,
-      interpret=settings.kernels == 'interpreted',
     )
     of_rows.append(_to_regions(size, found).astype(size.rows.dtype))
   return columns, tuple(of_rows)
@@ -317,10 +298,11 @@ def _pull_back_regions(
 ) -> tuple[jax.Array, tuple]:
   """[d, K] by student and expected, and [N, G, d] of each size."""
   residuals, (kept, kept_of_teacher), _, _ = saved
+  functions = functions_of(settings)
   kernel, of_teacher = _kernels(settings, inputs)
   weights = inputs.student_weights or (None,) * len(kept)
   sizes = [
-    _cut(x, a, kernel.regions, normalisers)
+    _cut(functions, x, a, kernel.regions, normalisers)
     for x, a, normalisers in zip(
       inputs.student.regions, weights, kept, strict=True
     )
@@ -340,15 +322,14 @@ def _pull_back_regions(
     cotangents.expected.regions,
     strict=True,
   ):
-    size = _cut(x, None, of_teacher.regions, normalisers)
-    columns = kernels.pull_back_expected(
+    size = _cut(functions, x, None, of_teacher.regions, normalisers)
+    columns = functions.pull_back_expected(
       size.shape,
       size.rows,
       blocks.to_blocks(expected, size.shape.views),
       blocks.to_lanes(size.normalisers),
       of_teacher.regions,
       columns,
-      interpret=settings.kernels == 'interpreted',
     )
   return columns, of_rows
 

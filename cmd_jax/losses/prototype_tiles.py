@@ -68,8 +68,9 @@ class Settings(NamedTuple):
     prototypes: of a tile, a divisor of K.
     keeps: whether the first pass keeps the logits for the others, which takes
       memory and saves their products.
-    kernels: 'compiled' for Pallas kernels of TPUs where they serve,
-      'interpreted' to run these step by step, '' for XLA's.
+    kernels: 'tpu' or 'gpu' for Pallas kernels of that platform where they
+      serve, '' for XLA's.
+    interpret: whether kernels are run step by step, on any device.
   """
 
   temperature: float
@@ -78,6 +79,7 @@ class Settings(NamedTuple):
   prototypes: int
   keeps: bool = False
   kernels: str = ''
+  interpret: bool = False
 
 
 class Attended(NamedTuple):

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from cmd_jax.errors import UserError
+from cmd_jax.losses import blockwise
 from cmd_jax.models import partial
 from cmd_jax.optim.schedules import Schedule
 
@@ -76,6 +77,7 @@ class Setting(NamedTuple):
     mesh: the devices over which a global batch is spread; None for arrays of
       one device.
     platform: of the devices that it is compiled for, as JAX names it.
+    kernels: see `blockwise.budget_for`.
     head: arguments of `heads.PrototypeHead`, for methods with prototypes.
     lora: `rank` and `alpha` of the encoder's adapters; rank 0 for none.
     is_frozen: from `partial.make_is_frozen`.
@@ -92,6 +94,7 @@ class Setting(NamedTuple):
   axis_name: str | None = None
   mesh: Mesh | None = None
   platform: str = 'cpu'
+  kernels: str = 'auto'
   head: Mapping[str, Any] = {}
   lora: Mapping[str, Any] = {'rank': 0, 'alpha': 1.0}
   is_frozen: partial.IsFrozen = lambda path: False
@@ -100,6 +103,10 @@ class Setting(NamedTuple):
   teacher_normalisation: str = 'centring'
   centre_momentum: float = 0.9
   term_warmup: Schedule | None = None
+
+  def budget(self) -> blockwise.Budget:
+    """What the logits over prototypes may take."""
+    return blockwise.budget_for(self.platform, self.kernels)
 
 
 class Term(NamedTuple):

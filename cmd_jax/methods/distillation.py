@@ -215,7 +215,7 @@ class Distillation:
 
     def make_plan(batch_size):
       return blockwise.make_plan(
-        budget or blockwise.budget_for(self.setting.platform),
+        budget or self.setting.budget(),
         batch_size=batch_size,
         num_rows=features.count_rows(output.student, output.teacher),
         num_prototypes=blockwise.number_of(output.prototypes),

@@ -220,7 +220,7 @@ class PartContrast:
       # The parts of a batch are not seen in blocks, nor are its images.
       num_rows = features.count_rows(student, teacher)
       plan = blockwise.make_plan(
-        blockwise.budget_for(setting.platform),
+        setting.budget(),
         batch_size=1,
         num_rows=num_rows * len(teacher.embedding),
         num_prototypes=blockwise.number_of(output.prototypes),

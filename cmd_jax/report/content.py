@@ -18,8 +18,8 @@ from cmd_jax.evaluators import (
   knn,
   why_not_scored,
 )
-from cmd_jax.evaluators.features import centred, unit_rows
 from cmd_jax.evaluators.nearest import find_nearest
+from cmd_jax.evaluators.whitening import apart_in
 from cmd_jax.report import (
   confusions,
   embedding_map,
@@ -78,14 +78,37 @@ def _describe_encoder(name: str, variant: str) -> str:
   return f'{words}, size {variant}' if variant else words
 
 
+def _as_searched(
+  experiment: Experiment,
+  network: FrozenNetwork,
+  splits: Sequence[photos.Split],
+) -> list[Features]:
+  """Features of the photographs shown, as cmd-jax search tells them apart.
+
+  Its views and its pooling may be others than those of the scores, and
+  directions in which neighbours among the training images differ count less.
+  """
+  views = experiment.evaluation.settings['search']
+  train = network.embeddings(experiment.splits.train, **views)
+  told_apart = apart_in(train.vectors)
+  shown = []
+  for split in splits:
+    features = train
+    if split.name == 'test':
+      features = network.embeddings(experiment.splits.test, **views)
+    features = features.take(split.rows)
+    shown.append(features._replace(vectors=told_apart(features.vectors)))
+  return shown
+
+
 def _describe_neighbours(
   splits: Sequence[photos.Split], shown: Sequence[Features]
 ) -> dict[str, Any]:
   """The nearest training photographs shown of every photograph shown.
 
-  They are found by cosine similarity. Told is their similarity after the mean
-  of the training photographs shown is taken off: in a narrow cone of features
-  the plain one is near 1 for all.
+  Args:
+    splits: the photographs shown.
+    shown: their features, as they are told apart.
   """
   gallery = shown[0]
   queries = np.concatenate([features.vectors for features in shown])
@@ -99,20 +122,10 @@ def _describe_neighbours(
     _NUM_NEIGHBOURS,
     own=own,
   )
-  similarities = nearest.similarities
-  if similarities.size:
-    directions = unit_rows(centred(queries, gallery.vectors))
-    similarities = np.stack(
-      [
-        np.einsum('qd,qd->q', directions, directions[rows])
-        for rows in nearest.rows.T
-      ],
-      axis=1,
-    )
   return {
     'count': nearest.rows.shape[1],
     'index': _numbers(nearest.rows, '<u4'),
-    'similarity': _numbers(similarities, '<f4'),
+    'similarity': _numbers(nearest.similarities, '<f4'),
   }
 
 
@@ -316,13 +329,7 @@ def collect(
   splits = photos.sample(
     experiment.data.pretrain, experiment.data.test, max_images
   )
-  given = {'training': experiment.splits.train, 'test': experiment.splits.test}
-  # By the views and the pooling of cmd-jax search, which may be others.
-  as_searched = experiment.evaluation.settings['search']
-  shown = [
-    network.embeddings(given[split.name], **as_searched).take(split.rows)
-    for split in splits
-  ]
+  shown = _as_searched(experiment, network, splits)
   classifier = classifier_of(experiment, used.classifier)
   predicted = None
   if test is not None and classifier is not None:

@@ -204,7 +204,7 @@ def build(
   )
   processes.check_parallel(config.parallel.mode, mesh.size)
   sharding.check_batch_size(config.batch_size, mesh)
-  check_parallel(config, mesh.size)
+  check_parallel(config, mesh.size, sharding.platform_of(mesh))
   encoder = make_encoder(**config.model)
   is_frozen = partial.make_is_frozen(
     encoder,

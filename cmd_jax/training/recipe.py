@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
+from cmd_jax.losses.prototype_platforms import PLATFORMS
 from cmd_jax.methods import make_method
 from cmd_jax.methods.base import Method
 from cmd_jax.models import make_encoder, partial
@@ -152,12 +153,13 @@ def warnings_about(
   return tuple(x for x in said if x)
 
 
-def check_parallel(config: ConfigDict, num_devices: int) -> None:
+def check_parallel(config: ConfigDict, num_devices: int, platform: str) -> None:
   """Refuses layouts of state and steps that cannot be.
 
   Args:
     config: as cmd_jax/config/published.py makes it.
     num_devices: that share the batch.
+    platform: of these, as JAX names it.
 
   Raises:
     UserError: the field that stands in the way.
@@ -175,6 +177,10 @@ def check_parallel(config: ConfigDict, num_devices: int) -> None:
       f'config.parallel.steps_per_dispatch is {fields.steps_per_dispatch}, '
       f'which config.parallel.mode={fields.mode} cannot do: set '
       'config.parallel.mode=jit'
+    )
+  if fields.kernels == 'pallas' and platform not in PLATFORMS:
+    raise UserError(
+      f'config.parallel.kernels=pallas has none for a {platform}: use auto'
     )
   if fields.grad_accum_steps > 1:
     _check_grad_accum(config, num_devices)
@@ -284,6 +290,7 @@ def make_method_maker(
       lora=config.lora.to_dict(),
       is_frozen=is_frozen,
       term_warmup=named.get('term_warmup'),
+      kernels=config.parallel.kernels,
       **{**config.method.to_dict(), **made},
     )
 

@@ -114,4 +114,4 @@ def test_pmap_knows_no_slices():
   )
   config = ConfigDict(dict(parallel=fields, batch_size=8))
   with pytest.raises(UserError, match='num_slices is 2, which .*mode=pmap'):
-    check_parallel(config, 8)
+    check_parallel(config, 8, 'tpu')

@@ -162,9 +162,18 @@ def test_blocks_keep_to_the_budget(budget, expected):
   assert plan == (*expected, '')
 
 
-def test_tpus_alone_have_kernels():
-  budgets = map(blockwise.budget_for, ('tpu', 'gpu', 'cpu'))
-  assert [x.kernels for x in budgets] == ['compiled', '', '']
+@pytest.mark.parametrize(
+  'kernels, expected',
+  [
+    ('auto', ['tpu', '', '']),
+    ('pallas', ['tpu', 'gpu', '']),
+    ('xla', ['', '', '']),
+  ],
+)
+def test_kernels_are_those_of_the_platform(kernels, expected):
+  platforms = ('tpu', 'gpu', 'cpu')
+  budgets = [blockwise.budget_for(x, kernels) for x in platforms]
+  assert [x.kernels for x in budgets] == expected
 
 
 def test_a_prime_number_of_prototypes_is_taken_whole():

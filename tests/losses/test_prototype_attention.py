@@ -15,8 +15,9 @@ from cmd_jax.losses import (
   cmd,
   prototype_attention,
   prototype_blocks,
-  prototype_fused,
+  prototype_platforms,
 )
+from cmd_jax.losses.prototype_platforms import PLATFORMS
 from cmd_jax.losses.prototype_tiles import (
   Attended,
   Bag,
@@ -264,8 +265,8 @@ def test_memory_does_not_grow_with_the_prototypes():
   assert grown < 2**14 * _DIM * 4 * 4
 
 
-def _by_kernels(bag, *inputs, so_far=None, kernels='interpreted'):
-  settings = Settings(_TAU, bag, bag, 128, False, kernels)
+def _by_kernels(bag, *inputs, so_far=None, kernels='tpu', interpret=True):
+  settings = Settings(_TAU, bag, bag, 128, False, kernels, interpret)
   return prototype_attention.attend(settings, *inputs, so_far)
 
 
@@ -273,16 +274,20 @@ def _by_kernels(bag, *inputs, so_far=None, kernels='interpreted'):
   'name, dtype, tolerance',
   [('attention', jnp.float32, 5e-6), ('none', jnp.bfloat16, 3e-3)],
 )
-def test_kernels_are_the_tiles(name, dtype, tolerance):
+@pytest.mark.parametrize('kernels', PLATFORMS)
+def test_kernels_are_the_tiles(kernels, name, dtype, tolerance):
   """With rows that are no multiple of a block, and three tiles."""
   bag = _BAGS[name]
   inputs = _inputs(bag, dtype, 384, 128)
-  ours = _with_gradients(functools.partial(_by_kernels, bag), inputs)
+  ours = _with_gradients(
+    functools.partial(_by_kernels, bag, kernels=kernels), inputs
+  )
   tiled = functools.partial(_tiled, bag, size=128)
   _assert_same(ours, _with_gradients(tiled, inputs), tolerance)
 
 
-def test_kernels_add_to_the_gradients_so_far():
+@pytest.mark.parametrize('kernels', PLATFORMS)
+def test_kernels_add_to_the_gradients_so_far(kernels):
   bag = _BAGS['attention']
   prototypes, *rest = _inputs(bag, num_prototypes=128, dim=128)
   so_far = jax.tree.map(lambda x: 0 * x, prototypes)
@@ -299,29 +304,33 @@ def test_kernels_add_to_the_gradients_so_far():
     return jax.jit(jax.grad(loss))(so_far)
 
   # The kernels see the prototypes' gradients and add what is given.
-  _assert_same(gradient('interpreted'), gradient(''), 5e-6)
+  _assert_same(gradient(kernels), gradient(''), 5e-6)
 
 
 @pytest.mark.parametrize(
-  'name, num_prototypes, dim, expected',
+  'kernels, name, num_prototypes, dim, expected',
   [
-    ('attention', 256, 128, True),
-    ('none', 256, 128, True),
-    ('maximum', 256, 128, False),
-    ('attention', 192, 128, False),
-    ('attention', 256, 64, False),
+    ('tpu', 'attention', 256, 128, True),
+    ('tpu', 'none', 256, 128, True),
+    ('tpu', 'maximum', 256, 128, False),
+    ('tpu', 'attention', 192, 128, False),
+    ('tpu', 'attention', 256, 64, False),
+    ('tpu', 'attention', 256, 384, True),
+    ('gpu', 'attention', 256, 384, False),
+    ('gpu', 'attention', 256, 256, True),
+    ('gpu', 'maximum', 256, 256, False),
   ],
 )
 def test_kernels_serve_whole_registers_and_sums(
-  name, num_prototypes, dim, expected
+  kernels, name, num_prototypes, dim, expected
 ):
   bag = _BAGS[name]
   prototypes, student, weights, teacher, others = _inputs(
     bag, num_prototypes=num_prototypes, dim=dim
   )
   inputs = Inputs(prototypes, None, student, weights, teacher, others)
-  settings = Settings(_TAU, bag, bag, 128, False, 'compiled')
-  assert prototype_fused.serves(settings, inputs) is expected
+  settings = Settings(_TAU, bag, bag, 128, False, kernels)
+  assert prototype_platforms.serves(settings, inputs) is expected
 
 
 @pytest.mark.parametrize(
@@ -402,7 +411,9 @@ def _gradient(where, num_prototypes: int, dim: int, kernels: str):
   )
 
   def loss(prototypes, *rest):
-    attended = _by_kernels(bag, prototypes, *rest, kernels=kernels)
+    attended = _by_kernels(
+      bag, prototypes, *rest, kernels=kernels, interpret=False
+    )
     return sum(x.sum() for x in jax.tree.leaves(attended))
 
   return jax.jit(jax.grad(loss, (0, 1))).lower(*like)
@@ -410,7 +421,7 @@ def _gradient(where, num_prototypes: int, dim: int, kernels: str):
 
 def count_kernels(where, options) -> tuple[int]:
   """How many kernels a program has that is compiled for a device."""
-  text = _gradient(where, 512, 128, 'compiled').compile(options).as_text()
+  text = _gradient(where, 512, 128, 'tpu').compile(options).as_text()
   return (text.count('custom_call_target="tpu_custom_call"'),)
 
 

@@ -253,7 +253,7 @@ def test_the_heads_that_it_lacks_do_not_forbid_parts_of_a_batch():
   config = builtin.folder('method=distil').unlock()
   config.parallel.grad_accum_steps = 2
   assert config.head.use_bn
-  recipe.check_parallel(config, 1)
+  recipe.check_parallel(config, 1, 'cpu')
   check.check_config(config)
 
 

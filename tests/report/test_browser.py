@@ -171,7 +171,7 @@ def test_a_click_shows_neighbours_and_where_the_network_looks(
   assert [('right' in kind) for kind in kinds] == [False, False, True, 0, 0]
   assert '1 of 5 of the same class' in _one(browser, '#detail').text
   assert [f'{k}: 0.' in tile.text for k, tile in enumerate(near, 1)] == [1] * 5
-  assert 'mean of the training photographs' in _one(browser, '#detail').text
+  assert 'as cmd-jax search tells photographs' in _one(browser, '#detail').text
   # The overlay dims some pixels and leaves the brightest.
   alphas = browser.execute_script(
     "const c = document.querySelector('.views canvas');"

@@ -1,5 +1,6 @@
 import base64
 import json
+import pathlib
 import re
 import types
 
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 
 from cmd_jax.errors import UserError
+from cmd_jax.evaluators.features import Features
+from cmd_jax.export.images import Embeddings
+from cmd_jax.export.search import search
 from cmd_jax.parts import store
-from cmd_jax.report import content
+from cmd_jax.report import content, photos
 from cmd_jax.report.write import write_report
 from cmd_jax.rundir.workdir import Workdir
 from tests import scored_runs
@@ -31,24 +35,51 @@ def _data(path):
   return json.loads(re.search(pattern, text, re.DOTALL).group(1))
 
 
-def test_neighbours_of_a_narrow_cone_are_told_apart():
+@pytest.mark.parametrize('num_train', [30, 240])
+def test_neighbours_are_those_that_search_finds(num_train):
   rng = np.random.default_rng(0)
-  vectors = (100 + rng.normal(size=(30, 6))).astype(np.float32)
-  shown = [
-    types.SimpleNamespace(vectors=x) for x in (vectors[:20], vectors[20:])
+  # In a narrow cone, where all cosines of the features as they are near 1.
+  vectors = (100 + rng.normal(size=(num_train + 10, 6))).astype(np.float32)
+  given = {'train': vectors[:num_train], 'test': vectors[num_train:]}
+  features = {
+    name: Features(x, np.full(len(x), -1), (), (name,) * len(x))
+    for name, x in given.items()
+  }
+  asked = []
+
+  def embeddings(split, **settings):
+    asked.append(settings)
+    return features[split]
+
+  experiment = types.SimpleNamespace(
+    splits=types.SimpleNamespace(train='train', test='test'),
+    evaluation=types.SimpleNamespace(settings={'search': {'view_px': 8}}),
+  )
+  shown_rows = np.arange(5, 25), np.arange(3, 10)
+  splits = [
+    photos.Split(name, None, rows)
+    for name, rows in zip(('training', 'test'), shown_rows)
   ]
-  splits = [types.SimpleNamespace(name=name) for name in ('training', 'test')]
+  network = types.SimpleNamespace(embeddings=embeddings)
+  shown = content._as_searched(experiment, network, splits)
+  assert asked == [{'view_px': 8}] * 2
   found = content._describe_neighbours(splits, shown)
   index, similarity = (
-    np.frombuffer(base64.b64decode(found[name]), dtype).reshape(30, -1)
+    np.frombuffer(base64.b64decode(found[name]), dtype).reshape(27, -1)
     for name, dtype in (('index', '<u4'), ('similarity', '<f4'))
   )
-  assert index.shape == (30, 19)
+  assert index.shape == (27, 19)
   assert np.ptp(similarity, axis=1).min() > 0.3
-  offsets = vectors.astype(np.float64) - vectors[:20].mean(0)
-  a, b = offsets[25], offsets[index[25, 3]]
-  want = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-  assert similarity[25, 3] == pytest.approx(want, abs=1e-3)
+  names = tuple(str(row) for row in range(num_train))
+  gallery = Embeddings(pathlib.Path(), names, given['train'], ())
+  for place, query in ((0, vectors[5]), (22, vectors[num_train + 5])):
+    ranked = search(query, gallery, num_train, without=[5] * (place == 0))
+    kept = np.isin(ranked.rows, shown_rows[0])
+    rows = ranked.rows[kept][:19] - 5
+    np.testing.assert_array_equal(index[place][: len(rows)], rows)
+    np.testing.assert_allclose(
+      similarity[place], ranked.likeness[kept][:19], atol=1e-4
+    )
 
 
 def test_a_report_shows_the_newest_checkpoint(tmp_path):

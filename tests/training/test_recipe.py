@@ -29,14 +29,28 @@ def _config(argument='', **fields):
     ),
     ('', {'teacher.normalisation': 'sinkhorn'}, 'normalisation=sinkhorn'),
     ('', {'head.use_bn': True}, 'use_bn=True'),
+    ('', {'parallel.kernels': 'pallas'}, 'kernels=pallas has none for a cpu'),
     ('encoder=resnet', {}, 'model.name=resnet'),
     ('encoder=efficientnet', {}, 'statistics=synchronised.*use .*=frozen'),
   ],
 )
 def test_layouts_that_cannot_be_are_refused(argument, fields, words):
   with pytest.raises(UserError, match=words) as caught:
-    recipe.check_parallel(_config(argument, **fields), 2)
+    config = _config(argument, **fields)
+    recipe.check_parallel(config, 2, 'cpu')
   assert str(caught.value).startswith('config.parallel.')
+
+
+@pytest.mark.parametrize('platform', ['tpu', 'gpu'])
+def test_kernels_may_be_asked_for(platform):
+  config = _config(**{'parallel.kernels': 'pallas'})
+  recipe.check_parallel(config, 1, platform)
+  named = recipe.make_schedules(config, 10, 100)
+  make = recipe.make_method_maker(
+    config, named, lambda path: False, platform=platform
+  )
+  method = make(None, None)
+  assert method.loss.__self__.setting.budget().kernels == platform
 
 
 def test_the_encoder_is_made_for_the_devices_of_the_mesh(monkeypatch):
@@ -78,7 +92,7 @@ def test_a_run_beyond_its_warm_up_is_not_remarked_on():
 
 @pytest.mark.parametrize('method', ['cmd', 'cmd_released', 'esvit', 'dino'])
 def test_the_published_methods_can_be_computed_part_by_part(method):
-  recipe.check_parallel(_config(f'method={method}'), 2)
+  recipe.check_parallel(_config(f'method={method}'), 2, 'cpu')
 
 
 def test_methods_that_compare_images_are_refused_parts_of_a_batch():
@@ -94,12 +108,12 @@ def test_frozen_statistics_can_be_computed_part_by_part():
   config = _config(
     'encoder=efficientnet', **{'model.batch_statistics': 'frozen'}
   )
-  recipe.check_parallel(config, 2)
+  recipe.check_parallel(config, 2, 'cpu')
 
 
 def test_whole_batches_are_never_refused():
   config = _config('method=particle', **{'parallel.grad_accum_steps': 1})
-  recipe.check_parallel(config, 3)
+  recipe.check_parallel(config, 3, 'cpu')
   method = types.SimpleNamespace(is_mean_over_examples=False)
   recipe.check_accumulates(config, method)
 

@@ -1,8 +1,8 @@
 const PAGE = 120;
 const SIMILARITY_HINT =
-  'Rank by cosine similarity: similarity after the mean of the training ' +
-  'photographs shown is taken off. Without that it is near 1 for all where ' +
-  'features lie in a narrow cone.';
+  'Rank: similarity as cmd-jax search tells photographs apart. It is the ' +
+  'cosine of features in which what neighbours among the training ' +
+  'photographs differ in counts less, and of which the mean is taken off.';
 
 const browser = { found: [], shown: 0, chosen: -1, past: [], layer: 'photo' };
 
