@@ -2,8 +2,10 @@
 
   python -m benchmarks.gpu [--seconds=570]
 
-Runs the train step (ViT-S/16, K = 65,536, bfloat16, 64 and 128 images),
-augmentation and k-means, each in a process of its own, and prints one table.
+Runs the attention over prototypes by kernels and by XLA's tiles, the train
+step with each of them (ViT-S/16, K = 65,536, bfloat16, 64 images; 128 with the
+tiles), augmentation and k-means, each in a process of its own, and prints one
+table.
 What does not fit into the time or fails is a row that says so.
 """
 
@@ -28,9 +30,16 @@ STEP = (
   '--steps=10',
   '--parts',
 )
-BATCHES = (64, 128)
+STEPS = (
+  ('--batch_size=64',),
+  ('--batch_size=64', '--set=parallel.kernels=pallas'),
+  ('--batch_size=128',),
+)
 ASK = 'import jax; d = jax.devices()[0]; print(d.platform, d.device_kind)'
 COLUMNS = (
+  'ms, best',
+  'gradients apart',
+  'values apart',
   'images_per_second',
   'share_of_matmul_ceiling',
   'share_of_attainable',
@@ -44,7 +53,8 @@ COLUMNS = (
 def jobs() -> list[tuple[str, tuple[str, ...]]]:
   """(benchmark, its options) in the order of their worth."""
   return [
-    *(('train_step', (*STEP, f'--batch_size={size}')) for size in BATCHES),
+    ('prototype_kernels', ()),
+    *(('train_step', (*STEP, *options)) for options in STEPS),
     ('augmentation', ('--images=128', '--no-pillow')),
     ('kmeans', ('--images=16', '--rounds=2')),
   ]

@@ -12,8 +12,8 @@ of its own, and there are more kernels:
 
 A bag is compared with its image between them, by XLA, for as many prototypes
 at a time as `_SLAB_BYTES` allows. Logits are in units of log 2 and are never
-written to memory. Compiled for what is in benchmarks/README.md, and not yet
-measured on a GPU.
+written to memory. Compiled for GPUs and checked (benchmarks/README.md), but
+not yet measured on one.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ _BAGS = {
 }
 
 
-def _inputs(bag, dtype=jnp.float32, num_prototypes=_K, dim=_DIM):
+def _inputs(bag, dtype=jnp.float32, num_prototypes=_K, dim=_DIM, sizes=_SIZES):
   rng = np.random.default_rng(0)
 
   def normal(*shape):
@@ -84,17 +84,17 @@ def _inputs(bag, dtype=jnp.float32, num_prototypes=_K, dim=_DIM):
     return Levels(*(_Weights(normal(dim, num_prototypes)) for _ in range(2)))
 
   teacher = Teacher(
-    levels(_SIZES[:1]),
+    levels(sizes[:1]),
     prototypes(),
     Levels(normal(num_prototypes), normal(num_prototypes)),
     jnp.float32(0.2),
   )
   return (
     prototypes(),
-    levels(_SIZES),
-    weights(_SIZES),
+    levels(sizes),
+    weights(sizes),
     teacher,
-    weights(_SIZES[:1]),
+    weights(sizes[:1]),
   )
 
 
@@ -388,7 +388,21 @@ print(*cases.{function}(sharding.replicated(mesh), target.compiler_options))
 def test_kernels_compile_for_a_tpu():
   # Three for each of the student's view sizes. Of the teacher's three, one has
   # no part in these gradients.
-  assert _print_compiled('v5e:1x1', 'count_kernels') == [8]
+  assert _print_compiled('v5e:1x1', 'count_tpu_kernels') == [8]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  importlib.util.find_spec('jax_cuda13_plugin') is None,
+  reason="compiles for a GPU: needs CUDA, pip install 'cmd_jax[cuda]'",
+)
+@pytest.mark.parametrize('topology', ['h100', 'a100', 'l4'])
+def test_kernels_compile_for_a_gpu(topology):
+  # Of each of the student's two sizes four, and one for bags that forward and
+  # backward pass share; of the teacher four. As wide as the published heads,
+  # in both types, which is what a core's memory must hold.
+  found = _print_compiled(topology, 'count_gpu_kernels')
+  assert found == [14, 14]
 
 
 @pytest.mark.slow
@@ -402,10 +416,12 @@ def test_tiles_compile_for_a_gpu():
   assert many - few < 2**14 * 8 * 4 * 4
 
 
-def _gradient(where, num_prototypes: int, dim: int, kernels: str):
+def _gradient(
+  where, num_prototypes, dim, kernels, dtype=jnp.bfloat16, sizes=_SIZES
+):
   """The gradient by prototypes and features, lowered for a device."""
   bag = _BAGS['attention']
-  inputs = _inputs(bag, jnp.bfloat16, num_prototypes, dim)
+  inputs = _inputs(bag, dtype, num_prototypes, dim, sizes)
   like = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), inputs
   )
@@ -419,10 +435,20 @@ def _gradient(where, num_prototypes: int, dim: int, kernels: str):
   return jax.jit(jax.grad(loss, (0, 1))).lower(*like)
 
 
-def count_kernels(where, options) -> tuple[int]:
+def count_tpu_kernels(where, options) -> tuple[int]:
   """How many kernels a program has that is compiled for a device."""
   text = _gradient(where, 512, 128, 'tpu').compile(options).as_text()
   return (text.count('custom_call_target="tpu_custom_call"'),)
+
+
+def count_gpu_kernels(where, options) -> list[int]:
+  """Likewise, in bfloat16 and float32, of whole blocks of views."""
+  sizes = ((3, 64), (2, 128))
+  compiled = (
+    _gradient(where, 512, 256, 'gpu', dtype, sizes).compile(options)
+    for dtype in (jnp.bfloat16, jnp.float32)
+  )
+  return [x.as_text().count('gpu.triton"') for x in compiled]
 
 
 def measure_temporaries(where, options) -> tuple[int, int]:
