@@ -406,8 +406,9 @@ FIELDS: dict[str, Field] = {
     'Steps taken in one call, without the host in between.', 1
   ),
   'parallel.kernels': _choice(
-    'Whether the loss over prototypes is of Pallas kernels: auto where they '
-    'are the faster ones, which is on TPUs.',
+    'Whether the loss over prototypes is of Pallas kernels: auto on TPUs, '
+    'pallas on GPUs too. They serve numbers of prototypes and bottlenecks '
+    'that are multiples of 128, and no bag by its maximum.',
     'auto',
     'pallas',
     'xla',

@@ -38,6 +38,7 @@ _VIEWS = (64, 32, 16)
 # of which the smallest GPUs have 99 KiB.
 _TILE_BYTES = 32 * 2**10
 _MAX_TILE = 128
+_MAX_DIM = 256
 _SLAB_BYTES = 128 * 2**20
 _WARPS = 8
 
@@ -61,16 +62,20 @@ def make_shape(tokens: int, num_views: int, num_prototypes: int) -> Shape:
 
 
 def serves(dim: int) -> bool:
-  """Whether the kernels take rows of d numbers; Triton wants powers of 2."""
-  return dim & (dim - 1) == 0
+  """Whether the kernels take rows of d numbers.
+
+  Triton wants a power of 2, and a core's memory is made for rows of 256.
+  """
+  return dim <= _MAX_DIM and dim & (dim - 1) == 0
 
 
 def _tile(rows: jax.Array) -> int:
   """Prototypes of a tile."""
-  # Rows of 32 bits leave half of the room that those of 16 do.
-  itemsize = {2: 2, 4: 8}[rows.dtype.itemsize]
-  fitting = _TILE_BYTES // (rows.shape[-1] * itemsize)
-  return min(_MAX_TILE, max(16, fitting))
+  room = _TILE_BYTES
+  if rows.dtype == jnp.float32:
+    # Rows of 32 bits leave half of what those of 16 do.
+    room //= 2
+  return min(_MAX_TILE, room // (rows.shape[-1] * rows.dtype.itemsize))
 
 
 def _call(

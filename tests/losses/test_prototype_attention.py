@@ -16,6 +16,7 @@ from cmd_jax.losses import (
   prototype_attention,
   prototype_blocks,
   prototype_platforms,
+  prototype_triton,
 )
 from cmd_jax.losses.prototype_platforms import PLATFORMS
 from cmd_jax.losses.prototype_tiles import (
@@ -286,6 +287,20 @@ def test_kernels_are_the_tiles(kernels, name, dtype, tolerance):
   _assert_same(ours, _with_gradients(tiled, inputs), tolerance)
 
 
+def test_bags_of_a_gpu_are_compared_slab_by_slab(monkeypatch):
+  inputs = _inputs(_BAGS['attention'], num_prototypes=384, dim=128)
+  by_kernels = functools.partial(_by_kernels, _BAGS['attention'], kernels='gpu')
+  whole = _with_gradients(by_kernels, inputs)
+  slabs = []
+  monkeypatch.setattr(prototype_triton, '_SLAB_BYTES', 4 * 16 * 128)
+  slab = prototype_triton._slab
+  monkeypatch.setattr(
+    prototype_triton, '_slab', lambda *x: slabs.append(slab(*x)) or slabs[-1]
+  )
+  _assert_same(_with_gradients(by_kernels, inputs), whole, 5e-6)
+  assert set(slabs) == {128}
+
+
 @pytest.mark.parametrize('kernels', PLATFORMS)
 def test_kernels_add_to_the_gradients_so_far(kernels):
   bag = _BAGS['attention']
@@ -318,6 +333,7 @@ def test_kernels_add_to_the_gradients_so_far(kernels):
     ('tpu', 'attention', 256, 384, True),
     ('gpu', 'attention', 256, 384, False),
     ('gpu', 'attention', 256, 256, True),
+    ('gpu', 'attention', 256, 512, False),
     ('gpu', 'maximum', 256, 256, False),
   ],
 )
