@@ -18,7 +18,8 @@ class Findings(NamedTuple):
 
   Attributes:
     photographs: the images.
-    nearest: [N, k] the nearest of every image, without itself.
+    nearest: [N, k] the nearest of every image, without itself, as
+      `cmd-jax search` ranks them.
     duplicates: which show the same.
     around: what their neighbours say.
     conflicts: [N] label of an image that shows the same under another name; -1
@@ -115,15 +116,13 @@ def examine(
     alike_from: centred cosine from which on two images count as duplicates
       whatever their pixels say.
   """
-  count = len(photographs.names)
-  nearest = find_nearest(
-    photographs.directions,
-    photographs.directions,
-    ASKED,
-    own=np.arange(count),
+  own = np.arange(len(photographs.names))
+  by_cosine, nearest = (
+    find_nearest(vectors, vectors, ASKED, own=own)
+    for vectors in (photographs.directions, photographs.told_apart)
   )
-  duplicates = find_duplicates(photographs, nearest, alike_from)
-  around = look_around(nearest, duplicates, photographs.given)
+  duplicates = find_duplicates(photographs, by_cosine, alike_from)
+  around = look_around(by_cosine, nearest, duplicates, photographs.given)
   selection = _choose(photographs, duplicates, around, num_selected)
   return Findings(
     photographs,

@@ -104,25 +104,33 @@ def _suspect(
   return suspected, margins
 
 
+def _shows_the_same(nearest: Nearest, duplicates: Duplicates) -> np.ndarray:
+  """[N, k] bool, whether a neighbour is of the image's own group."""
+  groups = duplicates.groups
+  return (groups[nearest.rows] == groups[:, None]) & (
+    groups[:, None] != NO_GROUP
+  )
+
+
 def look_around(
-  nearest: Nearest, duplicates: Duplicates, given: Labels
+  by_cosine: Nearest, nearest: Nearest, duplicates: Duplicates, given: Labels
 ) -> Neighbourhood:
   """What the neighbours of N images say of them.
 
   Args:
-    nearest: [N, k] of every image, without itself, by centred cosine.
+    by_cosine: [N, k] of every image, without itself, by centred cosine, which
+      says how typical it is.
+    nearest: likewise, as `cmd-jax search` ranks them: of these more have the
+      right label, for which they vote.
     duplicates: of these images: those of a group are no neighbours.
     given: their labels.
   """
-  groups = duplicates.groups
-  same = (groups[nearest.rows] == groups[:, None]) & (
-    groups[:, None] != NO_GROUP
-  )
-  near = _ranked(~same, _FOR_TYPICALITY)
+  near = _ranked(~_shows_the_same(by_cosine, duplicates), _FOR_TYPICALITY)
   counted = np.maximum(near.sum(1), 1)
-  typicality = np.where(near, nearest.similarities, 0).sum(1) / counted
+  typicality = np.where(near, by_cosine.similarities, 0).sum(1) / counted
   labels = given.labels
-  votes = _ranked(~same & (labels[nearest.rows] >= 0), _FOR_VOTE)
+  differs = ~_shows_the_same(nearest, duplicates)
+  votes = _ranked(differs & (labels[nearest.rows] >= 0), _FOR_VOTE)
   shares = _vote(nearest, votes, labels, len(given.class_names))
   suspected, margins = _suspect(shares, labels)
   return Neighbourhood(

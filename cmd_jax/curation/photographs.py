@@ -17,6 +17,7 @@ from cmd_jax.data.inspect.near_duplicates import Prints
 from cmd_jax.data.sources.given_labels import Labels, read_labels
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators.features import centred, unit_rows
+from cmd_jax.evaluators.whitening import apart_in
 from cmd_jax.export.images import embed_blocks, list_images, none_readable
 
 
@@ -28,7 +29,8 @@ class Photographs(NamedTuple):
     names: [N] relative to it, sorted.
     sizes: [N, 2] int32 height and width in pixels.
     directions: [N, D] float32 unit vectors: embeddings after their mean was
-      taken off, as `cmd-jax search` ranks them.
+      taken off.
+    told_apart: [N, D] float32 unit vectors: as `cmd-jax search` ranks them.
     digests: [N] of the pixels of the canvas.
     prints: fingerprints of the images.
     mirrored: fingerprints of the images turned left to right.
@@ -41,6 +43,7 @@ class Photographs(NamedTuple):
   names: tuple[str, ...]
   sizes: np.ndarray
   directions: np.ndarray
+  told_apart: np.ndarray
   digests: tuple[bytes, ...]
   prints: Prints
   mirrored: Prints
@@ -105,6 +108,7 @@ def read_photographs(
     tuple(names),
     np.concatenate(sizes),
     unit_rows(centred(vectors, vectors)),
+    unit_rows(apart_in(vectors)(vectors)),
     tuple(digests),
     near_duplicates.join_prints(prints),
     near_duplicates.join_prints(mirrored),

@@ -11,6 +11,7 @@ import numpy as np
 
 from cmd_jax.errors import UserError, missing_extra
 from cmd_jax.evaluators.features import principal_components, unit_rows
+from cmd_jax.evaluators.whitening import apart_in
 from cmd_jax.export.images import Embeddings
 from cmd_jax.files import disk_errors
 from cmd_jax.files.atomic import new_folder
@@ -27,12 +28,12 @@ class Clusters(NamedTuple):
   Attributes:
     labels: [N] group of every image, the largest group first; `ALONE` for an
       image that is like no other.
-    similarities: [N] cosine similarity to the mean direction of the group; 0
-      without a group.
+    likeness: [N] cosine to the mean direction of the group, of vectors as they
+      are told apart; 0 without a group.
   """
 
   labels: np.ndarray
-  similarities: np.ndarray
+  likeness: np.ndarray
 
 
 def check(num_clusters: int, min_size: int) -> None:
@@ -70,9 +71,11 @@ def _sklearn_cluster() -> Any:
 def find_clusters(
   vectors: np.ndarray, num_clusters: int = 0, min_size: int = 5, seed: int = 0
 ) -> Clusters:
-  """Groups embeddings by their direction.
+  """Groups embeddings as `search` tells them apart.
 
-  Unit vectors, centred and projected to at most 64 principal components. How
+  Unit vectors, whitened by what neighbours among them differ in
+  (`whitening.apart_in`), or centred where they are few, and projected to at
+  most 64 principal components. How
   many groups there are is found by HDBSCAN (Campello et al. 2013) as
   scikit-learn has it, with the leaves of its tree, the smallest groups (the
   stablest are usually two); it leaves out images that are like no others. Or
@@ -92,6 +95,7 @@ def find_clusters(
   count, library = len(vectors), _sklearn_cluster()
   check_count(num_clusters, count)
   unit = unit_rows(vectors)
+  unit = unit_rows(apart_in(unit)(unit))
   points = principal_components(unit, _MAX_DIM)
   if num_clusters:
     kmeans = library.KMeans(num_clusters, n_init=4, random_state=seed)
@@ -110,13 +114,13 @@ def _summarise(unit: np.ndarray, labels: np.ndarray) -> Clusters:
   """Numbers the groups by size and compares their images with their means."""
   found, sizes = np.unique(labels[labels != ALONE], return_counts=True)
   ordered = np.full(len(labels), ALONE)
-  similarities = np.zeros(len(labels))
+  likeness = np.zeros(len(labels))
   for number, group in enumerate(np.argsort(-sizes, kind='stable')):
     rows = np.flatnonzero(labels == found[group])
     mean = unit[rows].mean(axis=0)
     ordered[rows] = number
-    similarities[rows] = unit[rows] @ mean / max(np.linalg.norm(mean), 1e-12)
-  return Clusters(ordered, similarities)
+    likeness[rows] = unit[rows] @ mean / max(np.linalg.norm(mean), 1e-12)
+  return Clusters(ordered, likeness)
 
 
 def check_output(folder: pathlib.Path) -> None:
@@ -135,7 +139,7 @@ def save_clusters(
   The images themselves are neither moved nor copied. A link is called by its
   place in the group, the most typical image first, and the image's name;
   `alone` holds those without a group; clusters.csv has the columns file,
-  cluster and similarity.
+  cluster and likeness.
 
   Args:
     folder: created as a whole; it must not be there.
@@ -160,7 +164,7 @@ def _write_links(
     place = folder / ('alone' if label == ALONE else f'cluster_{label:03d}')
     place.mkdir()
     rows = np.flatnonzero(clusters.labels == label)
-    rows = rows[np.argsort(-clusters.similarities[rows], kind='stable')]
+    rows = rows[np.argsort(-clusters.likeness[rows], kind='stable')]
     for rank, row in enumerate(rows):
       name = embeddings.file_names[row]
       # The last letters tell more than the first, and a name has 255 bytes;
@@ -180,6 +184,6 @@ def _write_table(
     path, 'w', encoding='utf-8', errors='surrogateescape', newline=''
   ) as file:
     writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(['file', 'cluster', 'similarity'])
-    for name, label, similarity in zip(embeddings.file_names, *clusters):
-      writer.writerow([name, label, f'{similarity:.6f}'])
+    writer.writerow(['file', 'cluster', 'likeness'])
+    for name, label, likeness in zip(embeddings.file_names, *clusters):
+      writer.writerow([name, label, f'{likeness:.6f}'])

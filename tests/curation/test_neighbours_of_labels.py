@@ -15,12 +15,17 @@ def _duplicates(count, *groups):
   return Duplicates(none, none[:, 0], np.zeros(0), numbers, kept)
 
 
-def _look(vectors, labels, duplicates=None):
+def _nearest(vectors):
+  return find_nearest(vectors, vectors, ASKED, own=np.arange(len(vectors)))
+
+
+def _look(vectors, labels, duplicates=None, voters=None):
   labels = np.array(labels, np.int32)
   names = tuple(map(str, range(labels.max() + 1)))
-  nearest = find_nearest(vectors, vectors, ASKED, own=np.arange(len(vectors)))
+  nearest = _nearest(vectors)
   return look_around(
     nearest,
+    nearest if voters is None else _nearest(voters),
     duplicates or _duplicates(len(vectors)),
     Labels(labels, names, ('',) * len(labels)),
   )
@@ -46,6 +51,20 @@ def test_labels_that_neighbours_contradict_are_suspected():
   np.testing.assert_array_equal(found.suspected[wrong], labels[wrong])
   assert found.margins[wrong].min() > 0.5
   np.testing.assert_allclose(found.shares.sum(1), 1, rtol=1e-6)
+
+
+def test_those_vote_that_search_finds_and_typical_is_what_cosines_say():
+  vectors, labels = _classes()
+  wrong = [0, 31, 62]
+  given = labels.copy()
+  given[wrong] = (labels[wrong] + 1) % 3
+  # Nothing is told apart by the plain vectors.
+  plain = unit_rows(np.random.default_rng(1).normal(size=vectors.shape))
+  found = _look(plain, given, voters=vectors)
+  np.testing.assert_array_equal(np.flatnonzero(found.suspected >= 0), wrong)
+  np.testing.assert_array_equal(
+    found.typicality, _look(plain, labels).typicality
+  )
 
 
 def test_a_class_of_one_image_and_no_labels_are_not_judged():

@@ -26,11 +26,11 @@ def test_groups_are_found_and_ordered_by_size():
   found = cluster.find_clusters(vectors, min_size=15)
   kept = truth >= 0
   np.testing.assert_array_equal(found.labels[kept], truth[kept])
-  assert np.all(found.similarities[kept] > 0.99)
+  assert np.all(found.likeness[kept] > 0.99)
   # Four are too few for a group of their own.
   assert found.labels.max() == 2
   alone = found.labels == cluster.ALONE
-  assert alone.any() and np.all(found.similarities[alone] == 0)
+  assert alone.any() and np.all(found.likeness[alone] == 0)
 
 
 def test_a_given_number_of_groups_leaves_out_none():
@@ -41,11 +41,26 @@ def test_a_given_number_of_groups_leaves_out_none():
   assert set(cluster.find_clusters(vectors, 6).labels) == set(range(6))
 
 
+def test_groups_are_told_apart_whatever_varies_within_them():
+  rng = np.random.default_rng(0)
+  truth = np.repeat(np.arange(8), 40)
+  vectors = 0.4 + 0.05 * rng.normal(size=(320, 64))
+  vectors[:, :8] += 0.5 * np.eye(8)[truth]
+  # As much as what kinds differ in, and the same in all kinds.
+  vectors[:, 8:11] += 0.5 * rng.normal(size=(320, 3))
+  found = cluster.find_clusters(vectors, num_clusters=8)
+  for kind in range(8):
+    assert len(set(found.labels[truth == kind])) == 1
+  # Below 200 images nothing is known of neighbours.
+  few = cluster.find_clusters(vectors[::2], num_clusters=8)
+  assert any(len(set(few.labels[truth[::2] == x])) > 1 for x in range(8))
+
+
 def test_few_images_and_collapsed_encoders_have_groups_too():
   assert set(cluster.find_clusters(np.ones((3, 4)))[0]) == {cluster.ALONE}
   found = cluster.find_clusters(np.ones((30, 4)))
   assert len(found.labels) == 30
-  assert np.isfinite(found.similarities).all()
+  assert np.isfinite(found.likeness).all()
 
 
 def test_links_have_the_most_typical_first_and_originals_stay(tmp_path):
@@ -66,7 +81,7 @@ def test_links_have_the_most_typical_first_and_originals_stay(tmp_path):
   assert [link.name for link in (out / 'alone').iterdir()] == ['00000_d.png']
   rows = (out / 'clusters.csv').read_text().splitlines()
   assert rows[:3] == [
-    'file,cluster,similarity',
+    'file,cluster,likeness',
     'a.png,0,0.700000',
     'b/a.png,0,0.900000',
   ]
