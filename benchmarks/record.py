@@ -80,6 +80,8 @@ def begin(
     parser: from `make_parser`, with the benchmark's own options.
     arguments: in place of the process's.
   """
+  # What lacks one of the packages must not find out when all is measured.
+  versions()
   return Run(name, parser.parse_args(arguments), os.getloadavg()[0])
 
 
