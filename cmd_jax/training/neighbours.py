@@ -1,5 +1,7 @@
 """The neighbours of the training images, found by what a run starts from.
 
+They are those that `cmd-jax search` finds.
+
 A view of a neighbour in place of a second view of the image itself (Dwibedi et
 al. 2021, who take it from a queue; here they are known before the first step)
 keeps a kind together that would otherwise be told apart image by image.
@@ -17,6 +19,7 @@ import numpy as np
 from cmd_jax.devices import processes, stopping
 from cmd_jax.errors import UserError
 from cmd_jax.evaluators.nearest import find_nearest
+from cmd_jax.evaluators.whitening import apart_in
 from cmd_jax.files import disk_errors, safe_read
 from cmd_jax.files.atomic import write_atomically
 from cmd_jax.rundir.workdir import Workdir
@@ -80,6 +83,8 @@ def _find(
 ) -> np.ndarray:
   """The rows [N, k] of the neighbours, the nearest first; read or found."""
   count, images = experiment.num_neighbours, experiment.data.pretrain
+  # Not how is searched: that may change while a run goes on, whose neighbours
+  # must stay.
   key = {'num_neighbours': count, 'data_sha256': experiment.data.sha256}
   network = network_of(experiment, state, workdir)
   if not experiment.start_is_lost:
@@ -92,7 +97,10 @@ def _find(
       f'{experiment.imported.path} is not there any more, and neither is '
       f'{path}, which tells the neighbours by it: restore one of them'
     )
-  vectors = network.embeddings(images).vectors
+  # More of those that search finds are of the image's own kind.
+  as_searched = experiment.evaluation.settings['search']
+  vectors = network.embeddings(images, **as_searched).vectors
+  vectors = apart_in(vectors)(vectors)
   rows = find_nearest(vectors, vectors, count, own=np.arange(len(vectors))).rows
   buffer = io.BytesIO()
   np.savez(buffer, key=np.array(json.dumps(key)), rows=rows)
