@@ -408,7 +408,8 @@ FIELDS: dict[str, Field] = {
   'parallel.kernels': _choice(
     'Whether the loss over prototypes is of Pallas kernels: auto on TPUs, '
     'pallas on GPUs too. They serve numbers of prototypes and bottlenecks '
-    'that are multiples of 128, and no bag by its maximum.',
+    'that are multiples of 128 (on GPUs bottlenecks of 128 or 256), and no '
+    'bag by its maximum.',
     'auto',
     'pallas',
     'xla',
