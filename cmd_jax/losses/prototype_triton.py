@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from cmd_jax.devices import chunking
+from cmd_jax.losses import prototype_triton_bodies as bodies
 from cmd_jax.losses.blockwise import add_to_block, cut_block
 from cmd_jax.losses.prototype_blocks import Images, Kernel
+from cmd_jax.losses.prototype_triton_bodies import Shape
 
 # Views of a block; products of tensor cores have at least 16 rows.
 _VIEWS = (64, 32, 16)
@@ -41,18 +43,6 @@ _MAX_TILE = 128
 _MAX_DIM = 256
 _SLAB_BYTES = 128 * 2**20
 _WARPS = 8
-
-
-class Shape(NamedTuple):
-  """How rows are cut.
-
-  Attributes:
-    tokens: N.
-    views: g, of a block.
-  """
-
-  tokens: int
-  views: int
 
 
 def make_shape(tokens: int, num_views: int, num_prototypes: int) -> Shape:
@@ -135,67 +125,19 @@ def _block(x: jax.Array) -> tuple[jax.Array, pl.BlockSpec]:
   return x, pl.BlockSpec((None, *x.shape[1:]), lambda one, _: (one, *zeros))
 
 
-def _probs(x, normalisers, columns, bias, scale, at) -> jax.Array:
-  """[rows, k] float32 of the prototypes at a slice."""
-  return jnp.exp2(_logits(x, columns, bias, scale, at) - normalisers[:, None])
-
-
-def _logits(x, columns, bias, scale, at) -> jax.Array:
-  return _times(x, columns[:, at]) * scale[0] - bias[0, at][None]
-
-
-def _times(x: jax.Array, y: jax.Array) -> jax.Array:
-  return jnp.dot(x, y, preferred_element_type=jnp.float32)
-
-
-def _over_tiles(tile: int, columns: Any, body: Callable, start: Any) -> Any:
-  """Calls body(slice of the prototypes, carry) for all tiles."""
-  return lax.fori_loop(
-    0,
-    columns.shape[1] // tile,
-    lambda number, carry: body(pl.ds(number * tile, tile), carry),
-    start,
-  )
-
-
-def _normalise_rows(tile, rows, columns, bias, scale, out):
-  x = rows[...]
-
-  def step(at, carry):
-    peak, total = carry
-    logits = _logits(x, columns, bias, scale, at)
-    after = jnp.maximum(peak, logits.max(1))
-    more = jnp.exp2(logits - after[:, None]).sum(1)
-    return after, total * jnp.exp2(peak - after) + more
-
-  start = jnp.full(x.shape[:1], -jnp.inf), jnp.zeros(x.shape[:1])
-  peak, total = _over_tiles(tile, columns, step, start)
-  out[...] = peak + jnp.log2(total)
-
-
 def normalise(
   shape: Shape, rows: jax.Array, kernel: Kernel, *, interpret: bool = False
 ) -> jax.Array:
   """See `prototype_kernels.normalise`."""
   blocks, size, dim = rows.shape
   (found,) = _call(
-    functools.partial(_normalise_rows, _tile(rows)),
+    functools.partial(bodies.normalise_rows, _tile(rows)),
     (blocks, shape.tokens),
     [(rows, _token(shape, dim)), *map(_whole, kernel)],
     [((blocks, size), _token(shape))],
     interpret=interpret,
   )
   return found
-
-
-def _pool_bags(shape, rows, normalisers, weights, columns, bias, scale, out):
-  def step(token, bag):
-    at = pl.ds(token * shape.views, shape.views)
-    probs = _probs(rows[at], normalisers[at], columns, bias, scale, slice(None))
-    return bag + weights[at][:, None] * probs
-
-  start = jnp.zeros(out.shape, jnp.float32)
-  out[...] = lax.fori_loop(0, shape.tokens, step, start)
 
 
 def _pool(
@@ -210,7 +152,7 @@ def _pool(
   blocks, _, dim = rows.shape
   tile, num_prototypes = _tile(rows), kernel.columns.shape[1]
   (found,) = _call(
-    functools.partial(_pool_bags, shape),
+    functools.partial(bodies.pool_bags, shape),
     (blocks, num_prototypes // tile),
     [
       *map(_block, (rows, normalisers, weights)),
@@ -234,8 +176,14 @@ def _pool(
 def _of_images(images: Images) -> jax.Array:
   """Probabilities of the blocks' images, [blocks, g, k]."""
   columns, bias, scale = images.kernel
-  logits = _times(images.rows, columns) * scale[0] - bias
+  logits = bodies.times(images.rows, columns) * scale[0] - bias
   return jnp.exp2(logits - images.lanes[..., :1])
+
+
+def _cut(kernel: Kernel, number: jax.Array, size: int) -> Kernel:
+  """The prototypes of a slab."""
+  columns, bias = cut_block((kernel.columns, kernel.bias), number, size)
+  return kernel._replace(columns=columns, bias=bias)
 
 
 def _compare_slab(
@@ -246,8 +194,12 @@ def _compare_slab(
   images: Images,
   compare_bags: Callable,
   interpret: bool,
-) -> tuple[tuple[jax.Array, ...], Callable]:
-  """Sums [blocks, g], and their cotangents -> g [blocks, g, k]."""
+  size: int,
+  number: jax.Array,
+) -> tuple[Kernel, tuple[jax.Array, ...], Callable]:
+  """The slab, sums [blocks, g], and their cotangents -> g [blocks, g, k]."""
+  kernel = _cut(kernel, number, size)
+  images = images._replace(kernel=_cut(images.kernel, number, size))
   bag = _pool(shape, rows, lanes[..., 0], lanes[..., 1], kernel, interpret)
   flat = (-1, bag.shape[-1])
   image = _of_images(images).reshape(flat)
@@ -257,26 +209,7 @@ def _compare_slab(
     given = tuple(x.reshape(-1) for x in cotangents)
     return pull_back(given)[0].reshape(bag.shape)
 
-  return tuple(x.reshape(bag.shape[:2]) for x in sums), of_bags
-
-
-def _reduce_rows(tile, count, expects, rows, normalisers, *refs):
-  columns, bias, scale, *refs = refs
-  gradients, values = refs[:count], refs[count : count + expects]
-  outs = refs[count + expects :]
-  x, n = rows[...], normalisers[...]
-
-  def step(at, carry):
-    probs = _probs(x, n, columns, bias, scale, at)
-    more = [(probs * g[:, at]).sum(1) for g in gradients]
-    more += [_times(probs.astype(x.dtype), v[at]) for v in values]
-    return [a + b for a, b in zip(carry, more, strict=True)]
-
-  start = [jnp.zeros(out.shape, jnp.float32) for out in outs]
-  for out, total in zip(
-    outs, _over_tiles(tile, columns, step, start), strict=True
-  ):
-    out[...] = total
+  return kernel, tuple(x.reshape(bag.shape[:2]) for x in sums), of_bags
 
 
 def _reduce(
@@ -296,7 +229,7 @@ def _reduce(
   outputs = [((blocks, size), _token(shape)) for _ in gradients]
   outputs += [((blocks, size, dim), _token(shape, dim)) for _ in given]
   return _call(
-    functools.partial(_reduce_rows, tile, len(gradients), len(given)),
+    functools.partial(bodies.reduce_rows, tile, len(gradients), len(given)),
     (blocks, shape.tokens),
     [
       (rows, _token(shape, dim)),
@@ -318,14 +251,6 @@ def _slab(rows: int, num_prototypes: int) -> int:
   )
 
 
-def _cut(tree: Any, number: jax.Array, size: int) -> Any:
-  """A slab of `Kernel` or `Images`, of whose arrays some have no prototypes."""
-  if isinstance(tree, Images):
-    return tree._replace(kernel=_cut(tree.kernel, number, size))
-  columns, bias = cut_block((tree.columns, tree.bias), number, size)
-  return tree._replace(columns=columns, bias=bias)
-
-
 def compare(
   shape: Shape,
   rows: jax.Array,
@@ -343,18 +268,20 @@ def compare(
   if compare_bags is None:
     return (), (), reduce(kernel, (), values, interpret)[-1]
   size = _slab(len(rows) * shape.views, num_prototypes)
+  compare_slab = functools.partial(
+    _compare_slab,
+    shape,
+    rows,
+    lanes,
+    kernel,
+    images,
+    compare_bags,
+    interpret,
+    size,
+  )
 
   def of_slab(number):
-    of_slab = _cut(kernel, number, size)
-    sums, of_bags = _compare_slab(
-      shape,
-      rows,
-      lanes,
-      of_slab,
-      _cut(images, number, size),
-      compare_bags,
-      interpret,
-    )
+    slab, sums, of_bags = compare_slab(number)
     gradients = [
       of_bags(jnp.full_like(x, i == index) for i, x in enumerate(sums))
       for index in range(len(sums))
@@ -362,7 +289,7 @@ def compare(
     of_values = values
     if values is not None:
       of_values = lax.dynamic_slice_in_dim(values, number * size, size)
-    return sums, reduce(of_slab, gradients, of_values, interpret)
+    return sums, reduce(slab, gradients, of_values, interpret)
 
   sums, found = _over_slabs(of_slab, num_prototypes // size)
   return sums, tuple(found[: len(sums)]), None if values is None else found[-1]
@@ -375,58 +302,6 @@ def _over_slabs(fn: Callable, count: int) -> Any:
     return jax.tree.map(jnp.add, total, fn(number)), None
 
   return lax.scan(step, fn(0), jnp.arange(1, count))[0]
-
-
-def _student_rows(tile, bags, rows, normalisers, of_n, *refs):
-  of_bag, *refs = refs if bags else (None, *refs)
-  columns, bias, scale, *gradient, out = refs
-  x, n, factor = rows[...], normalisers[...], of_n[...][:, None]
-
-  def step(at, total):
-    probs = _probs(x, n, columns, bias, scale, at)
-    by = factor
-    if bags:
-      by = factor + of_bag[...][:, None] * gradient[0][:, at]
-    return total + _times((probs * by).astype(x.dtype), columns[:, at].T)
-
-  start = jnp.zeros(out.shape, jnp.float32)
-  out[...] = _over_tiles(tile, columns, step, start)
-
-
-def _over_rows(shape: Shape, blocks: int, body: Callable, start: Any) -> Any:
-  """Calls body(block, slice of its rows, carry) for the rows of all tokens."""
-
-  def step(number, carry):
-    token = lax.rem(number, shape.tokens)
-    at = pl.ds(token * shape.views, shape.views)
-    return body(lax.div(number, shape.tokens), at, carry)
-
-  return lax.fori_loop(0, blocks * shape.tokens, step, start)
-
-
-def _student_columns(shape, bags, rows, normalisers, of_n, *refs):
-  of_bag, *refs = refs if bags else (None, *refs)
-  columns, bias, scale, *gradient, so_far, out = refs
-
-  def step(block, at, total):
-    x, by = rows[block, at], of_n[block, at][:, None]
-    if bags:
-      by += of_bag[block, at][:, None] * gradient[0][block]
-    by *= _probs(x, normalisers[block, at], columns, bias, scale, slice(None))
-    return total + _times(x.T, by.astype(x.dtype))
-
-  out[...] = _over_rows(shape, rows.shape[0], step, so_far[...])
-
-
-def _expected_columns(shape, rows, normalisers, across, *refs):
-  *kernel, so_far, out = refs
-
-  def step(block, at, total):
-    x = rows[block, at]
-    probs = _probs(x, normalisers[block, at], *kernel, slice(None))
-    return total + _times(across[block, at].T, probs.astype(x.dtype))
-
-  out[...] = _over_rows(shape, rows.shape[0], step, so_far[...])
 
 
 def _add_to_columns(
@@ -484,7 +359,7 @@ def _pull_back_columns(
 ) -> jax.Array:
   """[d, k]: adds sum_i P_ik (A_i + a_i g_k) s_i; see `_pull_back_rows`."""
   return _add_to_columns(
-    functools.partial(_student_columns, shape, gradient is not None),
+    functools.partial(bodies.student_columns, shape, gradient is not None),
     (rows, *lanes),
     kernel,
     gradient,
@@ -514,7 +389,7 @@ def _pull_back_rows(
   bags = [] if gradient is None else [gradient]
   spec = _token(shape, rows.shape[-1])
   (found,) = _call(
-    functools.partial(_student_rows, _tile(rows), bool(bags)),
+    functools.partial(bodies.student_rows, _tile(rows), bool(bags)),
     (len(rows), shape.tokens),
     [
       (rows, spec),
@@ -550,24 +425,26 @@ def pull_back(
     )
   given = (normalisers, of_n, of_bag)
   size = _slab(len(rows) * shape.views, num_prototypes)
+  compare_slab = functools.partial(
+    _compare_slab,
+    shape,
+    rows,
+    lanes,
+    kernel,
+    images,
+    compare_bags,
+    interpret,
+    size,
+  )
 
   def step(carry, number):
     of_rows, columns = carry
-    of_slab = _cut(kernel, number, size)
-    sums, of_bags = _compare_slab(
-      shape,
-      rows,
-      lanes,
-      of_slab,
-      _cut(images, number, size),
-      compare_bags,
-      interpret,
-    )
+    slab, sums, of_bags = compare_slab(number)
     gradient = of_bags(images.lanes[..., 1 + i] for i in range(len(sums)))
-    of_rows += _pull_back_rows(shape, rows, given, of_slab, gradient, interpret)
-    zeros = jnp.zeros_like(of_slab.columns, jnp.float32)
+    of_rows += _pull_back_rows(shape, rows, given, slab, gradient, interpret)
+    zeros = jnp.zeros_like(slab.columns, jnp.float32)
     more = _pull_back_columns(
-      shape, rows, given, of_slab, gradient, zeros, interpret
+      shape, rows, given, slab, gradient, zeros, interpret
     )
     return (of_rows, add_to_block(columns, more, number)), None
 
@@ -587,7 +464,7 @@ def pull_back_expected(
 ) -> jax.Array:
   """See `prototype_kernels.pull_back_expected`."""
   return _add_to_columns(
-    functools.partial(_expected_columns, shape),
+    functools.partial(bodies.expected_columns, shape),
     (rows, lanes[..., 0], cotangents.astype(rows.dtype)),
     kernel,
     None,
