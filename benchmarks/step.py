@@ -20,6 +20,7 @@ from cmd_jax.devices import sharding
 from cmd_jax.errors import UserError
 from cmd_jax.models import make_encoder
 from cmd_jax.training.recipe import (
+  has_bfloat16_products,
   make_method_maker,
   make_optimizer,
   make_schedules,
@@ -177,6 +178,7 @@ def make_step(
       schedules=named,
       axis_name=axis_name,
       mesh=mesh,
+      bfloat16_products=has_bfloat16_products(config, platform),
     )
 
   views = multi_crop.make_augment(mesh=mesh, **config.augment)

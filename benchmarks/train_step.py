@@ -1,17 +1,18 @@
 """The whole train step: images/s, share of the ceilings, peak memory.
 
   python -m benchmarks.train_step [--num_prototypes=4096] [--batch_size=4]
-    [--parts] [--dtype=bfloat16] [--num_devices=8] [--profile=FOLDER]
+    [--parts] [--dtype=float32,bfloat16] [--num_devices=8] [--profile=FOLDER]
 
 The published recipe (2 x 224 and 8 x 96 views, canvases of 256 pixels made up
-of noise). The matmul ceiling is the fastest of a few products of the step's own
-shapes, the bandwidth ceiling x + 1 of 256 MiB, both measured between the steps
-on one device (times their number, but on CPU, where devices share the cores).
-FLOPs are counted by hand from the shapes and, to check, from the products of
-the compiled program, as are its bytes; its loops count as often as they run
-(cmd_jax/compile_ahead). Bytes are those that instructions read and write, so
-that what a cache holds counts as memory and the share of the attainable may
-exceed 1. Peak memory is the process's after the first step.
+of noise); steps of several dtypes are taken in turns. The matmul ceiling is the
+fastest of a few products of the step's own shapes, the bandwidth ceiling x + 1
+of 256 MiB, both measured between the steps on one device (times their number,
+but on CPU, where devices share the cores). FLOPs are counted by hand from the
+shapes and, to check, from the products of the compiled program, as are its
+bytes; its loops count as often as they run (cmd_jax/compile_ahead). Bytes are
+those that instructions read and write, so that what a cache holds counts as
+memory and the share of the attainable may exceed 1. Peak memory is the
+process's after the first step.
 
 --parts times the augmentation and the encoder alone, compiled apart.
 """
@@ -96,7 +97,7 @@ def matmul_shapes(config: ConfigDict) -> list[tuple[int, int, int]]:
 
 
 def take_turns(
-  variants: dict[str, Variant], config: ConfigDict, num_steps: int
+  variants: list[Variant], config: ConfigDict, num_steps: int
 ) -> Ceilings:
   """Steps of all variants in turns, the ceilings between them."""
   matmul = ceilings.make_matmul_ceiling(
@@ -105,7 +106,7 @@ def take_turns(
   bandwidth = ceilings.make_bandwidth_ceiling()
   found = Ceilings([], [])
   for _ in range(num_steps):
-    for variant in variants.values():
+    for variant in variants:
       # Anew each time: two states at once may not fit.
       state, batch = variant.step.init(), variant.step.noise()
       jax.block_until_ready((state, batch))
@@ -219,7 +220,7 @@ def device_memory() -> dict[str, float]:
 
 
 def make_row(
-  name: str, variant: Variant, config: ConfigDict, found: Ceilings
+  variant: Variant, config: ConfigDict, found: Ceilings
 ) -> dict[str, Any]:
   """Speed, shares and memory of a variant."""
   mesh, seconds = variant.step.mesh, min(variant.seconds)
@@ -233,7 +234,7 @@ def make_row(
   num_bytes = costs['bytes accessed'] * work.num_bytes / once.num_bytes
   memory = variant.compiled.memory_analysis()
   return {
-    'losses': name,
+    'dtype': config.model.dtype,
     'K': config.head.num_prototypes,
     'B': config.batch_size,
     'images_per_second': config.batch_size / seconds,
@@ -278,7 +279,12 @@ def parse(arguments: list[str] | None = None) -> record.Run:
   parser = record.make_parser(__doc__)
   parser.add_argument('--method', default='cmd', choices=METHODS)
   parser.add_argument('--variant', default='Ti')
-  parser.add_argument('--dtype', default='float32')
+  parser.add_argument(
+    '--dtype',
+    default='float32',
+    help='of the model, or several with commas between; ceilings are of the '
+    'first',
+  )
   parser.add_argument('--num_prototypes', type=int, default=4096)
   parser.add_argument('--batch_size', type=int, default=4)
   parser.add_argument('--num_devices', type=int, default=1)
@@ -296,15 +302,15 @@ def parse(arguments: list[str] | None = None) -> record.Run:
   return record.begin('train_step', parser, arguments)
 
 
-def config_of(options: argparse.Namespace) -> ConfigDict:
-  """The config that the options ask for."""
+def config_of(options: argparse.Namespace, dtype: str) -> ConfigDict:
+  """The config that the options ask for, with one of their dtypes."""
   return make_config(
     method=options.method,
     batch_size=options.batch_size,
     num_prototypes=options.num_prototypes,
     overrides=[
       f'model.variant={options.variant}',
-      f'model.dtype={options.dtype}',
+      f'model.dtype={dtype}',
       *options.set,
     ],
   )
@@ -313,18 +319,23 @@ def config_of(options: argparse.Namespace) -> ConfigDict:
 def main() -> None:
   """Measures, prints and writes."""
   run = parse()
-  options, config = run.options, config_of(run.options)
+  options = run.options
+  configs = [config_of(options, x) for x in options.dtype.split(',')]
+  config = configs[0]
   mesh = sharding.make_mesh(options.num_devices)
   sharding.check_batch_size(config.batch_size, mesh)
-  variants = {
-    'streamed': compile_variant(make_step(config, mesh, mode=options.mode))
-  }
+  variants = [
+    compile_variant(make_step(x, mesh, mode=options.mode)) for x in configs
+  ]
   found = take_turns(variants, config, options.steps)
-  for name, variant in variants.items():
-    rate = config.batch_size / min(variant.seconds)
-    print(f'{name}: {rate:.3g} images/s', file=sys.stderr)
-  rows = [make_row(name, x, config, found) for name, x in variants.items()]
-  usual, first = variants['streamed'], rows[0]
+  rows = [
+    make_row(variant, x, found)
+    for variant, x in zip(variants, configs, strict=True)
+  ]
+  for row in rows:
+    rate = row['images_per_second']
+    print(f'{row["dtype"]}: {rate:.3g} images/s', file=sys.stderr)
+  usual, first = variants[0], rows[0]
   first |= measure_host(usual, max(2, options.steps // 2), options.profile)
   if options.parts:
     parts = measure_parts(usual.step, config, options.steps)

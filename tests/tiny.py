@@ -255,6 +255,7 @@ def make_new_step(
   skip_non_finite=False,
   optimizer=None,
   augmented=False,
+  bfloat16_products=False,
   **changes,
 ):
   """The jitted step, augmented or of noisy views, and where it starts from."""
@@ -281,6 +282,7 @@ def make_new_step(
       param_shardings=shardings.params if fsdp else None,
       grad_accum_steps=grad_accum_steps,
       skip_non_finite=skip_non_finite,
+      bfloat16_products=bfloat16_products,
     )
     return multi_step(step) if several else step
 

@@ -20,6 +20,7 @@ from cmd_jax.parts.plan import Plan
 from cmd_jax.training.frozen_teacher import load_teacher
 from cmd_jax.training.recipe import (
   check_accumulates,
+  has_bfloat16_products,
   make_method_maker,
   make_optimizer,
   make_schedules,
@@ -86,8 +87,10 @@ def make_functions(
     made['class_counts'] = class_counts
   if 'teacher' in config.method:
     made['teacher'] = load_teacher(**config.method.teacher)
-  made['platform'] = mesh.devices.flat[0].platform
-  method_for = make_method_maker(config, named, is_frozen, **made)
+  platform = mesh.devices.flat[0].platform
+  method_for = make_method_maker(
+    config, named, is_frozen, platform=platform, **made
+  )
   several = steps.per_call > 1
 
   def make_step(axis_name, mesh):
@@ -104,6 +107,7 @@ def make_functions(
       param_shardings=shardings.params if fsdp else None,
       grad_accum_steps=config.parallel.grad_accum_steps,
       skip_non_finite=config.optim.skip_non_finite_steps > 0,
+      bfloat16_products=has_bfloat16_products(config, platform),
     )
     return multi_step(step) if several else step
 

@@ -248,10 +248,24 @@ def check_accumulates(config: ConfigDict, method: Method) -> None:
     )
 
 
+def has_bfloat16_products(config: ConfigDict, platform: str) -> bool:
+  """Whether products alone are bfloat16, and all that is computed float32.
+
+  It is the faster half of bfloat16 on a CPU (benchmarks/README.md).
+
+  Args:
+    config: as cmd_jax/config/published.py makes it.
+    platform: of the devices that train.
+  """
+  return platform == 'cpu' and config.model.dtype == 'bfloat16'
+
+
 def make_method_maker(
   config: ConfigDict,
   named: dict[str, Schedule],
   is_frozen: partial.IsFrozen,
+  *,
+  platform: str,
   **made,
 ) -> Callable[[str | None, Mesh | None], Method]:
   """A function that builds the method, for one device or for global arrays.
@@ -260,6 +274,7 @@ def make_method_maker(
     config: as cmd_jax/config/published.py makes it.
     named: from `make_schedules`.
     is_frozen: path of a parameter -> whether it stays as it is.
+    platform: of the devices that train.
     **made: arguments of the method that the config does not have, or in place
       of those that it has.
 
@@ -271,13 +286,14 @@ def make_method_maker(
     UserError: when it is called, for what the factories of encoders and methods
       refuse.
   """
+  model = config.model.to_dict()
+  if has_bfloat16_products(config, platform):
+    model['dtype'] = 'float32'
 
   def make(axis_name: str | None, mesh: Mesh | None) -> Method:
     return make_method(
       encoder=make_encoder(
-        axis_name=axis_name,
-        device=mesh and mesh.devices.flat[0],
-        **config.model,
+        axis_name=axis_name, device=mesh and mesh.devices.flat[0], **model
       ),
       image_px=config.augment.global_px,
       head=config.head.to_dict(),
@@ -291,6 +307,7 @@ def make_method_maker(
       is_frozen=is_frozen,
       term_warmup=named.get('term_warmup'),
       kernels=config.parallel.kernels,
+      platform=platform,
       **{**config.method.to_dict(), **made},
     )
 

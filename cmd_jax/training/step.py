@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from cmd_jax.data.batch import Batch, MultiStepBatch
-from cmd_jax.devices import sharding
+from cmd_jax.devices import products, sharding
 from cmd_jax.methods.base import Method
 from cmd_jax.optim.schedules import Schedule
 from cmd_jax.training.state import TrainState
@@ -33,7 +33,11 @@ def _example_keys(
 
 
 def _make_differentiate(
-  method: Method, augment: Callable, mesh: Mesh | None, param_shardings: Any
+  method: Method,
+  augment: Callable,
+  mesh: Mesh | None,
+  param_shardings: Any,
+  bfloat16_products: bool,
 ) -> Callable:
   """Makes what sees all or part of a batch.
 
@@ -54,6 +58,10 @@ def _make_differentiate(
       )
     return loss.mean, loss
 
+  gradient_of = jax.grad(loss_of, has_aux=True)
+  if bfloat16_products:
+    gradient_of = products.with_bfloat16_products(gradient_of)
+
   def differentiate(state: TrainState, batch: Batch, rng, constants):
     step_key = jax.random.fold_in(jax.random.fold_in(rng, _STEP), state.step)
     views_keys, drop_path_keys = (
@@ -73,7 +81,7 @@ def _make_differentiate(
         partners,
       )
     views = views._replace(labels=batch.labels)
-    grads, loss = jax.grad(loss_of, has_aux=True)(
+    grads, loss = gradient_of(
       state.params, state, views, drop_path_keys, constants
     )
     if param_shardings is not None:
@@ -139,6 +147,7 @@ def make_train_step(
   param_shardings: Any = None,
   grad_accum_steps: int = 1,
   skip_non_finite: bool = False,
+  bfloat16_products: bool = False,
 ) -> Callable:
   """Builds step(state, batch, rng, constants) -> (state, metrics).
 
@@ -161,6 +170,8 @@ def make_train_step(
       `Method.is_mean_over_examples`.
     skip_non_finite: whether a step after which one of `WATCHED` is not finite
       leaves all but the step's number as it was.
+    bfloat16_products: whether factors of large float32 products of both
+      networks and the loss are rounded, see `with_bfloat16_products`.
 
   Returns:
     The step. `rng` is the run's root key and never changes; `constants` are
@@ -169,7 +180,9 @@ def make_train_step(
     watched, the norms of the gradient and of the new parameters, and the
     schedules' values.
   """
-  differentiate = _make_differentiate(method, augment, mesh, param_shardings)
+  differentiate = _make_differentiate(
+    method, augment, mesh, param_shardings, bfloat16_products
+  )
   if grad_accum_steps > 1:
     differentiate = _accumulate(differentiate, grad_accum_steps, mesh)
 

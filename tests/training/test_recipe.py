@@ -57,11 +57,36 @@ def test_the_encoder_is_made_for_the_devices_of_the_mesh(monkeypatch):
   monkeypatch.setattr(recipe, 'make_method', lambda **fields: fields)
   config = _config()
   named = recipe.make_schedules(config, 10, 100)
-  make = recipe.make_method_maker(config, named, lambda path: False)
+  make = recipe.make_method_maker(
+    config, named, lambda path: False, platform='gpu'
+  )
   device = types.SimpleNamespace(platform='gpu')
   mesh = types.SimpleNamespace(devices=np.array([device]))
   assert make(None, mesh)['encoder'].device is device
   assert make('data', None)['encoder'].device is None
+
+
+@pytest.mark.parametrize(
+  'platform, dtype, computed, rounds',
+  [
+    ('cpu', 'bfloat16', 'float32', True),
+    ('cpu', 'float32', 'float32', False),
+    ('tpu', 'bfloat16', 'bfloat16', False),
+    ('gpu', 'bfloat16', 'bfloat16', False),
+  ],
+)
+def test_bfloat16_is_for_the_products_alone_on_a_cpu(
+  platform, dtype, computed, rounds
+):
+  config = _config(**{'model.dtype': dtype})
+  named = recipe.make_schedules(config, 10, 100)
+  make = recipe.make_method_maker(
+    config, named, lambda path: False, platform=platform
+  )
+  encoder = make(None, None).loss.__self__.setting.encoder
+  assert jnp.dtype(encoder.dtype).name == computed
+  assert recipe.has_bfloat16_products(config, platform) == rounds
+  assert config.model.dtype == dtype
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from flax import traverse_util
 
 from cmd_jax import errors
 from cmd_jax.data.batch import MultiStepBatch
-from cmd_jax.devices import sharding
+from cmd_jax.devices import products, sharding
 from cmd_jax.models import partial
 from cmd_jax.optim import optimizers
 from tests import tiny
@@ -337,6 +337,19 @@ def test_metrics_name_every_term_and_add_up(name):
   assert 0 < metrics['teacher_entropy'] < np.log(12) + 1e-5
   assert 0 < metrics['feature_spread'] <= 1
   assert metrics['student_teacher_kl'] > 0
+
+
+@pytest.mark.parametrize('mode', ['jit', _slow('pmap')])
+def test_factors_of_all_products_may_be_rounded(monkeypatch, mode):
+  monkeypatch.setattr(products, '_LEAST_MULTIPLICATIONS', 0)
+  exact = tiny.make_step('cmd', num_devices=8)
+  rounded = tiny.make_new_step(
+    'cmd', mode=mode, num_devices=8, bfloat16_products=True
+  )
+  (exact,), (rounded,) = (tiny.run_steps(*x, 1)[1] for x in (exact, rounded))
+  for name in ('loss', 'loss/student_bag', 'grad_norm'):
+    error = abs(rounded[name] / exact[name] - 1)
+    assert 1e-7 < error < 1e-2, name
 
 
 def test_compiles_once():
