@@ -125,6 +125,7 @@ def _normalised(base: str, how: str) -> Row:
 
 
 _PLAIN = 'L_R without attention besides: see `cmd-regions-plain`'
+_STRENGTH = 'bags weighted by the length of features, which is not learned'
 _NO_LOCAL = 'no local views, so its reference is `dino-global-views`'
 _GLOBAL_ONLY = {'augment.num_local': 0}
 
@@ -144,6 +145,7 @@ ROWS = (
   _variant('cmd', 'pool-max', _PLAIN, pooling='max', attend_regions=False),
   _variant('cmd', 'pool-attention', pooling='attention'),
   _variant('cmd', 'pool-gated_attention', pooling='gated_attention'),
+  _variant('cmd', 'pool-strength', _STRENGTH, pooling='strength'),
   _variant('cmd', 'prototypes-shared', shared_prototypes=True),
   _variant('cmd', 'prototypes-separate', shared_prototypes=False),
   _variant('cmd', 'kl-bag_to_image', kl_direction='bag_to_image'),
@@ -187,6 +189,7 @@ PRETRAINED_ROWS = (
   'dino',
   'esvit',
   'cmd',
+  'cmd-pool-strength',
   'dino-neighbours',
   'cmd-neighbours',
   'dino-global-views',

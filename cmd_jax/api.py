@@ -100,7 +100,7 @@ class Encoder:
       source: where it comes from.
       training: how it was trained.
       mil: multi-instance attention over its tokens.
-      mil_params: parameters of `mil`.
+      mil_params: parameters of `mil`, if it has any.
       classifier: over its image embeddings, calibrated.
       batch_size: most images encoded at once, by all devices together.
 

@@ -262,9 +262,11 @@ FIELDS: dict[str, Field] = {
   'method.weights.*': _not_negative('Weight of a term of the loss.'),
   'method.mil.hidden_dim': _count('Hidden dimension of the attention.', 1),
   'method.pooling': _choice(
-    "How a bag's patches are pooled.",
+    "How a bag's patches are pooled: by attention that learns, by the length "
+    'of their features (strength; those of a ViT are all alike), or evenly.',
     'gated_attention',
     'attention',
+    'strength',
     'mean',
     'max',
   ),

@@ -20,6 +20,7 @@ from cmd_jax.devices import sharding
 from cmd_jax.evaluators.feature_cache import FeatureCache, hash_canvases
 from cmd_jax.evaluators.features import Features, extract
 from cmd_jax.models.feature_maps import feature_map
+from cmd_jax.models.heads import MilAttention
 from cmd_jax.models.last_blocks import last_blocks
 from cmd_jax.models.layers import EncoderOutput
 from cmd_jax.models.pooling import pooled
@@ -92,7 +93,7 @@ class FrozenNetwork:
       batch_size: images encoded at once, by all devices together; rounded up to
         a multiple of their number.
       mil: multi-instance attention over its tokens.
-      mil_params: parameters of `mil`; without them there is no attention.
+      mil_params: parameters of `mil`, if it has any.
       mesh: the devices; None for all.
       statistics: by which views are normalised.
 
@@ -102,10 +103,10 @@ class FrozenNetwork:
     self._mesh = mesh or sharding.make_mesh()
     whole = sharding.replicated(self._mesh)
     self.encoder = encoder
-    self.mil = None if mil_params is None else mil
+    self.mil = mil
     self._variables = {'encoder': variables}
     if self.mil is not None:
-      self._variables['mil'] = {'params': mil_params}
+      self._variables['mil'] = {'params': mil_params or {}}
     self._variables = jax.device_put(self._variables, whole)
     self.batch_size = self._shared_out(batch_size)
     self._view_px, self._crop_fraction = view_px, crop_fraction
@@ -124,6 +125,15 @@ class FrozenNetwork:
   def mil_variables(self) -> Mapping[str, Any] | None:
     """What `mil` is applied to; None without."""
     return self._variables.get('mil')
+
+  @property
+  def attention_name(self) -> str:
+    """What `attend` gives, in words."""
+    if isinstance(self.mil, MilAttention):
+      return 'multi-instance attention'
+    if self.mil is None and hasattr(self.encoder, 'num_heads'):
+      return "the encoder's own attention"
+    return "the length of each patch's features"
 
   @functools.cached_property
   def hash(self) -> str:

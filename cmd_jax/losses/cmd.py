@@ -16,7 +16,7 @@ import jax.numpy as jnp
 # finite without moving any other.
 _TINY = jnp.finfo(jnp.float32).tiny
 
-POOLINGS = ('gated_attention', 'attention', 'mean', 'max')
+POOLINGS = ('gated_attention', 'attention', 'strength', 'mean', 'max')
 KL_DIRECTIONS = ('image_to_bag', 'bag_to_image')
 
 

@@ -69,7 +69,7 @@ def _paper_bags(
 
   return BagTerms(
     compare,
-    'attention' if _attends(pooling) else pooling,
+    'attention' if pooling in heads.ATTENTIONS else pooling,
     'student_bag' in terms,
     'teacher_bag' in terms,
   )
@@ -107,10 +107,6 @@ def _released_bags(terms: Mapping[str, Term]) -> BagTerms:
   )
 
 
-def _attends(pooling: str) -> bool:
-  return pooling in ('gated_attention', 'attention')
-
-
 def _make_released(setting: Setting, weights: Mapping[str, float]) -> Method:
   terms = weighted_terms(
     _released_values(setting.head['num_prototypes']),
@@ -144,14 +140,12 @@ def _make_paper(
         f'config.method.{field} is {value!r}: choose one of '
         f'{", ".join(choices)}'
       )
-  if attend_regions and not _attends(pooling):
+  attention = heads.make_attention(pooling, dtype=setting.encoder.dtype, **mil)
+  if attend_regions and attention is None:
     raise UserError(
       f'config.method.attend_regions needs attention, but pooling is '
       f'{pooling!r}: set one of attend_regions=False, pooling=gated_attention'
     )
-  attention = heads.MilAttention(
-    gated=pooling == 'gated_attention', dtype=setting.encoder.dtype, **mil
-  )
   terms = weighted_terms(
     _paper_values(pooling, kl_direction, attend_regions),
     weights,
@@ -162,7 +156,7 @@ def _make_paper(
     make_networks(
       setting,
       regions=True,
-      mil=attention if _attends(pooling) else None,
+      mil=attention,
       shared_prototypes=shared_prototypes,
     ),
     terms,
@@ -181,7 +175,7 @@ def make_cmd(
     weights: weights of the terms `image`, `region`, `student_bag` (L_S) and
       `teacher_bag` (L_T).
     **fields: for 'paper' alone
-      mil: arguments of `MilAttention` but `gated`, which `pooling` decides;
+      mil: arguments of `make_attention` besides `pooling`;
       pooling: how a bag is pooled, one of `losses.cmd.POOLINGS`;
       kl_direction: one of `losses.cmd.KL_DIRECTIONS`;
       attend_regions: weights L_R by the attention; otherwise it is EsViT's;

@@ -151,7 +151,7 @@ class Distillation:
     )
     if networks.mil is not None:
       attention = networks.mil.apply(
-        {'params': params['mil']}, teacher.features
+        {'params': params.get('mil', {})}, teacher.features
       )
       of_student = of_student._replace(teacher_attention=attention)
     return ForwardOutput(

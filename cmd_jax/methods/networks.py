@@ -135,7 +135,8 @@ def init_networks(
     module = getattr(networks, name)
     if module is not None:
       variables[name] = module.init(rngs[name], jnp.zeros(like.shape))
-  params = {name: value['params'] for name, value in variables.items()}
+  # Attention by strength has none.
+  params = {k: x['params'] for k, x in variables.items() if 'params' in x}
   if networks.shared_prototypes:
     del params['region_head']['last_layer']
   if networks.lora_rank:
@@ -213,7 +214,8 @@ def _apply_heads(
     of_region = head('region_head', [x.tokens for x in encoded])
   if networks.mil is not None:
     attention = [
-      networks.mil.apply({'params': params['mil']}, x.tokens) for x in encoded
+      networks.mil.apply({'params': params.get('mil', {})}, x.tokens)
+      for x in encoded
     ]
   outputs = [
     ViewFeatures(x.image, image, x.tokens, region, weights)

@@ -16,6 +16,9 @@ from cmd_jax.models.layers import (
   wide,
 )
 
+# Squared; the attention is even where all tokens are zeros.
+_SHORTEST = 1e-12
+
 
 def l2_normalise(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
   """x / max(|x|, epsilon) along the last axis, as torch's F.normalize.
@@ -170,3 +173,46 @@ class MilAttention(nn.Module):
       hidden = hidden * nn.sigmoid(dense(self.hidden_dim, 'gate')(tokens))
     scores = dense(1, 'score')(hidden)[..., 0]
     return nn.softmax(scores.astype(wide(scores.dtype)))
+
+
+class StrengthAttention(nn.Module):
+  """Attention by the squared length of tokens, a_i = |h_i|^2 / sum_j |h_j|^2.
+
+  It learns nothing, and no gradient goes through it. A convolutional encoder
+  that was trained by labels has long features where objects are; attention
+  that learns from it may leave them for what is around (benchmarks/RESEARCH.md,
+  hypotheses 33 and 34).
+
+  Attributes:
+    dtype: as of `MilAttention`; the lengths are at least float32.
+  """
+
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    """Tokens [..., N, D] -> attention [..., N] float32 that adds up to 1."""
+    tokens = jax.lax.stop_gradient(tokens)
+    squares = jnp.square(tokens.astype(wide(tokens.dtype))).sum(-1) + _SHORTEST
+    return squares / squares.sum(-1, keepdims=True)
+
+
+# Poolings of a bag by attention over its instances.
+ATTENTIONS = ('gated_attention', 'attention', 'strength')
+
+
+def make_attention(
+  pooling: str, *, hidden_dim: int, dtype: jnp.dtype
+) -> nn.Module | None:
+  """The attention by which a bag is pooled; None where it is by another way.
+
+  Args:
+    pooling: one of `losses.cmd.POOLINGS`.
+    hidden_dim: of attention that learns.
+    dtype: dtype of the computation.
+  """
+  if pooling not in ATTENTIONS:
+    return None
+  if pooling == 'strength':
+    return StrengthAttention(dtype=dtype)
+  return MilAttention(hidden_dim, pooling == 'gated_attention', dtype)

@@ -52,14 +52,6 @@ def _numbers(array: np.ndarray, dtype: str) -> str:
   return photos.encode_base64(np.ascontiguousarray(array, dtype).tobytes())
 
 
-def _attention_name(network: FrozenNetwork) -> str:
-  if network.mil is not None:
-    return 'multi-instance attention'
-  if hasattr(network.encoder, 'num_heads'):
-    return "the encoder's own attention"
-  return "the length of each patch's features"
-
-
 _ENCODERS = {
   'vit': 'vision transformer (ViT)',
   'swin': 'Swin transformer',
@@ -360,7 +352,7 @@ def collect(
     'verdict': meaning.judge(workdir, workdir.results()),
     'curves': curves,
     'classes': list(experiment.data.pretrain.class_names),
-    'attention_name': _attention_name(network),
+    'attention_name': network.attention_name,
     'crop_fraction': experiment.evaluation.settings.get('crop_fraction') or 0,
     'photos': _describe_photos(splits, shown, predicted, layout, drawn),
     'confusion': _describe_confusion(

@@ -26,7 +26,7 @@ class SavedNetwork(NamedTuple):
     encoder: the module.
     variables: what it is applied to, adapters merged in; numpy arrays.
     mil: multi-instance attention over its tokens; None for a method without.
-    mil_params: parameters of `mil`; None without.
+    mil_params: parameters of `mil`, if it has any.
     choice: which checkpoint that is, and why.
     classifier: `kernel` and `bias` of a method that learns labels; None for
       others.
@@ -35,7 +35,7 @@ class SavedNetwork(NamedTuple):
   encoder: nn.Module
   variables: Mapping[str, Any]
   mil: nn.Module | None
-  mil_params: Mapping[str, Any] | None
+  mil_params: Mapping[str, Any]
   choice: Choice
   classifier: Mapping[str, Any] | None = None
 
@@ -198,9 +198,7 @@ def make_mil_attention(
   method = config.method
   if 'mil' not in method:
     return None
-  return heads.MilAttention(
-    gated=method.pooling == 'gated_attention', dtype=encoder.dtype, **method.mil
-  )
+  return heads.make_attention(method.pooling, dtype=encoder.dtype, **method.mil)
 
 
 def read_network(
@@ -240,8 +238,11 @@ def read_network(
     variables['batch_stats'] = stats['encoder']
   image_px = config.augment.global_px
   _check_fits(encoder, variables, image_px, str(path.parent))
-  mil_params = params.get('mil')
-  mil = None if mil_params is None else make_mil_attention(config, encoder)
   return SavedNetwork(
-    encoder, variables, mil, mil_params, choice, params.get('classifier')
+    encoder,
+    variables,
+    make_mil_attention(config, encoder),
+    params.get('mil', {}),
+    choice,
+    params.get('classifier'),
   )

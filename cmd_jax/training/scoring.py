@@ -28,7 +28,7 @@ def _freeze(
   experiment: Experiment,
   workdir: Workdir,
   variables: Mapping[str, Any],
-  mil_params: Mapping[str, Any] | None,
+  mil_params: Mapping[str, Any],
 ) -> FrozenNetwork:
   """A network that sees what config.eval says, its features kept by the run."""
   evaluation = experiment.evaluation
@@ -50,7 +50,7 @@ def _freeze(
 
 def variables_of(
   experiment: Experiment, state: TrainState
-) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
   """What the scored network of a state is applied to, whole on the devices.
 
   Args:
@@ -59,14 +59,14 @@ def variables_of(
 
   Returns:
     The variables of the encoder, and the parameters of the multi-instance
-    attention if there is one.
+    attention, if it has any.
   """
   network = experiment.evaluation.network
   params = state.teacher_params if network == 'teacher' else state.params
   stats = state.method_state.get(f'{network}_stats', {})
   params, stats = sharding.gather((params, stats), experiment.mesh)
   variables = experiment.method.encoder_variables(params, stats)
-  return variables, params.get('mil')
+  return variables, params.get('mil', {})
 
 
 def network_of(

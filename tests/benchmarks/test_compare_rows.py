@@ -51,7 +51,7 @@ def _resolve(of, name):
 
 def test_every_row_that_was_promised_is_there():
   distilled = ('dino', 'esvit', 'cmd')
-  pools = ('mean', 'max', 'attention', 'gated_attention')
+  pools = ('mean', 'max', 'attention', 'gated_attention', 'strength')
   assert {
     *(*distilled, 'cmd_released', 'dino-global-views', *_CONTRASTIVE),
     *(f'{x}-centring' for x in distilled),

@@ -96,6 +96,27 @@ def test_maps_have_a_size_and_a_facet_of_their_own():
   assert np.abs(tokens - maps).max() > 0.01
 
 
+def test_attention_that_learns_nothing_needs_no_parameters():
+  encoder = tiny.make_tiny_encoder('resnet')
+  variables = _draw(encoder, jnp.zeros((1, PX, PX, 3)))
+  network = FrozenNetwork(
+    encoder,
+    variables,
+    view_px=PX,
+    crop_fraction=None,
+    batch_size=5,
+    mil=heads.StrengthAttention(),
+    mesh=sharding.make_mesh(2),
+  )
+  outputs = network.encode(SPLIT.images[:4], SPLIT.sizes[:4])
+  squares = np.square(outputs.tokens).sum(-1)
+  for attention in (outputs.attention, network.attention(SPLIT)['mil'][:4]):
+    np.testing.assert_allclose(
+      attention, squares / squares.sum(-1, keepdims=True), rtol=1e-4
+    )
+  assert network.attention_name == "the length of each patch's features"
+
+
 def test_a_network_without_attention_looks_at_long_features():
   network, variables = _make('resnet')
   assert network.attention(SPLIT) == {}

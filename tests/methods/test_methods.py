@@ -17,7 +17,9 @@ from cmd_jax.methods.base import Method
 from cmd_jax.optim import schedules
 from tests import tiny
 
-_WEIGHTED_AGAIN = ('attention', 'bag_to_image'), ('mean', 'bag_to_image')
+_WEIGHTED_AGAIN = tuple(
+  (pooling, 'bag_to_image') for pooling in ('attention', 'strength', 'mean')
+)
 
 
 def _views(batch=3, seed=0):

@@ -89,6 +89,49 @@ def test_attention_is_the_published_formula(gated):
   assert ('gate' in params) == gated
 
 
+def test_attention_by_strength_learns_nothing():
+  mil = heads.StrengthAttention()
+  tokens = _normal(2, 3, 6)
+  assert not mil.init(jax.random.key(0), tokens)
+  squares = (tokens**2).sum(-1)
+  attention = mil.apply({}, tokens)
+  assert attention.dtype == jnp.float32
+  np.testing.assert_allclose(
+    attention, squares / squares.sum(-1, keepdims=True), rtol=1e-5
+  )
+  gradient = jax.grad(lambda x: (mil.apply({}, x) ** 2).sum())(tokens)
+  np.testing.assert_array_equal(gradient, 0)
+  half = mil.apply({}, tokens.astype(jnp.bfloat16))
+  assert half.dtype == jnp.float32
+  np.testing.assert_allclose(half, attention, atol=1e-2)
+
+
+def test_attention_by_strength_is_defined_where_features_are_zero():
+  mil = heads.StrengthAttention()
+  tokens = _normal(3, 6)
+  tokens[0] = 0
+  first, *others = mil.apply({}, tokens)
+  assert 0 < first < 1e-9 and np.isclose(sum(others), 1)
+  np.testing.assert_allclose(mil.apply({}, 0 * tokens), [1 / 3] * 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'pooling, kind, gated',
+  [
+    ('gated_attention', heads.MilAttention, True),
+    ('attention', heads.MilAttention, False),
+    ('strength', heads.StrengthAttention, None),
+    ('mean', type(None), None),
+    ('max', type(None), None),
+  ],
+)
+def test_attention_is_that_of_the_pooling(pooling, kind, gated):
+  made = heads.make_attention(pooling, hidden_dim=5, dtype=jnp.bfloat16)
+  assert type(made) is kind
+  assert getattr(made, 'gated', None) is gated
+  assert getattr(made, 'dtype', jnp.bfloat16) == jnp.bfloat16
+
+
 def test_attention_follows_the_order_of_the_tokens():
   mil = heads.MilAttention(hidden_dim=4)
   tokens = _normal(5, 6)
