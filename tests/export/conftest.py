@@ -46,7 +46,7 @@ def _draw(module, *args):
 def draw_encoder():
   """Makes an encoder of `_ENCODERS`, with multi-instance attention or without.
 
-  Returns also images for it and what it and its attention say of them.
+  With `mil='strength'` its attention learns nothing. Returns also images for it and what it and its attention say of them.
   """
 
   def make(name, *, mil=False, num_images=3, crop_fraction=None):
@@ -62,7 +62,9 @@ def draw_encoder():
     head = mil_params = None
     if mil:
       head = heads.MilAttention(8, dtype=module.dtype)
-      mil_params = _draw(head, output.tokens)['params']
+      if mil == 'strength':
+        head = heads.StrengthAttention(dtype=module.dtype)
+      mil_params = _draw(head, output.tokens).get('params', {})
       attention = jax.jit(head.apply)({'params': mil_params}, output.tokens)
     encoder = Encoder(
       module,

@@ -24,7 +24,7 @@ def _run(model, images):
     ('swin', True),
     ('padded swin', False),
     ('resnet', True),
-    ('efficientnet', True),
+    ('efficientnet', 'strength'),
   ],
 )
 def test_it_computes_what_the_encoder_computes(draw_encoder, name, mil):
