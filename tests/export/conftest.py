@@ -46,7 +46,8 @@ def _draw(module, *args):
 def draw_encoder():
   """Makes an encoder of `_ENCODERS`, with multi-instance attention or without.
 
-  With `mil='strength'` its attention learns nothing. Returns also images for it and what it and its attention say of them.
+  With `mil='strength'` its attention learns nothing. Returns also images for
+  it, and what it and its attention say of them.
   """
 
   def make(name, *, mil=False, num_images=3, crop_fraction=None):
