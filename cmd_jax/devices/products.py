@@ -2,9 +2,9 @@
 
 A CPU with bfloat16 instructions multiplies such factors in a third to four
 fifths of the time of float32 ones, but only if the sums are handed out in
-float32, and all that is no product is slower in bfloat16 (benchmarks/README.md).
-So a function is written and differentiated in float32, and the factors are
-rounded in the program that comes of it.
+float32, and all that is no product is slower in bfloat16
+(benchmarks/README.md). So a function is written and differentiated in float32,
+and the factors are rounded in the program that comes of it.
 """
 
 from __future__ import annotations
