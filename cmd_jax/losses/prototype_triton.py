@@ -251,6 +251,20 @@ def _slab(rows: int, num_prototypes: int) -> int:
   )
 
 
+def _slabs(
+  shape: Shape,
+  rows: jax.Array,
+  lanes: jax.Array,
+  kernel: Kernel,
+  *others,
+) -> tuple[int, Callable]:
+  """Prototypes of a slab, and its number -> what `_compare_slab` says of it."""
+  size = _slab(len(rows) * shape.views, kernel.columns.shape[1])
+  return size, functools.partial(
+    _compare_slab, shape, rows, lanes, kernel, *others, size
+  )
+
+
 def compare(
   shape: Shape,
   rows: jax.Array,
@@ -267,17 +281,8 @@ def compare(
   reduce = functools.partial(_reduce, shape, rows, normalisers)
   if compare_bags is None:
     return (), (), reduce(kernel, (), values, interpret)[-1]
-  size = _slab(len(rows) * shape.views, num_prototypes)
-  compare_slab = functools.partial(
-    _compare_slab,
-    shape,
-    rows,
-    lanes,
-    kernel,
-    images,
-    compare_bags,
-    interpret,
-    size,
+  size, compare_slab = _slabs(
+    shape, rows, lanes, kernel, images, compare_bags, interpret
   )
 
   def of_slab(number):
@@ -424,17 +429,8 @@ def pull_back(
       _pull_back_columns(shape, rows, given, kernel, None, so_far, interpret),
     )
   given = (normalisers, of_n, of_bag)
-  size = _slab(len(rows) * shape.views, num_prototypes)
-  compare_slab = functools.partial(
-    _compare_slab,
-    shape,
-    rows,
-    lanes,
-    kernel,
-    images,
-    compare_bags,
-    interpret,
-    size,
+  size, compare_slab = _slabs(
+    shape, rows, lanes, kernel, images, compare_bags, interpret
   )
 
   def step(carry, number):
