@@ -188,7 +188,11 @@ MAIN_ROWS = (
 PRETRAINED_ROWS = (
   'dino',
   'esvit',
+  'cmd_released',
   'cmd',
+  'cmd-no-region',
+  'cmd-no-student_bag',
+  'cmd-no-teacher_bag',
   'cmd-pool-strength',
   'dino-neighbours',
   'cmd-neighbours',
