@@ -16,7 +16,10 @@ SCORES = {
   '`linear/logreg` top1': LOGREG,
   '`retrieval` rank1': RANK1,
   '`retrieval` mAP': MAP,
+  'parts, mIoU': 'seg/pascub5/miou',
 }
+# What sets with part masks alone have.
+_OF_PARTS = ('parts, mIoU',)
 # More than arithmetic in another order makes of the scores of equal encoders.
 _TOLERANCE = 1e-3
 
@@ -81,6 +84,16 @@ def values_of(record: Record, when: str) -> dict[str, float]:
     when: 'init' or 'final'.
   """
   return {x['metric']: x[when] for x in record['rows'] if x[when] is not None}
+
+
+def scores_of(records: Iterable[Record]) -> dict[str, str]:
+  """`SCORES` without those of parts where no record has them."""
+  is_scored = {key for record in records for key in values_of(record, 'final')}
+  return {
+    name: metric
+    for name, metric in SCORES.items()
+    if name not in _OF_PARTS or metric in is_scored
+  }
 
 
 def untrained_values(rows: Mapping[str, Measured]) -> list[dict[str, float]]:

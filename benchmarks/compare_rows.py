@@ -250,6 +250,7 @@ _CROPPED = {'eval.crop_fraction': 0.0}
 # EfficientNet-Lite0 by the recipe of configs/folder.py as it is. It has no
 # attention that `parts/hit` could ask for in all rows.
 _FROM_WEIGHTS = {'eval.protocols': _PROTOCOLS[:-1]}
+_PARTS_TOO = {'eval.protocols': (*_PROTOCOLS[:-1], 'seg/pascub5')}
 
 SETS = (
   Set(
@@ -309,6 +310,14 @@ SETS = (
       ('cars14', 'cars14', _CROPPED),
       ('cub100', 'cub100_box227', _CROPPED),
     )
+  ),
+  Set(
+    'toybirds-lite0',
+    'pretrained',
+    'toybirds',
+    _PARTS_TOO,
+    words=('start=pretrained', 'encoder=efficientnet'),
+    rows=PRETRAINED_ROWS,
   ),
 )
 SET_BY_NAME = {x.name: x for x in SETS}

@@ -10,13 +10,13 @@ from typing import Any
 from benchmarks.compare_measured import (
   LOGREG,
   RANK1,
-  SCORES,
   Measured,
   Record,
   is_alias,
   is_outdated,
   measured_rows,
   paired,
+  scores_of,
   shown_rows,
   starts_elsewhere,
   untrained_values,
@@ -65,11 +65,13 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
   return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 
-def _score_cells(all_values: Sequence[Mapping[str, float]]) -> list[str]:
+def _score_cells(
+  all_values: Sequence[Mapping[str, float]], scores: Iterable[str]
+) -> list[str]:
   """Scores in per cent, then ratios."""
   cells = [
     spread([100 * x[metric] for x in all_values if metric in x])
-    for metric in SCORES.values()
+    for metric in scores
   ]
   for who in _ATTENDING.values():
     ratios = [_ratio(x, who) for x in all_values]
@@ -93,21 +95,25 @@ def _cost_cells(records: Sequence[Record]) -> list[str]:
   return [mean('images_seen'), least('train_seconds'), peak]
 
 
-def _untrained(rows: Mapping[str, Measured]) -> list[str]:
+def _untrained(
+  rows: Mapping[str, Measured], scores: Iterable[str]
+) -> list[str]:
   """The line of initial encoders."""
   values = untrained_values(rows)
-  return ['untrained', str(len(values)), *_score_cells(values), '', '', '']
+  cells = _score_cells(values, scores)
+  return ['untrained', str(len(values)), *cells, '', '', '']
 
 
 def _main_table(rows: Mapping[str, Measured], wanted: Sequence[str]) -> str:
   costs = ['images seen', 'train s', 'peak MiB']
   looks = [f'{name} attention x' for name in _ATTENDING]
-  header = ['', 'seeds', *SCORES, *looks, *costs]
+  all_records = [x for row in rows.values() for x in row.by_seed.values()]
+  scores = scores_of(all_records)
+  metrics = list(scores.values())
+  header = ['', 'seeds', *scores, *looks, *costs]
   lines = []
-  if any(
-    record['rows'] for x in rows.values() for record in x.by_seed.values()
-  ):
-    lines.append(_untrained(rows))
+  if any(record['rows'] for record in all_records):
+    lines.append(_untrained(rows, metrics))
   for name in dict.fromkeys([*wanted, *rows]):
     empty = [''] * (len(header) - 2)
     row = rows.get(name)
@@ -120,7 +126,7 @@ def _main_table(rows: Mapping[str, Measured], wanted: Sequence[str]) -> str:
       lines.append([f'`{name}`', NOT_MEASURED, *empty])
     else:
       records = list(row.by_seed.values())
-      cells = _score_cells([values_of(x, 'final') for x in records])
+      cells = _score_cells([values_of(x, 'final') for x in records], metrics)
       seeds = str(len(records))
       lines.append([f'`{name}`', seeds, *cells, *_cost_cells(records)])
   return markdown(header, lines)

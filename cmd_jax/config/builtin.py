@@ -6,6 +6,8 @@ see `vocabulary.parse_argument`.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from cmd_jax.config import (
@@ -28,6 +30,15 @@ def _finish(config: ConfigDict, words: vocabulary.Argument) -> ConfigDict:
     if words.method == 'finetune':
       finetuned.use_pretrained_recipe(config)
   return config.lock()
+
+
+def _use_pretrained_views(config: ConfigDict, *recipes: dict[str, Any]) -> None:
+  """The views that an encoder of ImageNet is used to."""
+  for recipe in recipes:
+    config.update(recipe)
+  if 'parts' in config:
+    config.parts.view_px = config.eval.view_px
+    config.augment.num_local = 0
 
 
 def _published_set(argument: str | None, **dataset: str) -> ConfigDict:
@@ -79,10 +90,7 @@ def folder(argument: str | None = None) -> ConfigDict:
     config.model.image_px = 64
   config.eval.update(view_px=96, crop_fraction=0.0, batch_size=128)
   if words.start == 'pretrained':
-    config.update(continued.PHOTOGRAPHS)
-    if 'parts' in config:
-      config.parts.view_px = config.eval.view_px
-      config.augment.num_local = 0
+    _use_pretrained_views(config, continued.PHOTOGRAPHS)
   return _finish(config, words)
 
 
@@ -100,19 +108,28 @@ def shards(argument: str | None = None) -> ConfigDict:
   return config.lock()
 
 
-def toybirds(argument: str | None = None) -> ConfigDict:
-  """The drawn birds."""
-  words = vocabulary.parse_argument(argument)
+def _drawn_birds(words: vocabulary.Argument) -> ConfigDict:
+  """The drawn birds, at sizes that the encoder of the words can read."""
   config = published.published(words)
   small.use_small_recipe(config)
   config.total_epochs = 20
   config.canvas_px = 64
   config.dataset.update(name='toybirds', builder_config='64px')
   config.eval.update(view_px=40, crop_fraction=0.0, batch_size=256)
-  # Crown, beak, wing bars, tail band and breast spots tell species apart.
-  config.eval.parts_hit.part_ids = (3, 4, 6, 8, 9)
+  if words.start == 'pretrained':
+    _use_pretrained_views(config, continued.PHOTOGRAPHS, continued.DRAWINGS)
+    config.dataset.builder_config = f'{config.canvas_px}px'
   if words.quicktest:
     config.dataset.builder_config = '32px'
+  return config
+
+
+def toybirds(argument: str | None = None) -> ConfigDict:
+  """The drawn birds."""
+  words = vocabulary.parse_argument(argument)
+  config = _drawn_birds(words)
+  # Crown, beak, wing bars, tail band and breast spots tell species apart.
+  config.eval.parts_hit.part_ids = (3, 4, 6, 8, 9)
   return _finish(config, words)
 
 
@@ -120,21 +137,10 @@ def particle_toybirds(argument: str | None = None) -> ConfigDict:
   """The drawn birds, for methods of parts."""
   usual = vocabulary.Argument(method='particle')
   words = vocabulary.parse_argument(argument, usual)
-  config = published.published(words)
-  small.use_small_recipe(config)
-  config.total_epochs = 20
-  config.canvas_px = 64
-  config.dataset.update(name='toybirds', builder_config='64px')
+  config = _drawn_birds(words)
   if 'parts' in config:
     config.parts.rounds = 2
-  config.eval.update(
-    protocols=('knn/20', 'linear/logreg', 'seg/pascub5'),
-    view_px=40,
-    crop_fraction=0.0,
-    batch_size=256,
-  )
-  if words.quicktest:
-    config.dataset.builder_config = '32px'
+  config.eval.protocols = ('knn/20', 'linear/logreg', 'seg/pascub5')
   return _finish(config, words)
 
 

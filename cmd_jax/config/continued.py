@@ -50,6 +50,13 @@ PHOTOGRAPHS = dict(
   checkpoint=dict(keep_best='auto'),
 )
 
+# For drawings, which have no more in them at 224 pixels.
+DRAWINGS = dict(
+  canvas_px=128,
+  augment=dict(global_px=96, local_px=48),
+  eval=dict(view_px=128, crop_fraction=0.0),
+)
+
 # Of published EfficientNet-Lite weights. The batches are too small and the
 # views too unlike photographs to renew their statistics. Tokens are made by the
 # blocks that are trained, or what is asked of patches would train heads alone.

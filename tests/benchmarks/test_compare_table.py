@@ -87,6 +87,19 @@ def test_mean_and_sample_deviation_over_seeds():
   assert compare_table.spread([]) == '-'
 
 
+def test_sets_with_part_masks_have_a_column_of_them():
+  plain, parted = _record('dino', 0, 30), _record('cmd', 0, 40)
+  assert 'mIoU' not in compare_table.tables([plain])
+  parted['rows'].append(
+    {'metric': 'seg/pascub5/miou', 'init': 0.12, 'final': 0.34}
+  )
+  text = compare_table.tables([plain, parted])
+  assert 'parts, mIoU' in text
+  assert _line(text, 'untrained')[5] == '12.0'
+  assert _line(text, '`cmd`')[5] == '34.0'
+  assert _line(text, '`dino`')[5] == '-'
+
+
 def test_differences_are_paired_by_seed():
   records = [*_three('dino', 30, 40, 50), *_three('cmd', 31, 42, 56)]
   # A seed that only one of them has says nothing.

@@ -63,6 +63,19 @@ def test_sets_start_from_nothing_unless_asked(name):
   assert builtin.BUILTIN[name](words).init.path == continued.WEIGHTS
 
 
+@pytest.mark.parametrize('encoder', vocabulary.ENCODERS)
+@pytest.mark.parametrize('name', ['toybirds', 'particle_toybirds'])
+def test_drawings_have_sizes_that_published_encoders_read(name, encoder):
+  config = builtin.BUILTIN[name](f'start=pretrained,encoder={encoder}')
+  with config.unlocked():
+    config.init.path = config.init.path or 'a_file'
+  check_config(config)
+  assert config.dataset.builder_config == '128px'
+  assert config.eval.view_px == config.canvas_px == 128
+  if 'parts' in config:
+    assert config.parts.view_px == 128
+
+
 @pytest.mark.parametrize('method', vocabulary.METHODS)
 def test_every_method_goes_on(method):
   config = builtin.folder(f'method={method},start=pretrained')
