@@ -250,7 +250,13 @@ _CROPPED = {'eval.crop_fraction': 0.0}
 # EfficientNet-Lite0 by the recipe of configs/folder.py as it is. It has no
 # attention that `parts/hit` could ask for in all rows.
 _FROM_WEIGHTS = {'eval.protocols': _PROTOCOLS[:-1]}
-_PARTS_TOO = {'eval.protocols': (*_PROTOCOLS[:-1], 'seg/pascub5')}
+# Few-shot parts, by a decoder that takes a minute.
+_PARTS_TOO = {
+  'eval.protocols': (*_PROTOCOLS[:-1], 'seg/pascub5'),
+  'eval.segmentation.view_px': 128,
+  'eval.segmentation.labelled_images': 100,
+  'eval.segmentation.num_steps': 200,
+}
 
 SETS = (
   Set(
