@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+import tqdm
 from flax import linen as nn
 
 from cmd_jax.errors import UserError
@@ -66,7 +67,7 @@ def make_pascub5(
     module = make_decoder(
       num_classes=num_classes, variant=decoder, channels=tuple(channels)
     )
-    return make_part_segmentation(module, **recipe)
+    return make_part_segmentation(module, progress=True, **recipe)
 
   def check(encoder: nn.Module, splits: Splits) -> None:
     if any(split is None or split.part_ids is None for split in splits):
@@ -99,6 +100,7 @@ def make_part_segmentation(
   learning_rate: float = 3e-3,
   num_checkpoints: int = 10,
   seed: int = 0,
+  progress: bool = False,
 ) -> Callable[[PartMaps, PartMaps], dict[str, float]]:
   """`seg/pascub5`: a small decoder on frozen features, scored as PARTICLE does.
 
@@ -129,6 +131,7 @@ def make_part_segmentation(
     learning_rate: of the first step.
     num_checkpoints: how many times the decoder is kept and scored.
     seed: of the images, their order and the decoder's initial parameters.
+    progress: shows a progress bar on stderr where it takes long.
 
   Returns:
     An evaluator (train, test) giving `miou` and `miou_last` in [0, 1].
@@ -176,7 +179,14 @@ def make_part_segmentation(
       learning_rate,
     )
     counts = []
-    for network in checkpoints:
+    for network in tqdm.tqdm(
+      checkpoints,
+      total=num_checkpoints,
+      desc='parts decoder',
+      unit='checkpoint',
+      disable=not progress,
+      delay=2,
+    ):
       count = functools.partial(_count, network, decoder=decoder)
       chunk = min(_CHUNK, len(test.maps))
       counts.append(in_chunks(count, chunk, *test))
