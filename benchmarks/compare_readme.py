@@ -17,7 +17,7 @@ from benchmarks.compare_measured import (
   untrained_values,
   values_of,
 )
-from benchmarks.compare_rows import SETS
+from benchmarks.compare_rows import FORMER_SETS, SETS
 from benchmarks.compare_table import NOT_MEASURED, markdown, spread
 from cmd_jax.files.atomic import write_atomically
 
@@ -37,7 +37,11 @@ variants with their commands, where they look and what they cost:
 def _command(records: Sequence[Record]) -> str:
   """What makes the records; those of the CPU's sets where there are none."""
   made = {x['set'] for x in records}
-  sets = [x for x in SETS if x.name in made or (not made and x.tier == 'cpu')]
+  sets = [
+    x
+    for x in (*SETS, *FORMER_SETS)
+    if x.name in made or (not made and x.tier == 'cpu')
+  ]
   seeds = sorted({x['seed'] for x in records})
   words = [
     'python -m benchmarks.compare',
@@ -74,7 +78,8 @@ def readme_block(records: Sequence[Record]) -> str:
     'seeds',
   ]
   lines, shown = [], []
-  for of in SETS:
+  scored = {x['set'] for x in records if x['split'] == 'test'}
+  for of in (*SETS, *(x for x in FORMER_SETS if x.name in scored)):
     group = [x for x in records if x['set'] == of.name and x['split'] == 'test']
     rows = {
       name: row
@@ -88,7 +93,9 @@ def readme_block(records: Sequence[Record]) -> str:
     lines.append([of.name, 'untrained', *_cells(initial), str(len(initial))])
     for name in ROWS:
       if name not in rows:
-        lines.append([of.name, f'`{name}`', NOT_MEASURED, '', '', '', ''])
+        # Nobody waits for what a former recipe would give.
+        if of not in FORMER_SETS:
+          lines.append([of.name, f'`{name}`', NOT_MEASURED, '', '', '', ''])
         continue
       shown += rows[name].by_seed.values()
       values = [values_of(x, 'final') for x in rows[name].by_seed.values()]

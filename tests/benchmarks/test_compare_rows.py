@@ -7,6 +7,7 @@ from ml_collections import ConfigDict, config_flags
 
 from benchmarks import compare_configs, compare_rows
 from benchmarks.compare_rows import (
+  FORMER_SETS,
   MAIN_ROWS,
   ROW_BY_NAME,
   ROWS,
@@ -47,6 +48,15 @@ _RECIPE = (
 
 def _resolve(of, name):
   return compare_configs.resolve(of, ROW_BY_NAME[name])
+
+
+def test_former_recipes_differ_from_the_present_in_what_their_name_says():
+  for former in FORMER_SETS:
+    of = compare_rows.SET_BY_NAME[former.name.removesuffix('-scale0.02')]
+    old, new = (flatten(_resolve(x, 'cmd').config) for x in (former, of))
+    changed = {key for key in old if old[key] != new[key]}
+    assert changed == {'optim.encoder_scale'}
+    assert old['optim.encoder_scale'] == 0.02
 
 
 def test_every_row_that_was_promised_is_there():
