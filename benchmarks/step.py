@@ -165,6 +165,7 @@ def make_step(
     STEPS_PER_EPOCH,
     is_frozen,
     make_encoder(**config.model),
+    encoder_scale=config.optim.encoder_scale,
   )
   platform = mesh.devices.flat[0].platform
   method_for = make_method_maker(config, named, is_frozen, platform=platform)

@@ -370,7 +370,8 @@ FIELDS: dict[str, Field] = {
   ),
   'optim.encoder_scale': Field(
     float,
-    "The encoder's learning rate as a fraction of the heads'.",
+    "The encoder's learning rate as a fraction of the heads'; less in "
+    'proportion where min_steps makes more epochs.',
     above=0,
     most=1,
   ),

@@ -24,6 +24,7 @@ from cmd_jax.training.recipe import (
   make_method_maker,
   make_optimizer,
   make_schedules,
+  resolve_encoder_scale,
 )
 from cmd_jax.training.state import TrainState, init_train_state, state_shardings
 from cmd_jax.training.step import make_train_step, multi_step
@@ -79,7 +80,12 @@ def make_functions(
   """
   named = make_schedules(config, steps.per_epoch, steps.total)
   optimizer = make_optimizer(
-    config.optim, named, steps.per_epoch, is_frozen, encoder
+    config.optim,
+    named,
+    steps.per_epoch,
+    is_frozen,
+    encoder,
+    encoder_scale=resolve_encoder_scale(config, steps.per_epoch, steps.total),
   )
   # How many parts there are is what their source says.
   made = {} if plan is None else {'num_parts': plan.num_ids}

@@ -55,6 +55,25 @@ def make_schedules(
   return named
 
 
+def resolve_encoder_scale(
+  config: ConfigDict, steps_per_epoch: int, total_steps: int
+) -> float:
+  """The encoder's learning rate as a fraction of the heads'.
+
+  It is config.optim.encoder_scale over so many times config.total_epochs as
+  config.min_steps makes: an encoder that is shown a few hundred photographs
+  eighty times forgets what ImageNet told it at a rate at which it learns from
+  thousands (benchmarks/RESEARCH.md, hypothesis 38).
+
+  Args:
+    config: as cmd_jax/config/published.py makes it.
+    steps_per_epoch: steps of an epoch.
+    total_steps: of the run.
+  """
+  epochs = total_steps / max(steps_per_epoch, 1)
+  return config.optim.encoder_scale / max(epochs / config.total_epochs, 1)
+
+
 def explain_short_run(
   config: ConfigDict, steps_per_epoch: int, total_steps: int
 ) -> str | None:
@@ -143,6 +162,12 @@ def warnings_about(
       f'config.total_epochs={config.total_epochs}, to take '
       f'config.min_steps={config.min_steps}'
     )
+    if config.optim.encoder_scale != 1:
+      scale = resolve_encoder_scale(config, steps_per_epoch, total_steps)
+      more += (
+        f", the encoder at {scale:.3g} of the heads' learning rate rather than "
+        f'config.optim.encoder_scale={config.optim.encoder_scale:g}'
+      )
   said = (
     more,
     explain_short_run(config, steps_per_epoch, total_steps),
@@ -320,6 +345,8 @@ def make_optimizer(
   steps_per_epoch: int,
   is_frozen: optimizers.IsIn,
   encoder: nn.Module,
+  *,
+  encoder_scale: float,
 ) -> optax.GradientTransformationExtraArgs:
   """The optimiser of config.optim.
 
@@ -329,12 +356,13 @@ def make_optimizer(
     steps_per_epoch: steps of an epoch.
     is_frozen: path of a parameter -> whether it stays as it is.
     encoder: whose layers have learning rates of their own.
+    encoder_scale: from `resolve_encoder_scale`.
   """
   scale_of = None
-  if (config.encoder_scale, config.layer_decay) != (1, 1):
+  if (encoder_scale, config.layer_decay) != (1, 1):
     scale_of = partial.make_layer_scale(
       encoder,
-      encoder_scale=config.encoder_scale,
+      encoder_scale=encoder_scale,
       layer_decay=config.layer_decay,
     )
 

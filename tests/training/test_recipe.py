@@ -198,6 +198,27 @@ def test_small_sets_are_seen_more_often(images, epochs, steps):
   assert (f'trained on for {epochs} epochs' in ''.join(said)) == (epochs > 10)
 
 
+@pytest.mark.parametrize('steps, scale', [(40, 0.1), (100, 0.1), (400, 0.025)])
+def test_an_encoder_that_is_shown_an_image_more_often_learns_more_slowly(
+  steps, scale
+):
+  config = _config(
+    batch_size=8,
+    total_epochs=10,
+    min_steps=steps,
+    **{'optim.encoder_scale': 0.1},
+  )
+  total = timetable.make_steps(config, 80, None).total
+  assert total == max(steps, 100)
+  found = recipe.resolve_encoder_scale(config, 10, total)
+  assert found == pytest.approx(scale)
+  said = recipe.warnings_about(
+    config, tiny.make_tiny_encoder(), lambda path: False, 10, total
+  )
+  is_told = 'the encoder at 0.025 of the heads' in ''.join(said)
+  assert is_told == (scale < 0.1)
+
+
 @pytest.mark.parametrize('method', ['cmd', 'esvit', 'particle', 'dino'])
 @pytest.mark.parametrize(
   'tokens, blocks, is_told',
