@@ -24,6 +24,8 @@ from cmd_jax.files.safe_read import one_line
 MAIN = record.REPOSITORY / 'main.py'
 _LAST_LINES = 6
 _POLL_S = 0.2
+# Runs take minutes to hours, in which their last lines tell that they go on.
+_REPORT_EVERY_S = 60.0
 
 
 def share_cores(jobs: int) -> list[tuple[int, ...]]:
@@ -102,7 +104,8 @@ class Team:
     Args:
       runs: in their order.
       cores: from `share_cores`, of each of those side by side.
-      say: is given a line at the start and the end of each.
+      say: is given a line at the start and the end of each, and every minute
+        the last line of its log.
     """
     self.failed: list[str] = []
     self._waiting, self._cores = list(runs), list(cores)
@@ -110,6 +113,7 @@ class Team:
     self._children: list[_Child] = []
     self._seconds: list[float] = []
     self._handlers = {}
+    self._reported = time.monotonic()
 
   def __enter__(self) -> Self:
     def stop(*_):
@@ -202,6 +206,16 @@ class Team:
       self._say(f'done: {run.name} in {seconds:.0f} s; {self._left()}')
     return Outcome(run, failed)
 
+  def _report(self) -> None:
+    """Says what each run has come to, if it is time to."""
+    now = time.monotonic()
+    if now - self._reported < _REPORT_EVERY_S:
+      return
+    self._reported = now
+    for child in self._children:
+      for line in last_lines(child.run.log, 1):
+        self._say(f'  {child.run.name}: {line}')
+
   def outcomes(self) -> Iterator[Outcome]:
     """Runs all, and gives each when it has ended."""
     while self._waiting or self._children:
@@ -209,4 +223,5 @@ class Team:
         self._start(self._waiting.pop(0))
       for child in self._reap():
         yield self._judge(child)
+      self._report()
       time.sleep(_POLL_S)

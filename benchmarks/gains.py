@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -86,8 +87,9 @@ def read_kept(folder: pathlib.Path, name: str = 'image') -> tuple[Kept, Kept]:
     with path.open('rb') as file:
       arrays = safe_read.read_npz(file)
     key = json.loads(str(arrays['key']))
-    # Data sets differ in what they call the images that are learned from.
-    split = 'test' if key['split'].endswith('/test') else 'train'
+    # Data sets differ in what they call the images that are learned from; the
+    # split comes after '/' for folders and after a blank for TFDS.
+    split = 'test' if re.search(r'[/ ]test\b', key['split']) else 'train'
     encoders.setdefault(key['encoder_sha256'], {})[split] = Split(
       arrays['vectors'], arrays['labels']
     )

@@ -32,6 +32,7 @@ def main():
       sys.exit(143)
 
     signal.signal(signal.SIGTERM, stop)
+    print('step 1\rstep 2', end='', file=sys.stderr, flush=True)
     (folder / 'waits').touch()
     time.sleep(60)
   if name == os.environ.get('FAKE_FAILS'):

@@ -241,6 +241,24 @@ def test_ctrl_c_stops_all_children(fake, tmp_path, monkeypatch):
   assert '1 of 2 left' in next(x for x in said if x.startswith('done'))
 
 
+def test_what_a_run_has_come_to_is_told(fake, tmp_path, monkeypatch):
+  monkeypatch.setenv('FAKE_WAITS', 'esvit')
+  monkeypatch.setattr(compare_team, '_REPORT_EVERY_S', 0.0)
+  (run,) = _plan(tmp_path, '--set=toybirds', '--rows=esvit', '--seeds=0')
+
+  said = []
+
+  def say(line):
+    said.append(line)
+    if line == '  toybirds esvit seed 0: step 2':
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    with compare_team.Team([run], [()], say) as team:
+      list(team.outcomes())
+  assert said[0].startswith('starts') and said[-1].startswith('stops')
+
+
 @pytest.mark.skipif(
   not hasattr(os, 'sched_getaffinity') or len(os.sched_getaffinity(0)) < 2,
   reason='one core',
