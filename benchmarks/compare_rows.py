@@ -329,15 +329,24 @@ SETS = (
 # By recipes that are no longer the default: what was measured by them can be
 # measured again, by name. Epochs are those that config.min_steps made, for
 # which the rate was not lowered.
-_SLOW_ENCODER = {'optim.encoder_scale': 0.02}
 _EPOCHS_THEN = {'cars14-lite0': 78, 'cub20-lite0': 39}
-FORMER_SETS = tuple(
-  x.renamed(
-    'scale0.02',
-    {**_SLOW_ENCODER, 'total_epochs': _EPOCHS_THEN.get(x.name, 10)},
-  )
-  for x in SETS
-  if x.tier == 'pretrained'
+FORMER_SETS = (
+  *(
+    x.renamed(
+      'scale0.02',
+      {
+        'optim.encoder_scale': 0.02,
+        'total_epochs': _EPOCHS_THEN.get(x.name, 10),
+      },
+    )
+    for x in SETS
+    if x.tier == 'pretrained'
+  ),
+  *(
+    x.renamed('scale0.1', {'optim.encoder_scale': 0.1})
+    for x in SETS
+    if x.name == 'toybirds-lite0'
+  ),
 )
 SET_BY_NAME = {x.name: x for x in (*SETS, *FORMER_SETS)}
 SMOKE = Set('smoke', 'smoke', 'toybirds', _SCORED, words=('quicktest',))

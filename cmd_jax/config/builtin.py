@@ -19,14 +19,18 @@ from cmd_jax.config import (
 )
 
 
-def _finish(config: ConfigDict, words: vocabulary.Argument) -> ConfigDict:
+def _finish(
+  config: ConfigDict,
+  words: vocabulary.Argument,
+  encoder_scale: float = continued.ENCODER_SCALE,
+) -> ConfigDict:
   """What the words ask for besides, applied last."""
   if words.method == 'finetune':
     finetuned.use_finetune_recipe(config)
   if words.quicktest:
     small.shrink_to_quicktest(config)
   if words.start == 'pretrained':
-    continued.use_continued_recipe(config)
+    continued.use_continued_recipe(config, encoder_scale)
     if words.method == 'finetune':
       finetuned.use_pretrained_recipe(config)
   return config.lock()
@@ -130,7 +134,7 @@ def toybirds(argument: str | None = None) -> ConfigDict:
   config = _drawn_birds(words)
   # Crown, beak, wing bars, tail band and breast spots tell species apart.
   config.eval.parts_hit.part_ids = (3, 4, 6, 8, 9)
-  return _finish(config, words)
+  return _finish(config, words, continued.ENCODER_SCALE_OF_DRAWINGS)
 
 
 def particle_toybirds(argument: str | None = None) -> ConfigDict:
@@ -141,7 +145,7 @@ def particle_toybirds(argument: str | None = None) -> ConfigDict:
   if 'parts' in config:
     config.parts.rounds = 2
   config.eval.protocols = ('knn/20', 'linear/logreg', 'seg/pascub5')
-  return _finish(config, words)
+  return _finish(config, words, continued.ENCODER_SCALE_OF_DRAWINGS)
 
 
 BUILTIN = {

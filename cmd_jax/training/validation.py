@@ -20,13 +20,18 @@ from cmd_jax.training.experiment import Experiment
 from cmd_jax.training.scoring import variables_of
 from cmd_jax.training.state import TrainState
 
+# What tells steps of the same score apart, and whether more of it is better:
+# the likelihood of a classifier, the votes of more neighbours than the first.
+_TIE_BREAKERS = {'nll': -1, 'knn': 1}
+
 
 class Validation:
   """The scores of a run that were, and those that come.
 
   Attributes:
     best: `score`, `step` and `value` of the best step so far by
-      config.checkpoint.keep_best, and of a classifier `nll`; None without.
+      config.checkpoint.keep_best, and those of `_TIE_BREAKERS` that there are;
+      None without.
     scores: those of the first and the last evaluation, as 'start' and 'end'.
   """
 
@@ -110,8 +115,7 @@ class Validation:
     value = scores.get(self._keep_best)
     if value is not None:
       found = {'score': self._keep_best, 'step': step, 'value': value}
-      if 'nll' in scores:
-        found['nll'] = scores['nll']
+      found |= {name: scores[name] for name in _TIE_BREAKERS if name in scores}
       if self.best is None or _rank(found) > _rank(self.best):
         self.best = found
     return {f'eval/{name}': value for name, value in scores.items()}
@@ -176,9 +180,10 @@ class Validation:
     )
 
 
-def _rank(found: Mapping[str, Any]) -> tuple[float, float]:
-  """How good a step is: few images tie often, which their likelihood breaks."""
-  return found['value'], -found.get('nll', 0.0)
+def _rank(found: Mapping[str, Any]) -> tuple[float, ...]:
+  """How good a step is: few images tie often, which `_TIE_BREAKERS` break."""
+  signs = _TIE_BREAKERS.items()
+  return found['value'], *(sign * found.get(name, 0.0) for name, sign in signs)
 
 
 def _rows_of(array: np.ndarray | LazyArray, rows: np.ndarray) -> LazyArray:

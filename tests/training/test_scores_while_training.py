@@ -126,6 +126,19 @@ def test_training_images_ask_each_other_or_a_validation_split_asks_them(
   assert set(queries.file_names) == set(data.test.file_names)
 
 
+def test_steps_of_the_same_score_are_told_apart_by_more_neighbours(
+  photos, monkeypatch
+):
+  told = [(0.5, 0.9), (0.6, 0.3), (0.6, 0.5), (0.6, 0.5), (0.6, 0.4)]
+  experiment = _build(photos, checkpoint__keep_best='rank1')
+  watch = validation.Validation(experiment, None, [])
+  for step, (rank1, knn) in enumerate(told):
+    scores = {'rank1': rank1, 'knn': knn}
+    monkeypatch.setattr(watch, '_score', lambda *_, x=scores: (x, None))
+    watch.evaluate(experiment, experiment.init_state()._replace(step=step))
+  assert watch.best['step'] == 2
+
+
 def test_the_best_checkpoint_is_kept_and_scored(
   photos, tmp_path, monkeypatch, capfd
 ):
