@@ -245,7 +245,6 @@ def test_what_a_run_has_come_to_is_told(fake, tmp_path, monkeypatch):
   monkeypatch.setenv('FAKE_WAITS', 'esvit')
   monkeypatch.setattr(compare_team, '_REPORT_EVERY_S', 0.0)
   (run,) = _plan(tmp_path, '--set=toybirds', '--rows=esvit', '--seeds=0')
-
   said = []
 
   def say(line):
@@ -253,9 +252,11 @@ def test_what_a_run_has_come_to_is_told(fake, tmp_path, monkeypatch):
     if line == '  toybirds esvit seed 0: step 2':
       raise KeyboardInterrupt
 
-  with pytest.raises(KeyboardInterrupt):
-    with compare_team.Team([run], [()], say) as team:
-      list(team.outcomes())
+  with (
+    pytest.raises(KeyboardInterrupt),
+    compare_team.Team([run], [()], say) as team,
+  ):
+    list(team.outcomes())
   assert said[0].startswith('starts') and said[-1].startswith('stops')
 
 
